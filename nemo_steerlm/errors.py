@@ -1,0 +1,34 @@
+"""Errors that are the user's to fix; their message is shown as one line, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SteerLMError(ValueError):
+    """Input, config or checkpoint that cannot be used; the message says what, where, and what to do."""
+
+
+class ConfigError(SteerLMError):
+    """A setting is unknown, contradicts another one, or names something that is not there."""
+
+
+class DataError(SteerLMError):
+    """A data file is malformed, empty, or holds values outside the attribute schema."""
+
+
+class CheckpointError(SteerLMError):
+    """A model folder or checkpoint is missing, incomplete, or made for something else."""
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """Return ``"; did you mean 'X'?"`` for the candidate nearest to ``name``, or an empty string.
+
+    Args:
+        name: What the user wrote.
+        candidates: The names that exist.
+    """
+    by_folded = {candidate.casefold(): candidate for candidate in candidates}
+    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    return f"; did you mean '{by_folded[nearest[0]]}'?" if nearest else ""
