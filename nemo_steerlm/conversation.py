@@ -1,0 +1,332 @@
+"""Conversations and their JSONL files.
+
+A row is ``{"id", "system", "mask", "type", "conversations": [{"from", "value", "label", ...}]}``, a superset of
+NeMo-Aligner's format. OpenAI rows (``{"messages": [{"role", "content"}]}``) are read too. Files are streamed; every
+error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from nemo_steerlm.attributes import AttributeSchema, format_number, parse_label
+from nemo_steerlm.errors import DataError
+
+DEFAULT_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+VALUE_TO_TEXT = "VALUE_TO_TEXT"
+
+_ROLES = {"user": "User", "assistant": "Assistant"}
+_SYSTEM_ROLES = ("system", "developer")
+_KNOWN_KEYS = ("id", "system", "mask", "type", "conversations", "messages")
+
+
+@dataclass(slots=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes:
+        speaker: Who speaks, "User" or "Assistant" as a rule.
+        text: What is said.
+        label: Attribute values that training uses, or None.
+        label_human: What people gave; never overwritten.
+        label_predicted: What a regressor gave, floats kept.
+        label_model: Which regressor that was.
+        shared: An earlier row of the same file holds this very turn after the same history and trains on it. Here
+            it is context only: no loss, and annotation leaves its ``label`` empty.
+    """
+
+    speaker: str
+    text: str
+    label: dict[str, float] | None = None
+    label_human: dict[str, float] | None = None
+    label_predicted: dict[str, float] | None = None
+    label_model: str | None = None
+    shared: bool = False
+
+
+@dataclass(slots=True)
+class Conversation:
+    """A dialogue with its system prompt.
+
+    Attributes:
+        turns: In order.
+        system: System prompt.
+        id: Stable name of the row.
+        mask: Speakers that never carry loss, separated by commas.
+        type: "VALUE_TO_TEXT" (a response is trained given its label) or None (plain fine-tuning, no labels).
+        extra: Other top-level keys of the row, kept as they are.
+    """
+
+    turns: list[Turn]
+    system: str = DEFAULT_SYSTEM
+    id: str | None = None
+    mask: str = "User"
+    type: str | None = VALUE_TO_TEXT
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def masked_speakers(self) -> frozenset[str]:
+        """Names of the speakers that never carry loss."""
+        return frozenset(name.strip() for name in self.mask.split(",") if name.strip())
+
+    @property
+    def response_indices(self) -> list[int]:
+        """Indices of the turns whose speaker is not masked (the assistant's)."""
+        masked = self.masked_speakers
+        return [index for index, turn in enumerate(self.turns) if turn.speaker not in masked]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], where: str = "record") -> Conversation:
+        """Build a conversation from a JSON row of either form.
+
+        Args:
+            record: The row.
+            where: "file:line", leads every error message.
+
+        Raises:
+            DataError: A key is missing or has the wrong type, or a label is malformed.
+        """
+        if "conversations" not in record and "messages" in record:
+            turns, system = _read_messages(record["messages"], where)
+            row_type = record.get("type", VALUE_TO_TEXT)
+        else:
+            turns = _read_turns(record.get("conversations"), where)
+            system = None
+            row_type = record.get("type")
+        if row_type not in (None, VALUE_TO_TEXT):
+            raise DataError(f'{where}: type {row_type!r} is not supported, expected "{VALUE_TO_TEXT}" or null')
+        if record.get("system") is not None:
+            system = _text(record["system"], f"{where}: system")
+        row_id = record.get("id")
+        if row_id is not None and not isinstance(row_id, (str, int)):
+            raise DataError(f"{where}: id is {row_id!r:.60}, expected a string")
+        return cls(
+            turns=turns,
+            system=DEFAULT_SYSTEM if system is None else system,
+            id=None if row_id is None else str(row_id),
+            mask="User" if record.get("mask") is None else _text(record["mask"], f"{where}: mask"),
+            type=row_type,
+            extra={key: value for key, value in record.items() if key not in _KNOWN_KEYS},
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON row; keys that a turn does not use are left out, ``label`` is always there."""
+        rows = []
+        for turn in self.turns:
+            row: dict[str, Any] = {"from": turn.speaker, "value": turn.text, "label": _label_text(turn.label)}
+            if turn.label_human is not None:
+                row["label_human"] = _label_text(turn.label_human)
+            if turn.label_predicted is not None:
+                row["label_predicted"] = ",".join(f"{k}:{v:.4f}" for k, v in turn.label_predicted.items())
+            if turn.label_model is not None:
+                row["label_model"] = turn.label_model
+            if turn.shared:
+                row["shared"] = True
+            rows.append(row)
+        head = {} if self.id is None else {"id": self.id}
+        head |= {"system": self.system, "mask": self.mask, "type": self.type}  # type: ignore[dict-item]
+        return {**head, **self.extra, "conversations": rows}
+
+
+def _label_text(label: Mapping[str, float] | None) -> str | None:
+    return ",".join(f"{name}:{format_number(value)}" for name, value in label.items()) if label else None
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where} is {value!r:.60}, expected a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate written as a JSON escape: no tokenizer takes it
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _read_label(row: Mapping[str, Any], key: str, where: str) -> dict[str, float] | None:
+    text = row.get(key)
+    return None if text is None or text == "" else parse_label(text, f"{where}: {key}")
+
+
+def _read_turn(row: Mapping[str, Any], speaker: str, text: str, where: str) -> Turn:
+    return Turn(
+        speaker=speaker,
+        text=text,
+        label=_read_label(row, "label", where),
+        label_human=_read_label(row, "label_human", where),
+        label_predicted=_read_label(row, "label_predicted", where),
+        label_model=row.get("label_model"),
+        shared=bool(row.get("shared", False)),
+    )
+
+
+def _rows(rows: Any, key: str, where: str) -> list[Mapping[str, Any]]:
+    if not isinstance(rows, list) or not rows:
+        found = "nothing" if rows is None else repr(rows)[:60]
+        raise DataError(f"{where}: expected a non-empty list under '{key}', found {found}")
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: {key}[{index}] is {row!r:.60}, expected an object")
+    return rows
+
+
+def _read_turns(rows: Any, where: str) -> list[Turn]:
+    turns = []
+    for index, row in enumerate(_rows(rows, "conversations", where)):
+        here = f"{where}: conversations[{index}]"
+        for key in ("from", "value"):
+            if key not in row:
+                raise DataError(f'{here} has no \'{key}\', expected {{"from", "value", "label"}}')
+        turns.append(_read_turn(row, _text(row["from"], f"{here}.from"), _text(row["value"], f"{here}.value"), here))
+    return turns
+
+
+def _read_messages(rows: Any, where: str) -> tuple[list[Turn], str | None]:
+    turns: list[Turn] = []
+    system: list[str] = []
+    for index, row in enumerate(_rows(rows, "messages", where)):
+        here = f"{where}: messages[{index}]"
+        role, content = row.get("role"), row.get("content")
+        if isinstance(content, list):  # the API's list of parts; only text parts have a place in a prompt
+            parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+            content = None if None in parts else "".join(parts)  # type: ignore[arg-type]
+        text = _text(content, f"{here}.content")
+        if role in _SYSTEM_ROLES and not turns:
+            system.append(text)
+        elif isinstance(role, str) and role in _ROLES:
+            turns.append(_read_turn(row, _ROLES[role], text, here))
+        else:
+            raise DataError(f"{here} has the role {role!r:.40}, expected system (only first), user or assistant")
+    if not turns:
+        raise DataError(f"{where}: messages holds no user or assistant turn")
+    return turns, "\n".join(system) if system else None
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Stream the objects of a .jsonl or .jsonl.gz file with their 1-based line numbers; blank lines are skipped.
+
+    Raises:
+        DataError: No such file, not UTF-8, malformed JSON, not an object, or no row at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    found = False
+    number = 0
+    with opener(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.isspace():
+                    continue
+                found = True
+                yield number, _parse_line(line, path, number)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}:{number + 1}: the gzip file is damaged or cut off ({error})") from None
+    if not found:
+        raise DataError(f"{path}: the file holds no row")
+
+
+def _parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    where = f"{path}:{number}"
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end
+        raise DataError(f"{where}: JSON that cannot be read: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def read_conversations(path: str | Path, schema: AttributeSchema | None = None) -> Iterator[Conversation]:
+    """Stream the conversations of a file.
+
+    Args:
+        path: .jsonl or .jsonl.gz.
+        schema: When given, ``label`` and ``label_human`` must fit it; of ``label_predicted`` only the names must.
+
+    Raises:
+        DataError: With file and line, as :func:`read_jsonl` and :meth:`Conversation.from_record`.
+    """
+    for index, (number, row) in enumerate(read_jsonl(path)):
+        where = f"{path}:{number}"
+        conversation = Conversation.from_record(row, where)
+        if conversation.id is None:
+            conversation.id = str(index)
+        if schema is not None:
+            check_labels(conversation, schema, where)
+        yield conversation
+
+
+def check_labels(conversation: Conversation, schema: AttributeSchema, where: str) -> None:
+    """Raise DataError unless every label of the conversation fits the schema."""
+    for index, turn in enumerate(conversation.turns):
+        here = f"{where}: conversations[{index}]"
+        for label in (turn.label, turn.label_human):
+            if label:
+                schema.check(label, here)
+        if turn.label_predicted:  # a regressor may overshoot the range; its floats are kept as they are
+            schema.check(schema.clamp(turn.label_predicted), here)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file that appears under ``path`` only once it is complete and on disk.
+
+    The text goes to a temporary name in the same folder; on an error it is removed and ``path`` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        # backslashreplace turns a lone surrogate into its JSON escape instead of failing on it
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush a folder's entries to disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> int:
+    """Write conversations as JSONL, atomically, and return how many."""
+    count = 0
+    with atomic_writer(path) as file:
+        for conversation in conversations:
+            file.write(json.dumps(conversation.to_record(), ensure_ascii=False) + "\n")
+            count += 1
+    return count
