@@ -1,0 +1,306 @@
+"""The prompt template: the one place that turns conversations into text and tokens.
+
+Training, annotation and inference all come through here, so they cannot drift apart. The layout is NeMo-Aligner's::
+
+    <extra_id_0>System\\n{system}\\n<extra_id_1>User\\n{text}\\n<extra_id_1>Assistant\\n<extra_id_2>{label}\\n{text}\\n<extra_id_1>
+
+The label line is left out where a turn has no label. A regressor reads the text up to a response, without labels, and
+``<extra_id_2>`` after it. Text from people never opens a turn or a label line: see :meth:`PromptTemplate.clean`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import VALUE_TO_TEXT, Conversation, Turn
+from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.tokenizer import Tokenizer
+
+Label = Mapping[str, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of the prompt that is tokenised on its own.
+
+    Attributes:
+        text: The characters.
+        loss: True where the tokens are targets.
+        turn: Index of the turn whose response this is, None for everything between responses.
+    """
+
+    text: str
+    loss: bool
+    turn: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The strings of the prompt; the defaults are NeMo-Aligner's documented ones.
+
+    Attributes:
+        system_start: Opens the prompt.
+        turn_start: Opens a turn, and ends the one before it: generation stops there.
+        label_start: Opens a label line; a regressor reads its value at the last token of this marker.
+        end_of_name: After a speaker's name and after a label line.
+        end_of_turn: After the system prompt and after a turn's text.
+        system_name: Name in the first line.
+        user: Speaker name of people.
+        assistant: Speaker name of the model.
+    """
+
+    system_start: str = "<extra_id_0>"
+    turn_start: str = "<extra_id_1>"
+    label_start: str = "<extra_id_2>"
+    end_of_name: str = "\n"
+    end_of_turn: str = "\n"
+    system_name: str = "System"
+    user: str = "User"
+    assistant: str = "Assistant"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str) or not value:
+                raise ConfigError(f"template.{field.name} must be a non-empty string, found {value!r}")
+        markers = [self.system_start, self.turn_start, self.label_start]
+        if any(character.isspace() for marker in markers for character in marker):
+            raise ConfigError(f"template markers must not contain white space, found {markers}")
+        for one in range(3):
+            for two in range(3):
+                if one != two and _may_overlap(markers[one], markers[two]):
+                    raise ConfigError(f"template markers {markers[one]!r} and {markers[two]!r} overlap; choose others")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
+        """Build a template from a mapping; fields left out keep their default (raises ConfigError)."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise ConfigError(f"template has no field '{key}'{suggest(str(key), names)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields as a plain dict."""
+        return dataclasses.asdict(self)
+
+    @property
+    def stop(self) -> str:
+        """The string at which generation stops."""
+        return self.turn_start
+
+    # -- text -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _guard(self) -> _Guard:
+        others = (self.end_of_name.strip(), self.end_of_turn.strip())
+        return _Guard([self.system_start, self.turn_start, self.label_start, *filter(None, others)])
+
+    def clean(self, text: str) -> str:
+        """Return ``text`` with every marker broken up, so that it cannot open a turn or a label line.
+
+        A space goes after the first character of a marker; a marker of one character becomes a space. What a
+        tokenizer's normaliser could turn into a marker (full-width or accented letters, other case, invisible
+        characters inside) is broken up too. All other text is returned unchanged, and cleaning twice changes nothing.
+        """
+        return self._guard(text)
+
+    def _name(self, speaker: str) -> str:
+        return " ".join(self.clean(speaker).split())
+
+    def _head(self, system: str) -> str:
+        return f"{self.system_start}{self.system_name}{self.end_of_name}{self.clean(system)}{self.end_of_turn}"
+
+    def _opening(self, speaker: str) -> str:
+        return f"{self._name(speaker)}{self.end_of_name}"
+
+    def label_line(self, schema: AttributeSchema, label: Label) -> str:
+        """Return ``<extra_id_2>quality:4,...`` with its line end, or "" without a label."""
+        text = schema.format(label)
+        return f"{self.label_start}{text}{self.end_of_name}" if text else ""
+
+    def render_regression(self, conversation: Conversation, turn_index: int) -> str:
+        """Return what a regressor reads to judge one turn: the history, the response, ``label_start``; no labels.
+
+        The row's own system prompt is used (NeMo-Aligner puts a fixed one here, another one in fine-tuning).
+        """
+        parts = [self._head(conversation.system)]
+        for turn in conversation.turns[: turn_index + 1]:
+            parts += (self.turn_start, self._opening(turn.speaker), self.clean(turn.text), self.end_of_turn)
+        return "".join(parts) + self.label_start
+
+    def segments(
+        self, conversation: Conversation, schema: AttributeSchema, with_labels: bool | Sequence[Label] = True
+    ) -> list[Segment]:
+        """Return the pieces of a policy's prompt, cut before each response and after the marker that closes it.
+
+        Loss lies on a response, its ``end_of_turn`` and the ``turn_start`` after it (the end-of-turn signal), for each
+        turn that has a label; the first turn, masked speakers and shared turns never carry loss. With ``type`` None
+        (plain fine-tuning) every other turn carries loss and no label line is written. A bare ``turn_start`` closes a
+        final response. This is the reference's mask (NeMo's chat dataset), but an unlabelled response has no loss.
+
+        Args:
+            conversation: The dialogue.
+            schema: Orders and rounds the labels.
+            with_labels: True shows each turn's label, False none; or what to show, one entry a turn. Showing less
+                than a turn has does not change where the loss lies.
+        """
+        masked = conversation.masked_speakers
+        pieces: list[Segment] = []
+        context = self._head(conversation.system) + self.turn_start
+        last = len(conversation.turns) - 1
+        for index, turn in enumerate(conversation.turns):
+            text = self.clean(turn.text) + self.end_of_turn
+            context += self._opening(turn.speaker)
+            if turn.speaker in masked:
+                context += text + (self.turn_start if index < last else "")
+                continue
+            if conversation.type is not None:
+                context += self.label_line(schema, _shown(with_labels, turn, index))
+            loss = index > 0 and not turn.shared and (conversation.type is None or bool(turn.label))
+            pieces += (Segment(context, False), Segment(text + self.turn_start, loss, index))
+            context = ""
+        return [*pieces, Segment(context, False)] if context else pieces
+
+    # -- tokens -----------------------------------------------------------------------------------------------------
+
+    def encode_segments(
+        self, prompts: Sequence[Sequence[Segment]], tokenizer: Tokenizer
+    ) -> list[tuple[list[int], list[int]]]:
+        """Tokenise the segments of several prompts in one go; return ids and loss mask of each, both [sequence]."""
+        heads = iter(tokenizer.encode_batch([segments[0].text for segments in prompts]))
+        rest = iter(tokenizer.encode_continuations([s.text for segments in prompts for s in segments[1:]]))
+        encoded = []
+        for segments in prompts:
+            ids: list[int] = []
+            mask: list[int] = []
+            for position, segment in enumerate(segments):
+                piece = next(rest if position else heads)
+                ids += piece
+                mask += [int(segment.loss)] * len(piece)
+            encoded.append((ids, mask))
+        return encoded
+
+    def encode_policy(
+        self,
+        conversation: Conversation,
+        schema: AttributeSchema,
+        tokenizer: Tokenizer,
+        with_labels: bool | Sequence[Label] = True,
+    ) -> tuple[list[int], list[int]]:
+        """Return ids and loss mask, both [sequence]; mask[i] is 1 where token i itself is a target.
+
+        The decoded text under the mask is exactly ``response + end_of_turn + turn_start`` of every trained turn, for
+        any tokenizer, because no token crosses a border of the mask.
+        """
+        return self.encode_segments([self.segments(conversation, schema, with_labels)], tokenizer)[0]
+
+    def encode_prompt(
+        self, conversation: Conversation, schema: AttributeSchema, values: Label, tokenizer: Tokenizer
+    ) -> list[int]:
+        """Return the ids that end where the response starts: an exact prefix of :meth:`encode_policy` of the answer.
+
+        Args:
+            conversation: The history, ending with the turn to answer; earlier responses show their own labels.
+            schema: Orders and checks the values.
+            values: What to ask for: all attributes, some of them, or None for no label line.
+            tokenizer: The policy's.
+
+        Raises:
+            DataError: Unknown attribute or a value outside its range.
+        """
+        asked = schema.check(values or {}, "requested attributes")
+        answer = Turn(self.assistant, "", label=asked or None)
+        row_type = VALUE_TO_TEXT if asked else conversation.type
+        answered = dataclasses.replace(conversation, turns=[*conversation.turns, answer], type=row_type)
+        return self.encode_segments([self.segments(answered, schema)[:-1]], tokenizer)[0][0]
+
+    def encode_regression(self, conversation: Conversation, turn_index: int, tokenizer: Tokenizer) -> list[int]:
+        """Return the ids of :meth:`render_regression`; the regressor reads the last one's hidden state."""
+        return tokenizer.encode(self.render_regression(conversation, turn_index))
+
+    def parse_response(self, text: str) -> str:
+        """Return a generated response without what closes it, also when it was cut inside the closing marker."""
+        closing = self.end_of_turn + self.turn_start
+        text = text.split(self.turn_start, 1)[0]
+        for length in range(len(closing) - 1, 0, -1):
+            if text.endswith(closing[:length]):
+                return text[:-length]
+        return text
+
+
+def _shown(with_labels: bool | Sequence[Label], turn: Turn, index: int) -> Label:
+    if isinstance(with_labels, bool):
+        return turn.label if with_labels else None
+    return with_labels[index]
+
+
+def _may_overlap(one: str, two: str) -> bool:
+    return one in two or any(one.endswith(two[:length]) for length in range(1, len(two)))
+
+
+# Letters without a glyph: general category "other letter", yet ignorable by Unicode.
+_FILLERS = "\u115f\u1160\u3164\uffa0"
+
+
+class _Skeleton(dict[int, str]):
+    """Translation table from a character to what the most eager normaliser may leave of it; filled as needed."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
+        self[code] = "".join(c for c in folded if c in self._kept or not _ignorable(c))
+        return self[code]
+
+
+def _ignorable(character: str) -> bool:
+    if character in "\t\n\r":
+        return False
+    return unicodedata.category(character)[0] in "CM" or character in _FILLERS
+
+
+class _Guard:
+    """Breaks up markers in text.
+
+    Matching runs on a skeleton of the text: compatibility-decomposed, case-folded, without accents, control and
+    format characters. That covers NFKC, lower-casing, accent stripping and BERT's and SentencePiece's cleaning.
+    """
+
+    def __init__(self, markers: Sequence[str]) -> None:
+        kept = "".join(markers)
+        self._table = _Skeleton(kept + unicodedata.normalize("NFKD", kept).casefold())
+        singles = [marker for marker in markers if len(marker) == 1]
+        folded = [marker.translate(self._table) for marker in markers if len(marker) > 1]
+        self._single = re.compile("|".join(map(re.escape, singles)) or r"(?!)")
+        self._several = re.compile("(?=(" + "|".join(map(re.escape, folded)) + "))" if folded else r"(?!)")
+        self._needles = singles + folded
+
+    def __call__(self, text: str) -> str:
+        skeleton = text.translate(self._table)
+        if not any(needle in skeleton for needle in self._needles):
+            return text
+        origins = []  # for each character of the skeleton, the character of the text that it comes from
+        for position, character in enumerate(text):
+            origins += [position] * len(self._table[ord(character)])
+        blank = {origins[match.start()] for match in self._single.finditer(skeleton)}
+        gap = set()
+        for match in self._several.finditer(skeleton):
+            first = match.start()
+            here = origins[first : first + len(match.group(1))]
+            after = next((position for position in here if position != here[0]), None)
+            if after is None:
+                blank.add(here[0])  # one character that a normaliser writes out as the whole marker
+            else:
+                gap.add(after)
+        return "".join((" " if i in gap else "") + (" " if i in blank else c) for i, c in enumerate(text))

@@ -1,0 +1,215 @@
+"""One face for the tokenizers we read: Hugging Face folders and SentencePiece ``.model`` files.
+
+BOS and EOS are never added: the prompt template marks every turn itself. A response is tokenised as a continuation of
+a prompt, so two things matter that a plain tokenizer call gets wrong: no dummy space may be put before it, and a
+leading space of its own may not be lost when it is decoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_steerlm.errors import ConfigError
+
+_ANCHORS = ("\n", ".", "a")
+_FILES = (  # what makes a tokenizer folder; copied verbatim, so that nothing changes on the way
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer from disk; nothing is downloaded and no code of the folder is run.
+
+    Args:
+        path: A Hugging Face folder, a SentencePiece ``.model`` file, or a folder that holds ``tokenizer.model``.
+
+    Raises:
+        ConfigError: Nothing there, or not a tokenizer.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".model":
+            return _SentencePieceTokenizer(path)
+        raise ConfigError(f"tokenizer {path}: expected a folder or a SentencePiece .model file")
+    if not path.is_dir():
+        raise ConfigError(f"tokenizer {path}: no such file or folder")
+    if (path / "tokenizer.json").is_file() or (path / "vocab.json").is_file() or (path / "vocab.txt").is_file():
+        return _HuggingFaceTokenizer(path)
+    if (path / "tokenizer.model").is_file():
+        return _SentencePieceTokenizer(path / "tokenizer.model")
+    raise ConfigError(f"tokenizer {path}: the folder holds neither tokenizer.json nor tokenizer.model")
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Attributes:
+        vocab_size: Number of ids, added tokens included.
+        eos_id: End-of-text id or None.
+        bos_id: Begin-of-text id or None.
+        pad_id: Padding id; the end-of-text id or 0 where the tokenizer has none.
+    """
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int | None
+    bos_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text that starts a sequence (no BOS, no EOS)."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return :meth:`encode` of each text; faster than one at a time."""
+        raise NotImplementedError
+
+    def _decode(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the tokenizer's own files into a folder that :func:`load_tokenizer` reads."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of what decides the ids: equal fingerprints tokenise alike."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _adds_prefix(self) -> bool:
+        probes = ("a", " a", "<", "\n", "A b")
+        return any(
+            self._after(anchor, [probe])[0] not in (None, self.encode(probe))
+            for probe in probes
+            for anchor in _ANCHORS
+        )
+
+    def _after(self, anchor: str, texts: Sequence[str]) -> list[list[int] | None]:
+        head, *rows = self.encode_batch([anchor, *(anchor + text for text in texts)])
+        return [ids[len(head) :] if head and ids[: len(head)] == head else None for ids in rows]
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return :meth:`encode_continuation` of each text; faster than one at a time."""
+        if not self._adds_prefix:
+            return self.encode_batch(texts)
+        found = self._after(_ANCHORS[0], texts)
+        for index, text in enumerate(texts):
+            for anchor in _ANCHORS[1:]:
+                if found[index] is None:  # the anchors so far merged with the text
+                    found[index] = self._after(anchor, [text])[0]
+        return [self.encode(text) if ids is None else ids for text, ids in zip(texts, found, strict=True)]
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the ids of a text that follows other text: as :meth:`encode`, without a dummy prefix."""
+        return self.encode_continuations([text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of a whole sequence, special tokens written out."""
+        return self._decode([int(token) for token in ids])
+
+    def decode_continuation(self, ids: Sequence[int]) -> str:
+        """Return the text of ids that follow others: a leading space is kept."""
+        head = self.encode("\n")
+        before = self._decode(head)
+        text = self._decode(head + [int(token) for token in ids])
+        return text[len(before) :] if text.startswith(before) else self.decode(ids)
+
+    def token_id(self, text: str) -> int | None:
+        """Return the id when ``text`` is exactly one token, else None."""
+        ids = self.encode_continuation(text)
+        return ids[0] if len(ids) == 1 else None
+
+
+class _HuggingFaceTokenizer(Tokenizer):
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        self._folder = folder
+        described = (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file()
+        try:
+            if described:
+                backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            else:
+                backend = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        except Exception as error:  # noqa: BLE001 - transformers raises whatever the broken file led to
+            raise ConfigError(f"tokenizer {folder}: cannot be read ({' '.join(str(error).split()):.200})") from None
+        backend.model_max_length = int(1e30)  # lengths are ours to check; its warning is noise
+        self._backend: Any = backend
+        self.vocab_size = max(len(backend), max(backend.get_vocab().values(), default=-1) + 1)
+        self.eos_id = backend.eos_token_id
+        self.bos_id = backend.bos_token_id
+        pad_id = backend.pad_token_id
+        self.pad_id = pad_id if pad_id is not None else self.eos_id or 0
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self._backend(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            if (self._folder / name).is_file():
+                shutil.copyfile(self._folder / name, folder / name)
+        if not (folder / "tokenizer_config.json").is_file():
+            self._backend.save_pretrained(folder)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        backend = getattr(self._backend, "backend_tokenizer", None)
+        if backend is None:
+            matter: Any = sorted(self._backend.get_vocab().items())
+        else:
+            state = json.loads(backend.to_str())
+            matter = [state.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")]
+        return hashlib.sha256(json.dumps(matter, sort_keys=True).encode()).hexdigest()
+
+
+class _SentencePieceTokenizer(Tokenizer):
+    def __init__(self, file: Path) -> None:
+        import sentencepiece
+
+        self._file = file
+        try:
+            backend = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise ConfigError(f"tokenizer {file}: not a SentencePiece model ({error})") from None
+        self._backend: Any = backend
+        self.vocab_size = len(backend)
+        self.eos_id = backend.eos_id() if backend.eos_id() >= 0 else None
+        self.bos_id = backend.bos_id() if backend.bos_id() >= 0 else None
+        self.pad_id = backend.pad_id() if backend.pad_id() >= 0 else self.eos_id or 0
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._backend.encode(list(texts), add_bos=False, add_eos=False)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids)
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._file, folder / "tokenizer.model")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._file.read_bytes()).hexdigest()
