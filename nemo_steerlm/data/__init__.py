@@ -1,0 +1,1 @@
+"""Raw data to conversations, and conversations to tokens."""
