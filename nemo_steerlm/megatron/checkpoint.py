@@ -1,0 +1,133 @@
+"""Weights and training state in megatron-core's distributed format: any layout writes, any layout reads.
+
+Every folder is written under a name that ends in `.unfinished` and renamed when complete, so that a folder without
+that ending is whole whatever was killed when.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.megatron.parallel import barrier, broadcast_object, is_rank_zero
+
+UNFINISHED = ".unfinished"
+
+
+def metadata() -> dict[str, Any]:
+    """How optimizer state is laid out: by parameter, so that it follows the weights to any other layout."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
+def model_state(chunks: list[Any]) -> dict[str, Any]:
+    """Sharded state of all model chunks of this rank."""
+    return {f"model{i}": chunk.sharded_state_dict(metadata=metadata()) for i, chunk in enumerate(chunks)}
+
+
+def load_model_state(chunks: list[Any], state: dict[str, Any]) -> None:
+    """Put a loaded `model_state` into the chunks."""
+    for i, chunk in enumerate(chunks):
+        chunk.load_state_dict(state[f"model{i}"], strict=True)
+
+
+def _plain(value: Any) -> Any:
+    """Plain containers and numbers only: the common part is read back with a weights-only load."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (int, float, bool, str, torch.Tensor, type(None))) else str(value)
+
+
+def save(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> None:
+    """Write one distributed checkpoint, by all ranks together; the folder appears only when it is complete."""
+    partial = folder.with_name(folder.name + UNFINISHED)
+    if is_rank_zero():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    barrier()
+    # The default queue starts a manager process (seconds); a synchronous save is one process talking to itself.
+    filesystem_async._results_queue = queue.Queue()
+    state = {**sharded, "common": _plain(common or {})}
+    dist_checkpointing.save(state, str(partial), TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1))
+    replace_folder(partial, folder)
+
+
+def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
+    """Read what `sharded` asks for, and the common part under "common".
+
+    Raises:
+        CheckpointError: there is no complete checkpoint in the folder, or its tensors do not fit the model.
+    """
+    if not (folder / "metadata.json").is_file():
+        raise CheckpointError(f"{folder}: no complete checkpoint here (metadata.json is missing)")
+    try:
+        return dist_checkpointing.load(sharded, str(folder))
+    except Exception as error:
+        if "key" in str(error).lower() or "shape" in str(error).lower():
+            raise CheckpointError(f"{folder}: its tensors do not fit this model: {str(error)[:400]}") from error
+        raise
+
+
+def replace_folder(partial: Path, folder: Path) -> None:
+    """Rank 0 gives a complete folder its final name, replacing what was there; the others wait."""
+    barrier()
+    if is_rank_zero():
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        descriptor = os.open(folder.parent, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        shutil.rmtree(old, ignore_errors=True)
+    barrier()
+
+
+class CheckpointFolder:
+    """The training checkpoints of one run: `step-000120/`, newest last.
+
+    Args:
+        folder: where they lie.
+        keep: how many of the newest stay on disk.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint after `step` optimizer steps lies."""
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else []
+        names = [p.name.removeprefix("step-") for p in found if (p / "metadata.json").is_file()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, agreed on by all ranks; what a kill left unfinished is removed."""
+        if is_rank_zero():
+            for leftover in self.folder.glob("*" + UNFINISHED):
+                shutil.rmtree(leftover, ignore_errors=True)
+        steps: Any = broadcast_object(self.steps())
+        return self.path(steps[-1]) if steps else None
+
+    def prune(self) -> None:
+        """Remove all but the newest `keep`."""
+        if is_rank_zero():
+            for step in self.steps()[: -self.keep]:
+                shutil.rmtree(self.path(step), ignore_errors=True)

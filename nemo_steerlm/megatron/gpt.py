@@ -1,0 +1,192 @@
+"""Build megatron-core's GPTModel from an `Architecture`; the one place that names its class and its options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_steerlm.config import Architecture, ParallelConfig
+from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.megatron.layers import RotaryTable, layer_spec
+
+
+def padded_vocabulary(architecture: Architecture) -> int:
+    """Rows of the embedding: the true vocabulary rounded up to `pad_vocab_to`, the same for every layout."""
+    return math.ceil(architecture.vocab_size / architecture.pad_vocab_to) * architecture.pad_vocab_to
+
+
+def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
+    """Refuse a layout this model cannot be cut into.
+
+    Raises:
+        ConfigError: naming the key that does not divide and what would.
+    """
+    tensor, chunks = parallel.tensor, parallel.pipeline * (parallel.virtual_pipeline or 1)
+    for name, size in (
+        ("num_attention_heads", architecture.num_attention_heads),
+        ("num_query_groups", architecture.num_query_groups or architecture.num_attention_heads),
+        ("ffn_hidden_size", architecture.ffn_hidden_size),
+        ("padded vocabulary", padded_vocabulary(architecture)),
+    ):
+        if size % tensor:
+            raise ConfigError(
+                f"parallel.tensor={tensor} does not divide the model's {name}={size}; "
+                f"use one of {[t for t in range(1, size + 1) if size % t == 0][:8]}"
+            )
+    if architecture.num_layers % chunks:
+        raise ConfigError(
+            f"parallel.pipeline={parallel.pipeline}"
+            + (f" x parallel.virtual_pipeline={parallel.virtual_pipeline}" if parallel.virtual_pipeline else "")
+            + f" does not divide the model's num_layers={architecture.num_layers}"
+        )
+
+
+def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
+    """Translate our configuration into megatron-core's."""
+    check_layout(architecture, parallel)
+    on_gpu = torch.cuda.is_available()
+    interleaved = parallel.virtual_pipeline is not None
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        num_attention_heads=architecture.num_attention_heads,
+        num_query_groups=architecture.num_query_groups or architecture.num_attention_heads,
+        kv_channels=architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=architecture.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=architecture.hidden_dropout,
+        attention_dropout=architecture.attention_dropout,
+        init_method_std=architecture.init_std,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        sequence_parallel=parallel.sequence and parallel.tensor > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_cpu_initialization=not on_gpu,
+        calculate_per_token_loss=True,  # one sum and one count over the whole global batch, not a mean of means
+        # Batched sends cross when both pipeline neighbours are one rank, which interleaving on two stages makes
+        # them (silently wrong gradients); separate sends are right everywhere.
+        batch_p2p_comm=not interleaved,
+        overlap_p2p_comm=interleaved,
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
+    """RoPE's inverse frequencies `[d / 2]`, with Llama 3.1's scaling where `rope_scaling` asks for it.
+
+    The scaling leaves short wavelengths, divides long ones by `factor` and blends between them ("The Llama 3 Herd of
+    Models", as configured by `rope_scaling` in Hugging Face's Llama configuration). megatron-core's own version
+    knows one set of bounds only.
+    """
+    head = architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads
+    frequencies = 1.0 / architecture.rope_theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head)
+    scaling = architecture.rope_scaling
+    if scaling is None:
+        return frequencies
+    rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)  # turns within the old context
+    blend = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = blend.clamp(0, 1)
+    return frequencies * (blend + (1 - blend) / scaling.factor)
+
+
+class LanguageModel(GPTModel):
+    """GPTModel with its own RoPE table; returns vocabulary-parallel logits `[batch, seq, padded vocabulary / tp]`."""
+
+    def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs: Any) -> None:
+        super().__init__(
+            config=config,
+            vocab_size=padded_vocabulary(architecture),
+            max_sequence_length=architecture.max_position_embeddings,
+            position_embedding_type="rope",
+            parallel_output=True,
+            **kwargs,
+        )
+        self.rotary_pos_emb = RotaryTable(inverse_frequencies(architecture))
+
+
+class RegressionModel(LanguageModel):
+    """The same trunk with one linear head in fp32; returns `[batch, seq, K]` values on the last pipeline stage."""
+
+    def __init__(self, config: TransformerConfig, architecture: Architecture, outputs: int, **kwargs: Any) -> None:
+        super().__init__(config, architecture, share_embeddings_and_output_weights=False, **kwargs)
+        if self.post_process:
+            del self.output_layer  # no vocabulary projection
+            device = torch.cuda.current_device()
+            self.score = torch.nn.Linear(config.hidden_size, outputs, dtype=torch.float32, device=device)
+            with torch.random.fork_rng(devices=[]):  # the head starts equal on every tensor-parallel rank
+                torch.manual_seed(0)
+                weight = torch.empty(outputs, config.hidden_size).normal_(std=config.init_method_std)
+            self.score.weight.data.copy_(weight)
+            self.score.bias.data.zero_()
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Apply the head instead of the vocabulary projection (a private hook of GPTModel; tested)."""
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            # The head is replicated: every rank computes the full gradient, so it must not be summed again.
+            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False
+            )
+        return self.score(hidden_states.float()).transpose(0, 1).contiguous()
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict:
+        """As any module's: GPTModel's own version insists on a vocabulary projection."""
+        return MegatronModule.sharded_state_dict(self, *args, **kwargs)
+
+
+def build(
+    architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype = torch.float32, outputs: int | None = None
+) -> list[LanguageModel]:
+    """Build this rank's model chunks, one without virtual pipeline stages.
+
+    Args:
+        outputs: None for a language model, K for a regression model with K values.
+    """
+    config = transformer_config(architecture, parallel, dtype)
+    chunks: list[LanguageModel] = []
+    for index in range(parallel.virtual_pipeline or 1):
+        stage = index if parallel.virtual_pipeline else None
+        place = dict(ignore_virtual=stage is None, vp_stage=stage)
+        kwargs: dict[str, Any] = dict(
+            transformer_layer_spec=layer_spec(config, vp_stage=stage),
+            pre_process=parallel_state.is_pipeline_first_stage(**place),
+            post_process=parallel_state.is_pipeline_last_stage(**place),
+            vp_stage=stage,
+        )
+        if outputs is None:
+            kwargs["share_embeddings_and_output_weights"] = architecture.tie_word_embeddings
+            model = LanguageModel(config, architecture, **kwargs)
+        else:
+            model = RegressionModel(config, architecture, outputs, **kwargs)
+        model = model.to(torch.cuda.current_device())
+        chunks.append(model if dtype == torch.float32 else _to_dtype(model, dtype))
+    return chunks
+
+
+def _to_dtype(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """Cast everything but a regression head, which stays in fp32."""
+    head = getattr(model, "score", None)
+    model.to(dtype)
+    if head is not None:
+        head.to(torch.float32)
+    return model

@@ -1,0 +1,135 @@
+"""The model folder: `model_config.yaml attributes.yaml tokenizer/ weights/`, readable at any layout.
+
+It is what every step hands to the next: a trained regressor or policy, or an imported language model (which has no
+`attributes.yaml` yet).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import Architecture
+from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.megatron import checkpoint
+from nemo_steerlm.megatron.parallel import is_rank_zero
+from nemo_steerlm.template import PromptTemplate
+from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1
+KINDS = ("language_model", "policy", "regressor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a model folder says about its model.
+
+    Attributes:
+        kind: "language_model" (imported, knows no attributes), "policy" or "regressor".
+        schema: the attributes it was trained on, None for a language model. A regressor has one output for each.
+    """
+
+    kind: str
+    architecture: Architecture
+    template: PromptTemplate = field(default_factory=PromptTemplate)
+    schema: AttributeSchema | None = None
+
+
+def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: list[Any]) -> None:
+    """Write a model folder, by all ranks together; it appears only when it is complete."""
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + checkpoint.UNFINISHED)
+    if is_rank_zero():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        config = {
+            "format": FORMAT,
+            "kind": card.kind,
+            "architecture": OmegaConf.to_container(OmegaConf.structured(card.architecture)),
+            "template": card.template.to_dict(),
+            "tokenizer": {"fingerprint": tokenizer.fingerprint},
+        }
+        OmegaConf.save(OmegaConf.create(config), partial / "model_config.yaml")
+        if card.schema is not None:
+            card.schema.save(partial / "attributes.yaml")
+        tokenizer.save(partial / "tokenizer")
+    checkpoint.save(partial / "weights", checkpoint.model_state(chunks))
+    checkpoint.replace_folder(partial, folder)
+
+
+def is_model_folder(folder: Path | str) -> bool:
+    """Whether the folder was written by `write`."""
+    return (Path(folder) / "model_config.yaml").is_file()
+
+
+def read(folder: Path | str) -> ModelCard:
+    """Read the card of a model folder.
+
+    Raises:
+        CheckpointError: no model folder, an unknown format, or a damaged file.
+    """
+    folder = Path(folder)
+    path = folder / "model_config.yaml"
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such model folder; make one with `steerlm import` or a training verb")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: not a model folder (no model_config.yaml); expected the model/ of a run or what "
+            f"`steerlm import` wrote"
+        )
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(data, dict)
+        if data["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {data['format']}, this version reads {FORMAT}")
+        architecture = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Architecture), data["architecture"]))
+        attributes = folder / "attributes.yaml"
+        return ModelCard(
+            kind=data["kind"],
+            architecture=architecture,  # type: ignore[arg-type]
+            template=PromptTemplate.from_dict(data["template"]),
+            schema=AttributeSchema.load(attributes) if attributes.is_file() else None,
+        )
+    except (OmegaConfBaseException, KeyError, TypeError, AssertionError) as error:
+        raise CheckpointError(f"{path}: damaged model configuration: {error}") from error
+
+
+def read_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer the model was trained with.
+
+    Raises:
+        CheckpointError: the tokenizer's files are not the ones the model was saved with.
+    """
+    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+    path = Path(folder) / "model_config.yaml"
+    expected = OmegaConf.load(path).tokenizer.fingerprint
+    if tokenizer.fingerprint != expected:
+        raise CheckpointError(
+            f"{folder}/tokenizer: fingerprint {tokenizer.fingerprint[:12]}, but the weights were trained with "
+            f"{expected[:12]} ({path}); put the original tokenizer files back"
+        )
+    return tokenizer
+
+
+def load_weights(folder: Path | str, chunks: list[Any], *, skip: tuple[str, ...] = ()) -> None:
+    """Load the weights into chunks of any layout.
+
+    Args:
+        skip: parameters (prefixes of their names) that keep their present values, such as a new head `score.`.
+    """
+    state = checkpoint.model_state(chunks)
+    for chunk_state in state.values():
+        for name in [n for n in chunk_state if n.startswith(skip)] if skip else []:
+            del chunk_state[name]
+    loaded = checkpoint.load(Path(folder) / "weights", state)
+    for index, chunk in enumerate(chunks):
+        missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
+        missing = [n for n in missing if not n.startswith(skip or ("\0",)) and not n.endswith("_extra_state")]
+        if missing or unexpected:
+            raise CheckpointError(f"{folder}: missing weights {missing[:5]}, unexpected weights {unexpected[:5]}")

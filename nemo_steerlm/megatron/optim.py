@@ -1,0 +1,121 @@
+"""The optimizer: megatron-core's AdamW (distributed or not), gradient clipping, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from nemo_steerlm.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
+    """The rate of optimizer step `step` (0-based): linear warm-up, then constant or a cosine down to `min_lr`.
+
+    A pure function of the step, so that resuming needs no scheduler state.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataParallel]:
+    """Put each model chunk into megatron-core's data-parallel wrapper, which owns the gradient buffers (fp32)."""
+    transformer = chunks[0].config
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=config.distributed,
+        overlap_grad_reduce=config.overlap,
+        overlap_param_gather=config.overlap and config.distributed,
+    )
+    wrapped = [DistributedDataParallel(transformer, ddp, chunk) for chunk in chunks]
+    transformer.finalize_model_grads_func = finalize_model_grads
+    no_sync = [model.no_sync for model in wrapped]
+    transformer.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+    if config.overlap:
+        for name, method in (("grad_sync_func", "start_grad_sync"), ("param_sync_func", "start_param_sync")):
+            functions = [getattr(model, method) for model in wrapped]
+            setattr(transformer, name, functions if len(functions) > 1 else functions[0])
+    return wrapped
+
+
+def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any:
+    """megatron-core's optimizer over all chunks: AdamW, no weight decay on norms and biases, global-norm clipping."""
+    transformer = chunks[0].config
+    _repair_resume()
+    optimizer = megatron_optimizer.get_megatron_optimizer(
+        megatron_optimizer.OptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.eps,
+            clip_grad=config.clip_grad,
+            bf16=transformer.bf16,
+            params_dtype=transformer.params_dtype,
+            use_distributed_optimizer=config.distributed,
+            overlap_param_gather=config.overlap and config.distributed,
+        ),
+        chunks,
+    )
+    transformer.grad_scale_func = optimizer.scale_loss
+    return optimizer
+
+
+_repaired = False
+
+
+def _repair_resume() -> None:
+    """Make the distributed optimizer resume rightly when its inner optimizer is ``torch.optim.AdamW``.
+
+    That is so wherever neither Transformer Engine nor apex is installed, on GPUs too. torch keeps a `step` tensor for
+    each parameter, which megatron-core (0.16 to 0.19) does not expect: it treats `step` as shardable (KeyError), wants
+    it to exist before the first step, and loads *one* tensor into every parameter's state, which AdamW then counts up
+    once per parameter, so that the first resumed step is right and every later one is wrong.
+    """
+    global _repaired
+    if _repaired or not megatron_optimizer.Adam.__module__.startswith("torch."):
+        return
+    _repaired = True
+    get_states = DistributedOptimizer._get_main_param_and_optimizer_states
+    state_dict, load_state_dict = DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict
+
+    def shardable_states(self: Any, model_param: torch.Tensor) -> dict:
+        return {name: value for name, value in get_states(self, model_param).items() if name != "step"}
+
+    def set_states(self: Any, model_param: torch.Tensor, tensors: dict) -> None:
+        for name, target in shardable_states(self, model_param).items():
+            target.copy_(tensors[name])
+
+    def state_dict_once_initialised(self: Any) -> dict:
+        if not self.optimizer.state:
+            self._init_optimizer_states_with_dummy_values()
+        return state_dict(self)
+
+    def load_with_own_steps(self: Any, state: dict) -> None:
+        load_inner = self.optimizer.load_state_dict
+
+        def load(inner: dict) -> None:
+            for values in inner["state"].values():
+                values["step"] = values["step"].clone()
+            load_inner(inner)
+
+        self.optimizer.load_state_dict = load
+        try:
+            load_state_dict(self, state)
+        finally:
+            del self.optimizer.load_state_dict
+
+    DistributedOptimizer._get_main_param_and_optimizer_states = shardable_states
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+    DistributedOptimizer.state_dict = state_dict_once_initialised
+    DistributedOptimizer.load_state_dict = load_with_own_steps

@@ -1,0 +1,126 @@
+"""Start and stop torch.distributed and megatron-core's process groups.
+
+One process is the smallest case of many: a notebook calls `initialize` with a layout of one, a SLURM job with its own.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from nemo_steerlm.config import ParallelConfig
+from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.megatron import cpu
+
+for _message in (
+    ".*(Transformer Engine|Apex).* (is|are) not installed.*",
+    ".*full scope is deprecated.*",
+    ".*use DTensor instead.*",
+    ".*`load_state_dict` is deprecated.*",
+):  # megatron-core about itself and its own use of torch; nothing a user could act on
+    warnings.filterwarnings("ignore", message=_message)
+cpu.install()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402  (the CPU backend comes first)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    tensor: int
+    pipeline: int
+    virtual: int | None
+
+
+_active: _Layout | None = None
+
+
+def device() -> torch.device:
+    """The device of this process: its own GPU (LOCAL_RANK), or the CPU where CUDA is absent."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def _start_processes(timeout: timedelta) -> None:
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # no port and no other process needed
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+
+
+def initialize(
+    parallel: ParallelConfig | None = None, seed: int = 1234, timeout: timedelta = timedelta(minutes=30)
+) -> None:
+    """Join the job's processes and lay them out in tensor, pipeline and data parallel groups; idempotent.
+
+    RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the environment as torchrun sets them; without them this
+    is a world of one. Calling it again with another layout rebuilds megatron-core's groups.
+
+    Raises:
+        ConfigError: the number of processes is not a multiple of tensor x pipeline.
+    """
+    global _active
+    parallel = parallel or ParallelConfig()
+    layout = _Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
+    if not dist.is_initialized():
+        _start_processes(timeout)
+    world = dist.get_world_size()
+    if world % (layout.tensor * layout.pipeline):
+        raise ConfigError(
+            f"parallel.tensor={layout.tensor} x parallel.pipeline={layout.pipeline} does not divide the {world} "
+            f"started processes; start a multiple of {layout.tensor * layout.pipeline} (trainer.devices=)"
+        )
+    if not (parallel_state.is_initialized() and layout == _active):
+        parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(
+            layout.tensor, layout.pipeline, layout.virtual, create_gloo_process_groups=not torch.cuda.is_available()
+        )
+        _active = layout
+    seed_everything(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch and megatron-core's named random streams.
+
+    The stream of replicated regions is equal on every tensor-parallel rank, the stream of sharded regions differs
+    (``model_parallel_cuda_manual_seed``); both differ between pipeline stages.
+    """
+    torch.manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def shutdown() -> None:
+    """Leave all groups; harmless when nothing was started."""
+    global _active
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+    _active = None
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes files and speaks for the job."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every process of the job."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: object, source: int = 0) -> object:
+    """Rank `source`'s picklable small value on every rank (file lists, decisions: never tensors)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]

@@ -1,0 +1,124 @@
+"""Lightning's side of the engine: a strategy whose processes, data parallelism and checkpoints are megatron-core's."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from megatron.core import parallel_state
+
+from nemo_steerlm.megatron import checkpoint as distributed_checkpoint
+from nemo_steerlm.megatron import parallel
+
+
+class DistributedCheckpointIO(CheckpointIO):
+    """Checkpoints as folders in megatron-core's distributed format."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` ({"sharded": ..., "common": ...}) to the folder `path`."""
+        distributed_checkpoint.save(Path(path), checkpoint["sharded"], checkpoint["common"])
+
+    def load_checkpoint(self, path: Any, map_location: Any = None) -> dict[str, Any]:
+        """Not used: loading needs the sharded state, which `MegatronStrategy.load_checkpoint` has."""
+        raise AssertionError("load through MegatronStrategy.load_checkpoint")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Not used: `CheckpointFolder.prune` removes old checkpoints."""
+        raise AssertionError("remove through CheckpointFolder.prune")
+
+
+def _environment() -> TorchElasticEnvironment:
+    """Lightning's view of the already started processes (RANK, WORLD_SIZE, ... as torchrun sets them)."""
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("GROUP_RANK", 0)):
+        os.environ.setdefault(name, str(value))
+    return TorchElasticEnvironment()
+
+
+class MegatronStrategy(DDPStrategy):
+    """Lightning drives the loop; megatron-core owns the processes, gradients, optimizer and checkpoints.
+
+    It is a DDPStrategy so that NeMo's exp_manager accepts it, and never wraps the model: megatron-core's
+    DistributedDataParallel stands inside the module. `nemo_steerlm.megatron.parallel.initialize` comes first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(cluster_environment=_environment(), checkpoint_io=DistributedCheckpointIO())
+
+    def setup_distributed(self) -> None:
+        """The processes have met already."""
+        assert torch.distributed.is_initialized(), "call nemo_steerlm.megatron.parallel.initialize first"
+        self.set_world_ranks()
+
+    def configure_ddp(self) -> None:
+        """Nothing to wrap."""
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device."""
+        return parallel.device()
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """Data-parallel size and rank (tensor and pipeline ranks share their data)."""
+        return {
+            "num_replicas": parallel_state.get_data_parallel_world_size(),
+            "rank": parallel_state.get_data_parallel_rank(),
+        }
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Model and optimizer must exist before their sharded state can be asked for."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Empty: weights travel in the sharded state."""
+        return OrderedDict()
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Empty: optimizer state travels in the sharded state."""
+        return {}
+
+    def _sharded_state(self, is_loading: bool = False) -> dict[str, Any]:
+        module: Any = self.lightning_module
+        model = distributed_checkpoint.model_state(module.chunks)
+        optimizer = module.optimizer.sharded_state_dict(
+            model, is_loading=is_loading, metadata=distributed_checkpoint.metadata()
+        )
+        return {"model": model, "optimizer": optimizer}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write Lightning's progress and all sharded state; every rank calls it."""
+        common = {key: checkpoint[key] for key in ("epoch", "global_step", "loops", "pytorch-lightning_version")}
+        self.checkpoint_io.save_checkpoint({"sharded": self._sharded_state(), "common": common}, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote, at this job's layout."""
+        loaded = distributed_checkpoint.load(Path(checkpoint_path), self._sharded_state(is_loading=True))
+        # A checkpoint of the last step says "the epoch is over"; a run with more steps goes on all the same.
+        loaded["common"]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        progress = {"state_dict": {}, "callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
+        return {**loaded["common"], **progress, "sharded": loaded}
+
+    def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
+        """Put the weights into the chunks."""
+        module: Any = self.lightning_module
+        distributed_checkpoint.load_model_state(module.chunks, checkpoint["sharded"]["model"])
+
+    def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        """Put the optimizer state back."""
+        module: Any = self.lightning_module
+        module.optimizer.load_state_dict(checkpoint["sharded"]["optimizer"])
+
+    def teardown(self) -> None:
+        """Leave the process groups alone: the next step of the same process uses them."""
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()

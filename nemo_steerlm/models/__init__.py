@@ -1,0 +1,1 @@
+"""The NeMo model classes: what the project exists for."""

@@ -1,0 +1,321 @@
+"""What both SteerLM models share: a megatron-core GPT inside a NeMo model, trained through megatron-core's schedules."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.distributed as dist
+from nemo.core.classes import ModelPT
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import Architecture, OptimizerConfig, ParallelConfig
+from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.megatron import gpt, model_folder, optim, parallel
+from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
+from nemo_steerlm.template import PromptTemplate
+from nemo_steerlm.tokenizer import Tokenizer
+
+from megatron.core import parallel_state  # isort: skip  (after nemo_steerlm.megatron.parallel: the CPU backend comes first)
+from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Model = TypeVar("Model", bound="MegatronModel")
+
+
+class _LightningOptimizer(torch.optim.Optimizer):
+    """megatron-core's optimizer as Lightning wants to see one; Lightning counts `step` calls as global steps."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__([torch.nn.Parameter(torch.zeros(1))], {"lr": 0.0})
+        self.optimizer = optimizer
+        self.grad_norm = 0.0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        _, grad_norm, _ = self.optimizer.step()
+        self.grad_norm = float(grad_norm or 0.0)
+
+
+class MegatronModel(ModelPT):
+    """A megatron-core GPT as a NeMo model.
+
+    Args:
+        cfg: `architecture`, `template`, `attributes` (a schema's dict, or null), `parallel`, `precision`
+            ("fp32" or "bf16"), and for training `optimizer`, `max_steps`, `seed`.
+        tokenizer: what the model reads and writes with.
+        trainer: Lightning's trainer with `MegatronStrategy`, or None for inference.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, cfg: DictConfig, tokenizer: Tokenizer, trainer: Any = None) -> None:
+        super().__init__(cfg, trainer)
+        self.automatic_optimization = False
+        self.card = ModelCard(
+            kind=self.kind,
+            architecture=_typed(Architecture, cfg.architecture),
+            template=PromptTemplate.from_dict(OmegaConf.to_container(cfg.template)),
+            schema=None if cfg.get("attributes") is None else AttributeSchema.load(OmegaConf.to_container(cfg.attributes)),
+        )
+        self.tokenizer = tokenizer
+        self.parallel = _typed(ParallelConfig, cfg.get("parallel") or {})
+        self.chunks: list[gpt.LanguageModel] = []
+        self.optimizer: Any = None
+        self.training_batches: StepBatches | None = None
+        self.validation_batches: StepBatches | None = None
+        self._first_step = 0
+
+    # ---------------------------------------------------------------- construction
+
+    @property
+    def schema(self) -> AttributeSchema:
+        """The attributes this model knows."""
+        assert self.card.schema is not None
+        return self.card.schema
+
+    @property
+    def outputs(self) -> int | None:
+        """Size of the regression head, None for a language model."""
+        return None
+
+    def build(self) -> None:
+        """Build this rank's part of the network with random weights; idempotent."""
+        if not self.chunks:
+            parallel.initialize(self.parallel, seed=int(self.cfg.get("seed", 1234)))
+            dtype = DTYPES[self.cfg.get("precision", "fp32")]
+            self.chunks = gpt.build(self.card.architecture, self.parallel, dtype, self.outputs)
+            self.network = torch.nn.ModuleList(self.chunks)
+
+    def load_weights(self, folder: Path | str) -> None:
+        """Take the weights of a model folder; a head that the folder does not have keeps its initial values."""
+        self.build()
+        model_folder.load_weights(folder, self.chunks, skip=self.fresh_parameters(model_folder.read(folder)))
+
+    def fresh_parameters(self, source: ModelCard) -> tuple[str, ...]:
+        """Names (prefixes) of the parameters that a model folder of this kind does not provide."""
+        return ()
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], path: Path | str, *, parallel: ParallelConfig | None = None, precision: str = "fp32"
+    ) -> Model:
+        """Load a model folder (or a `.nemo` archive of one) for inference, at any layout.
+
+        Raises:
+            CheckpointError: the folder is missing, damaged or of another kind.
+        """
+        path = Path(path)
+        if path.suffix == ".nemo" and path.is_file():
+            return cls.restore_from(path, parallel=parallel, precision=precision)
+        card = model_folder.read(path)
+        cls.check_kind(card, path)
+        model = cls(model_config(card, parallel=parallel, precision=precision), model_folder.read_tokenizer(path))
+        model.load_weights(path)
+        return model.eval()
+
+    @classmethod
+    def check_kind(cls, card: ModelCard, path: Path) -> None:
+        """Refuse a model folder of another kind, saying which verb makes the right one."""
+        if card.kind != cls.kind:
+            raise CheckpointError(
+                f"{path}: this is a {card.kind.replace('_', ' ')}, expected a {cls.kind.replace('_', ' ')}"
+            )
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write a model folder, by all ranks together."""
+        model_folder.write(folder, self.card, self.tokenizer, self.chunks)
+
+    def save_to(self, save_path: str) -> None:
+        """Write the model folder as one `.nemo` archive (an uncompressed tar); all ranks call it."""
+        target = Path(save_path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = target.with_name(target.name + ".folder")
+        self.save_pretrained(folder)
+        if parallel.is_rank_zero():
+            import shutil
+
+            partial = target.with_name(target.name + ".unfinished")
+            with tarfile.open(partial, "w") as archive:
+                archive.add(folder, arcname=".")
+            partial.replace(target)
+            shutil.rmtree(folder)
+        parallel.barrier()
+
+    @classmethod
+    def restore_from(cls: type[Model], restore_path: Path | str, **kwargs: Any) -> Model:  # type: ignore[override]
+        """Load what `save_to` wrote; keyword arguments as in `from_pretrained`."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                with tarfile.open(restore_path) as archive:
+                    archive.extractall(folder, filter="data")
+            except (tarfile.TarError, OSError) as error:
+                raise CheckpointError(f"{restore_path}: not a .nemo archive of this version: {error}") from error
+            return cls.from_pretrained(folder, **kwargs)
+
+    @classmethod
+    def list_available_models(cls) -> list:
+        """No weights are published."""
+        return []
+
+    def setup_training_data(self, train_data_config: Any) -> None:
+        """Batches are given by `training_batches`."""
+
+    def setup_validation_data(self, val_data_config: Any) -> None:
+        """Batches are given by `validation_batches`."""
+
+    # ---------------------------------------------------------------- training
+
+    def configure_model(self) -> None:
+        """Lightning's hook: build the network and put it into megatron-core's data-parallel wrapper."""
+        self.build()
+        if not hasattr(self, "_wrapped"):
+            self._wrapped = (optim.wrap(self.chunks, self._optimizer_config),)  # a tuple hides it from torch's registry
+
+    @property
+    def _optimizer_config(self) -> OptimizerConfig:
+        return _typed(OptimizerConfig, self.cfg.optimizer)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Lightning's hook: megatron-core's optimizer over all chunks."""
+        self.optimizer = optim.build(self._wrapped[0], self._optimizer_config)
+        return _LightningOptimizer(self.optimizer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: data goes on after the step the checkpoint was made at."""
+        self._first_step = int(checkpoint["global_step"])
+
+    def train_dataloader(self) -> Any:
+        """Micro-batches of the steps still to do."""
+        assert self.training_batches is not None
+        return loader(self.training_batches, self._first_step)
+
+    def val_dataloader(self) -> Any:
+        """Micro-batches of the validation data, every item once."""
+        return loader(self.validation_batches) if self.validation_batches is not None else []
+
+    def forward_loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Loss of one micro-batch on the last pipeline stage: sum, count, and what to keep for metrics."""
+        raise AssertionError("each model has its own")
+
+    def _forward_step(self, batches: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
+        batch = {name: value.to(parallel.device()) for name, value in next(batches).items()}
+        return chunk(batch["tokens"], None, None), partial(self._loss, batch=batch)
+
+    def _loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        total, count, kept = self.forward_loss(output, batch)
+        # clone: the schedule rescales the loss in place
+        return total, count, {"sum": total.detach().clone(), "count": count.detach().clone(), **kept}
+
+    def run(self, batches: list[MicroBatch], forward_only: bool) -> list[dict[str, Any]]:
+        """Run one step's micro-batches through megatron-core's schedule; what the last stage kept of each."""
+        models = self._wrapped[0]
+        rows, length = batches[0]["tokens"].shape
+        iterators = [iter(batches) for _ in models]
+        return get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=iterators if len(models) > 1 else iterators[0],
+            model=models if len(models) > 1 else models[0],
+            num_microbatches=len(batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )
+
+    def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
+        """One optimizer step over this rank's share of the global batch."""
+        started = time.perf_counter()
+        step, shim = self.trainer.global_step, self.optimizers()
+        rate = optim.learning_rate(self._optimizer_config, step, int(self.cfg.max_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_mult", 1.0)
+        # dropout is a function of (seed, step): a resumed run draws what the uninterrupted one drew
+        parallel.seed_everything(int(self.cfg.seed) + step)
+        for model in self._wrapped[0]:
+            model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        kept = self.run(batch, forward_only=False)
+        shim.step()  # type: ignore[union-attr]
+        total, count, tokens = sum_over_ranks(
+            sum(float(k["sum"]) for k in kept),
+            sum(float(k["count"]) for k in kept),
+            sum(float(b["real_tokens"]) for b in batch),
+            on_last_stage=kept != [],
+        )
+        elapsed = time.perf_counter() - started
+        metrics = {
+            "train/loss": total / max(count, 1.0),
+            "train/grad_norm": shim.optimizer.grad_norm,  # type: ignore[union-attr]
+            "train/learning_rate": rate,
+            "train/labels": count,
+            "train/tokens_per_second": tokens / elapsed,
+        }
+        self.log_dict(metrics, batch_size=1)
+        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Lightning's hook: start counting afresh."""
+        self._kept: list[dict[str, Any]] = []
+
+    def validation_step(self, batch: list[MicroBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Run one step's validation micro-batches."""
+        with torch.no_grad():
+            self._kept += self.run(batch, forward_only=True)
+
+    def on_validation_epoch_end(self, sync_metrics: bool = False) -> dict:
+        """Log the validation metrics, computed over all ranks and every item once."""
+        for name, value in self.validation_metrics(self._kept).items():
+            self.log(name, value, batch_size=1, prog_bar=name == "val/loss")
+        self._kept = []
+        return {}
+
+    def validation_metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
+        """Metrics by name from what `forward_loss` kept of all validation micro-batches."""
+        total, count = sum_over_ranks(
+            sum(float(k["sum"]) for k in kept), sum(float(k["count"]) for k in kept), on_last_stage=kept != []
+        )
+        return {"val/loss": total / max(count, 1.0)}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict:
+        """Empty: weights travel as sharded state (`MegatronStrategy`)."""
+        return {}
+
+
+def sum_over_ranks(*values: float, on_last_stage: bool) -> list[float]:
+    """Sum numbers over data-parallel ranks; every rank gets the sums.
+
+    Only the last pipeline stage knows losses (`on_last_stage`), and tensor-parallel ranks all know the same ones.
+    """
+    scale = 1.0 / parallel_state.get_tensor_model_parallel_world_size()
+    tensor = torch.tensor([v * scale for v in values], dtype=torch.float64, device=parallel.device())
+    if not on_last_stage:
+        tensor.zero_()
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def model_config(
+    card: ModelCard, *, parallel: ParallelConfig | None = None, precision: str = "fp32", **training: Any
+) -> DictConfig:
+    """The NeMo configuration of a model with this card; `training` adds `optimizer`, `max_steps`, `seed`."""
+    return OmegaConf.create(
+        {
+            "architecture": OmegaConf.to_container(OmegaConf.structured(card.architecture)),
+            "template": card.template.to_dict(),
+            "attributes": None if card.schema is None else card.schema.to_dict(),
+            "parallel": OmegaConf.to_container(OmegaConf.structured(parallel or ParallelConfig())),
+            "precision": precision,
+            **training,
+        }
+    )
+
+
+def _typed(cls: type, values: Any) -> Any:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))

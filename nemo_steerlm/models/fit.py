@@ -1,0 +1,157 @@
+"""Run a training: Lightning's loop, NeMo's loggers, atomic checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from nemo.utils.exp_manager import exp_manager
+
+from nemo_steerlm.config import LoggingConfig, TrainerConfig
+from nemo_steerlm.megatron import parallel
+from nemo_steerlm.megatron.checkpoint import CheckpointFolder
+from nemo_steerlm.megatron.strategy import MegatronStrategy
+from nemo_steerlm.models.base import MegatronModel
+
+for _chatty in ("lightning.pytorch", "nemo_logger", "megatron.core"):  # dozens of lines about their own set-up
+    logging.getLogger(_chatty).setLevel(logging.ERROR)
+
+
+class JSONLLogger(Logger):
+    """Appends `{"step": n, name: value, ...}` lines to `metrics.jsonl`, n optimizer steps done.
+
+    A resumed run first drops the lines after the step it resumes from, so that every step stands there once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        """There is only one."""
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one line; a NaN is written as null."""
+        values = {k: v for k, v in metrics.items() if k != "epoch"}
+        row = {"step": (step or 0) + 1, **{k: None if not math.isfinite(v) else v for k, v in values.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget every line logged after `step` optimizer steps."""
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a killed run
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+
+class _Checkpoints(Callback):
+    """Saves the whole training state every so many steps and after the last."""
+
+    def __init__(self, folder: CheckpointFolder, every: int | None, last: int) -> None:
+        self.folder, self.every, self.last = folder, every, last
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """Lightning's hook after each optimizer step."""
+        step = trainer.global_step
+        if step == self.last or (self.every and step % self.every == 0):
+            trainer.save_checkpoint(self.folder.path(step))
+            self.folder.prune()
+
+
+class _ProgressBar(TQDMProgressBar):
+    """Lightning's bar without the version number: steps, speed, time left, loss."""
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> dict:
+        """What stands at the end of the bar."""
+        metrics = super().get_metrics(*args, **kwargs)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def _loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
+    """TensorBoard and W&B through NeMo's exp_manager, under `output/logs`."""
+    if config.wandb and config.wandb_offline:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    exp_manager(
+        trainer,
+        {
+            "explicit_log_dir": str(output / "logs"),
+            "create_tensorboard_logger": config.tensorboard,
+            "create_wandb_logger": config.wandb,
+            "wandb_logger_kwargs": {
+                "name": config.name or output.name, "project": config.wandb_project, "save_dir": str(output / "logs"),
+            },
+            "create_checkpoint_callback": False,
+            "resume_if_exists": False,
+            "log_step_timing": False,
+            "files_to_copy": None,
+            "disable_validation_on_resume": False,
+        },
+    )  # fmt: skip
+
+
+def fit(model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool) -> None:
+    """Train `model` on its `training_batches` up to `model.cfg.max_steps`; checkpoints go to `output/checkpoints`.
+
+    A run that was killed goes on from its newest complete checkpoint; one that had ended changes nothing.
+    """
+    last = int(model.cfg.max_steps)
+    folder = CheckpointFolder(output / "checkpoints", keep=trainer_config.keep_checkpoints)
+    start = folder.latest() if resume else None
+    step = int(start.name.removeprefix("step-")) if start is not None else 0
+    metrics = JSONLLogger(output / "metrics.jsonl")
+    metrics.rewind(step)
+    validates = model.validation_batches is not None
+    trainer = lightning.Trainer(
+        accelerator="gpu" if parallel.device().type == "cuda" else "cpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        strategy=MegatronStrategy(),
+        max_steps=last,
+        max_epochs=1,  # the step number alone says which data comes next; epochs are counted there
+        logger=False,
+        callbacks=[
+            _Checkpoints(folder, trainer_config.checkpoint_every, last),
+            *([_ProgressBar()] if trainer_config.progress_bar else []),
+        ],
+        enable_checkpointing=False,
+        enable_progress_bar=trainer_config.progress_bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        val_check_interval=min(trainer_config.val_every or last, last) if validates else None,
+        check_val_every_n_epoch=None if validates else 1,
+        limit_val_batches=(trainer_config.val_batches or 1.0) if validates else 0,
+        log_every_n_steps=trainer_config.log_every,
+    )
+    _loggers(trainer, logging_config, output)
+    trainer.loggers = [*trainer.loggers, metrics]
+    model.set_trainer(trainer)
+    trainer.fit(model, ckpt_path=None if start is None else str(start))

@@ -1,0 +1,1 @@
+"""Drivers that run several steps in one job."""

@@ -1,0 +1,127 @@
+"""Small models and random batches shared by the model tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_steerlm.config import Architecture, LoggingConfig, OptimizerConfig, ParallelConfig, TrainerConfig
+
+ARCHITECTURE = Architecture(
+    num_layers=4, hidden_size=64, ffn_hidden_size=96, num_attention_heads=8, num_query_groups=4,
+    vocab_size=500, max_position_embeddings=128,
+)  # fmt: skip
+OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_steps=2, schedule="cosine", weight_decay=0.1)
+GLOBAL_BATCH = 8
+
+
+class NumberTokenizer:
+    """Token ids written as decimal numbers: enough where only ids matter."""
+
+    vocab_size, pad_id, eos_id, bos_id, fingerprint = 500, 0, None, None, "numbers"
+
+    def save(self, folder: Path) -> None:
+        """Write something to read back."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "numbers.txt").write_text("numbers")
+
+
+def random_items(kind: str, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Items of 5 to 40 random tokens with a loss mask or with labels, some of them missing."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for _ in range(count):
+        length = int(rng.integers(5, 41))
+        item: dict[str, np.ndarray] = {"tokens": rng.integers(1, 500, length)}
+        if kind == "policy":
+            mask = rng.random(length) < 0.5
+            mask[0] = False
+            item["loss_mask"] = mask
+        else:
+            labels = rng.uniform(0, 4, 3).astype(np.float32)
+            labels[rng.random(3) < 0.3] = np.nan
+            item["labels"] = labels
+        items.append(item)
+    return items
+
+
+def make_model(kind: str, parallel: ParallelConfig, *, architecture: Architecture = ARCHITECTURE, **training: Any) -> Any:
+    """A regressor of three attributes or a policy, with the training settings of these tests."""
+    from omegaconf import OmegaConf
+
+    from nemo_steerlm.attributes import AttributeSchema
+    from nemo_steerlm.megatron.model_folder import ModelCard
+    from nemo_steerlm.models.base import model_config
+
+    schema = AttributeSchema.load({name: {"low": 0, "high": 4} for name in ("quality", "humor", "verbosity")})
+    settings = {"optimizer": OmegaConf.to_container(OmegaConf.structured(OPTIMIZER)), "max_steps": 4, "seed": 1}
+    if kind == "regressor":
+        from nemo_steerlm.models.regressor import AttributeRegressor as cls
+    else:
+        from nemo_steerlm.models.policy import AttributeConditionedGPT as cls  # type: ignore[assignment]
+    cfg = model_config(
+        ModelCard(kind=kind, architecture=architecture, schema=schema), parallel=parallel, **{**settings, **training}
+    )
+    return cls(cfg, NumberTokenizer())
+
+
+def make_batches(kind: str, items: list, *, steps: int, micro_batch_size: int, parallel: ParallelConfig, once: bool = False) -> Any:
+    """Batches of this rank over the items, in order or once through."""
+    from functools import partial
+
+    from megatron.core import parallel_state
+
+    from nemo_steerlm.models import batches
+
+    layout = batches.Layout(
+        micro_batch_size=micro_batch_size,
+        rank=parallel_state.get_data_parallel_rank(),
+        ranks=parallel_state.get_data_parallel_world_size(),
+        equal_lengths=parallel.pipeline > 1,
+    )
+
+    def in_order(step: int) -> list[tuple[int, int]]:
+        return [((step * GLOBAL_BATCH + i) % len(items), 0) for i in range(GLOBAL_BATCH)]
+
+    lengths = np.array([len(item["tokens"]) for item in items])
+    collate = batches.collate_policy if kind == "policy" else partial(batches.collate_regression, outputs=3)
+    return batches.StepBatches(
+        batches.once_through(lengths, GLOBAL_BATCH) if once else in_order,
+        lambda index, epoch: items[index],
+        lengths,
+        collate,
+        layout,
+        steps,
+    )
+
+
+def train(
+    kind: str, output: Path, *, init: Path | None, parallel: ParallelConfig, micro_batch_size: int = 2, steps: int = 4,
+    checkpoint_every: int | None = None, validate: bool = True, precision: str = "fp32", resume: bool = True, **training: Any,
+) -> list[dict]:
+    """Train through the real Lightning loop; return the lines of metrics.jsonl."""
+    from nemo_steerlm.megatron import parallel as processes
+    from nemo_steerlm.models.fit import fit
+
+    processes.initialize(parallel, seed=1)
+    model = make_model(kind, parallel, precision=precision, max_steps=steps, **training)
+    model.build()
+    if init is not None:
+        from nemo_steerlm.megatron import checkpoint
+
+        state = checkpoint.load(init, checkpoint.model_state(model.chunks))
+        checkpoint.load_model_state(model.chunks, state)
+    model.training_batches = make_batches(
+        kind, random_items(kind, 20), steps=steps, micro_batch_size=micro_batch_size, parallel=parallel
+    )
+    if validate:
+        held_out = random_items(kind, 11, seed=1)
+        model.validation_batches = make_batches(
+            kind, held_out, steps=2, micro_batch_size=micro_batch_size, parallel=parallel, once=True
+        )
+    config = TrainerConfig(max_steps=steps, val_every=2, checkpoint_every=checkpoint_every, progress_bar=False)
+    fit(model, config, LoggingConfig(tensorboard=False), output, resume=resume)
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
