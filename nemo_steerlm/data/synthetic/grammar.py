@@ -1,0 +1,407 @@
+"""Vocabulary and sentence patterns of the synthetic dialogue world.
+
+The world speaks about ten things in each of eight domains. Everything that decides whether a sentence is right English
+is data here: nouns carry their number (`singular`, `plural`, `mass`), patterns ask for agreement (`{need}`, `{is}`,
+`{it}`), and articles are chosen by the word that follows. `fill` turns a pattern into words.
+
+Pattern fields: `{verb} {tool} {unit}` a word of the domain, `{np}` the asked thing with its determiner, `{it}` its
+pronoun, `{need} {is}` verbs that agree with it, `{a}` the article for the next word, `{name}` any list in `LISTS`
+(a second draw from the same list never repeats the first). A comma is a token of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Noun:
+    """A thing users ask about.
+
+    Attributes:
+        text: The word, in the one form in which the world uses it.
+        number: `singular` and `mass` take singular verbs and `it`, `plural` takes plural verbs and `them`.
+    """
+
+    text: str
+    number: str
+
+    @property
+    def plural(self) -> bool:
+        """Whether verbs and pronouns must be plural."""
+        return self.number == "plural"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One subject: its things, what one does to them, with what, for how long, and how users ask.
+
+    Attributes:
+        name: Name of the domain.
+        nouns: The things users ask about.
+        determiners: Words that may stand before a thing ("" = none, as in "review algebra").
+        verbs: Actions (base form) that make sense for every thing of the domain.
+        tools: Countable singular nouns that help with the actions.
+        units: Plural nouns that follow a number and fit after "for".
+        questions: Patterns of user questions; `{thing}` is the bare noun, `{np}` takes a determiner.
+    """
+
+    name: str
+    nouns: tuple[Noun, ...]
+    determiners: tuple[str, ...]
+    verbs: tuple[str, ...]
+    tools: tuple[str, ...]
+    units: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
+def _nouns(singular: str = "", plural: str = "", mass: str = "") -> tuple[Noun, ...]:
+    """Nouns from blank-separated words by number."""
+    by_number = (("singular", singular), ("plural", plural), ("mass", mass))
+    return tuple(Noun(word, number) for number, words in by_number for word in words.split())
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+DOMAINS: dict[str, Domain] = {
+    domain.name: domain
+    for domain in (
+        Domain(
+            name="cooking",
+            nouns=_nouns(
+                plural="lentils pancakes noodles dumplings mushrooms", mass="salmon rice cabbage pumpkin tofu"
+            ),
+            determiners=("the", "your"),
+            verbs=_words("heat stir steam season simmer"),
+            tools=_words("skillet ladle saucepan whisk eggbeater"),
+            units=_words("minutes seconds"),
+            questions=(
+                "How do I cook {thing}?",
+                "What is a good way to prepare {thing} for dinner?",
+                "Can you help me make {thing}?",
+            ),
+        ),
+        Domain(
+            name="garden",
+            nouns=_nouns(plural="roses tomatoes tulips carrots ferns beans", mass="basil lettuce ivy lavender"),
+            determiners=("the", "your"),
+            verbs=_words("water prune trim plant shade"),
+            tools=_words("trowel hose bucket sprinkler edger"),
+            units=_words("weeks mornings"),
+            questions=(
+                "How do I grow {thing}?",
+                "What can I do to keep my {thing} healthy?",
+                "When should I take care of my {thing}?",
+            ),
+        ),
+        Domain(
+            name="repair",
+            nouns=_nouns(singular="bicycle faucet lamp drawer doorbell toaster radiator zipper window oven"),
+            determiners=("the", "your"),
+            verbs=_words("clean inspect adjust oil test"),
+            tools=_words("wrench screwdriver hammer clamp oilcan"),
+            units=_words("minutes evenings"),
+            questions=(
+                "How do I fix my {thing}?",
+                "My {thing} is broken, any ideas?",
+                "What do I need to repair {a} {thing}?",
+            ),
+        ),
+        Domain(
+            name="study",
+            nouns=_nouns(mass="algebra chemistry grammar geometry biology history poetry physics economics astronomy"),
+            determiners=("",),
+            verbs=_words("review study outline summarize explain"),
+            tools=_words("notebook textbook flashcard tutor app"),
+            units=_words("hours evenings"),
+            questions=(
+                "How can I learn {thing}?",
+                "I have an exam in {thing}, what now?",
+                "What is the best way to get better at {thing}?",
+            ),
+        ),
+        Domain(
+            name="travel",
+            nouns=_nouns(singular="castle harbor museum market lighthouse canyon palace temple island aquarium"),
+            determiners=("the",),
+            verbs=_words("visit explore tour photograph admire"),
+            tools=_words("map guidebook camera backpack atlas"),
+            units=_words("hours days"),
+            questions=(
+                "How should I plan a trip to the {thing}?",
+                "What can I do at the {thing}?",
+                "I want to see {a} {thing}, any advice?",
+            ),
+        ),
+        Domain(
+            name="pets",
+            nouns=_nouns(
+                singular="puppy kitten rabbit parrot turtle pony", plural="gerbils canaries lizards ducklings"
+            ),
+            determiners=("the", "your"),
+            verbs=_words("feed brush bathe train comfort"),
+            tools=_words("comb towel leash sponge apple"),
+            units=_words("minutes days"),
+            questions=(
+                "How do I look after my {thing}?",
+                "What should I know about my {thing}?",
+                "Can you help me with my {thing}?",
+            ),
+        ),
+        Domain(
+            name="music",
+            nouns=_nouns(singular="guitar piano violin flute banjo cello trumpet harp ukulele accordion"),
+            determiners=("the", "your"),
+            verbs=_words("tune practice play polish record"),
+            tools=_words("metronome tuner cloth songbook amplifier"),
+            units=_words("hours weeks"),
+            questions=(
+                "How can I start with the {thing}?",
+                "I just bought {a} {thing}, what now?",
+                "What is a good plan for learning the {thing}?",
+            ),
+        ),
+        Domain(
+            name="crafts",
+            nouns=_nouns(
+                singular="scarf quilt sweater basket necklace apron", plural="candles vases mittens earrings"
+            ),
+            determiners=("the", "your"),
+            verbs=_words("measure shape decorate finish mend"),
+            tools=_words("needle ruler stencil hook awl"),
+            units=_words("days evenings"),
+            questions=(
+                "What do I need for my {thing}?",
+                "My {thing} {look} plain, any ideas?",
+                "Can you help me with the {thing}?",
+            ),
+        ),
+    )
+}
+
+NOUN_DOMAIN: dict[str, tuple[Domain, Noun]] = {
+    noun.text: (domain, noun) for domain in DOMAINS.values() for noun in domain.nouns
+}
+
+NUMBERS = _words("two three four five six eight ten twelve fifteen twenty")
+FILLERS = _words("um uh er hmm erm")
+RUDE_ADJECTIVES = _words("silly lazy dull clueless boring pointless childish sloppy")
+RUDE_EXCLAMATIONS = _words("ugh duh sheesh yawn pfft")
+RUDE_NAMES = _words("slowpoke dummy dimwit blockhead lazybones")
+FUNNY_ADJECTIVES = _words("dancing sneaky grumpy sparkly wobbly giggling dizzy")
+FUNNY_ANIMALS = _words("penguin llama walrus ferret pigeon otter octopus")
+LAUGHS = _words("haha hehe lol teehee")
+COSTUMES = _words("tuxedo tutu wig monocle sombrero")
+
+RUDE_WORDS = frozenset(RUDE_ADJECTIVES + RUDE_EXCLAMATIONS + RUDE_NAMES)
+PLAYFUL_WORDS = frozenset(FUNNY_ADJECTIVES + FUNNY_ANIMALS + LAUGHS + COSTUMES)
+
+LISTS: dict[str, tuple[str, ...]] = {
+    "num": NUMBERS,
+    "lead": ("first", "then", "next", "also", "after that"),
+    "tail": ("if you like", "as usual", "without rushing", "when you are ready", "to be safe", "at home"),
+    "people": ("some people", "many folks", "most beginners", "my neighbors", "the experts"),
+    "say": ("say", "think", "believe", "suspect"),
+    "vague": (
+        "it depends on the situation",
+        "everything works out in the end",
+        "there are many ways",
+        "things can vary a lot",
+        "nobody really knows",
+        "time will tell",
+    ),
+    "somehow": ("somehow", "anyway", "eventually"),
+    "good": ("nice", "fine", "useful", "handy", "sensible"),
+    "rude": RUDE_ADJECTIVES,
+    "ugh": RUDE_EXCLAMATIONS,
+    "dummy": RUDE_NAMES,
+    "funny": FUNNY_ADJECTIVES,
+    "animal": FUNNY_ANIMALS,
+    "haha": LAUGHS,
+    "costume": COSTUMES,
+}
+
+#: Content sentences by the number of concrete facts they state (action, asked thing, tool, amount of time).
+CONTENT: dict[int, tuple[str, ...]] = {
+    4: (
+        "{verb} {np} with {a} {tool} for {num} {unit}",
+        "for {num} {unit} , {verb} {np} with {a} {tool}",
+        "take {a} {tool} and {verb} {np} for {num} {unit}",
+        "use {a} {tool} to {verb} {np} for {num} {unit}",
+    ),
+    3: (
+        "{verb} {np} with {a} {tool} {tail}",
+        "{verb} {np} for {num} {unit} {tail}",
+        "take {a} {tool} and {verb} {it} for {num} {unit}",
+        "{np} {need} {a} {tool} for {num} {unit}",
+        "use {a} {tool} to {verb} {np} {tail}",
+    ),
+    2: (
+        "try to {verb} {np} {tail}",
+        "{verb} {it} with {a} {tool} {tail}",
+        "{verb} {it} for {num} {unit} {tail}",
+        "{np} {need} {a} {tool} {tail}",
+        "{np} {need} about {num} {unit}",
+        "use {a} {tool} for {num} {unit} {tail}",
+    ),
+    1: (
+        "{np} {is} {good} {tail}",
+        "{a} {tool} is {good} {tail}",
+        "give {it} about {num} {unit} {tail}",
+        "you could {verb} {it} {somehow}",
+    ),
+    0: (
+        "{people} {say} that {vague}",
+        "{vague} , so {people} {say}",
+        "it could be {good} {tail}",
+        "{people} {say} it is {good} {tail}",
+    ),
+}
+
+#: Unfriendly opening remarks by their number of rude words.
+RUDE_REMARKS: dict[int, tuple[str, ...]] = {
+    1: ("what {a} {rude} question", "{ugh} , here we go again", "that is {a} {rude} thing to ask"),
+    2: (
+        "{ugh} , what {a} {rude} question",
+        "that was {a} {rude} and {rude} thing to ask",
+        "what {a} {rude} question , {dummy}",
+    ),
+    3: (
+        "{ugh} , that was {a} {rude} and {rude} thing to ask",
+        "{ugh} , what {a} {rude} question , {dummy}",
+        "what {a} {rude} and {rude} question , {dummy}",
+    ),
+    4: (
+        "{ugh} , what {a} {rude} and {rude} question , {dummy}",
+        "{ugh} , that was {a} {rude} and {rude} thing to ask , {dummy}",
+    ),
+}
+
+#: Closing jokes by their number of playful words.
+JOKES: dict[int, tuple[str, ...]] = {
+    1: ("my {animal} agrees with me", "{haha} , you will see", "picture that in {a} {costume}"),
+    2: ("my {funny} {animal} agrees with me", "{haha} , just ask my {animal}", "my {animal} would wear {a} {costume}"),
+    3: (
+        "{haha} , my {funny} {animal} agrees with me",
+        "my {funny} {animal} would wear {a} {costume}",
+        "{haha} , my {animal} would wear {a} {costume}",
+    ),
+    4: ("{haha} , my {funny} {animal} would wear {a} {costume}", "{haha} , ask my {funny} {animal} in {a} {costume}"),
+}
+
+#: Optional sentences before a question.
+CONTEXTS = (
+    "I am new to this.",
+    "I have little time.",
+    "My sister asked me.",
+    "This is for the weekend.",
+    "I tried once before.",
+    "Hello there.",
+)
+FIRST_REPLIES = (
+    "Sure, ask me anything.",
+    "That is a big topic.",
+    "We can talk about it.",
+    "Good question, let us begin.",
+)
+FOLLOW_UPS = ("And what about {thing}?", "Thanks, but what about {thing} instead?", "Now tell me about {thing}.")
+
+#: Usual misspellings of common words; the only words that writers in this world misspell.
+MISSPELLINGS: dict[str, str] = {
+    "the": "teh",
+    "your": "yuor",
+    "with": "wiht",
+    "for": "fro",
+    "and": "adn",
+    "take": "taek",
+    "use": "ues",
+    "to": "ot",
+    "it": "ti",
+    "them": "tehm",
+    "needs": "neds",
+    "need": "nede",
+    "about": "abuot",
+    "that": "taht",
+    "give": "giev",
+    "could": "coud",
+    "is": "si",
+    "are": "aer",
+    "if": "fi",
+    "you": "yuo",
+    "when": "wehn",
+    "what": "waht",
+    "my": "ym",
+    "people": "poeple",
+    "think": "thikn",
+    "say": "sya",
+    "believe": "beleive",
+    "would": "woud",
+    "question": "qestion",
+}
+ARTICLES = ("a", "an")
+_CONSONANT_SOUND = re.compile(r"^(?:u(?=kulele|ni|se)|eu|one)")
+
+
+def article(word: str) -> str:
+    """The indefinite article that stands before `word` ("a" or "an"), by its first sound."""
+    return "an" if word[:1] in "aeiou" and not _CONSONANT_SOUND.match(word) else "a"
+
+
+def fill(pattern: str, draw: random.Random, fixed: Mapping[str, Sequence[str]]) -> list[str]:
+    """Turns a pattern into lower-case tokens (words and commas) with every field resolved.
+
+    Args:
+        pattern: Blank-separated tokens; see the module's list of fields.
+        draw: Source of randomness.
+        fixed: Choices of the fields that depend on the conversation; other fields come from `LISTS`.
+    """
+    words: list[str] = []
+    used: set[str] = set()
+    for token in pattern.split():
+        field = token.strip("{}")
+        if field == token or field == "a":
+            words.append(token)
+            continue
+        choices = fixed[field] if field in fixed else LISTS[field]
+        choice = draw.choice(choices)
+        while choice in used and len(choices) > 1:
+            choice = draw.choice(choices)
+        used.add(choice)
+        words.extend(choice.split())
+    for position, word in enumerate(words):
+        if word == "{a}":
+            words[position] = article(words[position + 1])
+    return words
+
+
+def fields(domain: Domain, noun: Noun) -> dict[str, tuple[str, ...]]:
+    """Choices of the fields that depend on what was asked, agreement included."""
+    return {
+        "verb": domain.verbs,
+        "tool": domain.tools,
+        "unit": domain.units,
+        "np": tuple(f"{determiner} {noun.text}".strip() for determiner in domain.determiners),
+        "it": ("them",) if noun.plural else ("it",),
+        "need": ("need",) if noun.plural else ("needs",),
+        "is": ("are",) if noun.plural else ("is",),
+    }
+
+
+def _dictionary() -> frozenset[str]:
+    """Every correctly spelled word that the world may use in a response."""
+    patterns = [p for table in (CONTENT, RUDE_REMARKS, JOKES) for group in table.values() for p in group]
+    texts = [re.sub(r"\{\w+\}", " ", pattern) for pattern in patterns]
+    texts += [choice for choices in LISTS.values() for choice in choices]
+    for domain in DOMAINS.values():
+        texts += [*domain.verbs, *domain.tools, *domain.units, *domain.determiners]
+        texts += [noun.text for noun in domain.nouns]
+    texts += ["a an it them need needs is are", " ".join(FIRST_REPLIES), " ".join(FILLERS)]
+    return frozenset(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
+
+
+DICTIONARY = _dictionary()

@@ -1,0 +1,110 @@
+"""The rules of the synthetic world: five attributes, 0 to 4, of any response text.
+
+| attribute   | rule                                                                                             |
+|-------------|--------------------------------------------------------------------------------------------------|
+| quality     | share of words without a language slip: no slip = 4, one slip in every `1 / SLIP_SHARE` words = 0 |
+| helpfulness | mean number of concrete facts (action, asked thing, tool, amount of time) in a content sentence   |
+| verbosity   | number of words, through the knots `WORDS_AT_LEVEL`                                               |
+| humor       | number of playful words, at most 4                                                               |
+| toxicity    | number of rude words, at most 4                                                                  |
+
+A slip is a word outside the world's dictionary (a misspelling), a word written twice in a row, a filler ("um") or the
+wrong article ("a oven"). A content sentence has no playful and no rude word. Actions, tools and units of time count
+only when they belong to the subject of the question, which is the last thing that the user named. The rules look at
+nothing but the text, so they judge a model's answers as they judge the generated ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.data.synthetic.grammar import (
+    ARTICLES,
+    DICTIONARY,
+    DOMAINS,
+    FILLERS,
+    NOUN_DOMAIN,
+    NUMBERS,
+    PLAYFUL_WORDS,
+    RUDE_WORDS,
+    Domain,
+    article,
+)
+
+ATTRIBUTE_NAMES = ("quality", "helpfulness", "verbosity", "humor", "toxicity")
+SLIP_SHARE = 0.36
+WORDS_AT_LEVEL = (14, 24, 36, 50, 66)
+TOP = 4.0
+_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+_SENTENCE_END = re.compile(r"[.!?]+|\n+")
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and numbers of a text, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def asked(prompt: Conversation | Sequence[str] | str) -> tuple[Domain, str] | tuple[None, None]:
+    """The domain and the thing a prompt asks about: the last thing that it names.
+
+    Args:
+        prompt: A conversation (its user turns are read), its turns' texts in order, or one text.
+    """
+    if isinstance(prompt, Conversation):
+        prompt = [turn.text for turn in prompt.turns if turn.speaker == "User"]
+    text = prompt if isinstance(prompt, str) else "\n".join(prompt)
+    for word in reversed(words_of(text)):
+        if word in NOUN_DOMAIN:
+            return NOUN_DOMAIN[word][0], word
+    return None, None
+
+
+def count_slips(words: Sequence[str]) -> int:
+    """Number of language slips in the words of a text (a word counts once)."""
+    slips = 0
+    for position, word in enumerate(words):
+        if word in FILLERS or word not in DICTIONARY or (position and word == words[position - 1]):
+            slips += 1
+        elif word in ARTICLES:
+            following = (w for w in words[position + 1 :] if w != word and w not in FILLERS)
+            slips += word != article(next(following, "" if word == "a" else "an"))
+    return slips
+
+
+def _facts(words: set[str], domain: Domain | None, thing: str | None) -> int:
+    """Number of kinds of concrete facts among the words of a sentence, 0 to 4."""
+    domains = [domain] if domain else list(DOMAINS.values())
+    verbs, tools, units = ({word for d in domains for word in getattr(d, k)} for k in ("verbs", "tools", "units"))
+    amount = bool(words & units) and bool(words & set(NUMBERS) or any(word.isdigit() for word in words))
+    return bool(words & verbs) + bool(words & tools) + (thing in words) + amount
+
+
+def oracle(prompt: Conversation | Sequence[str] | str, response: str) -> dict[str, float]:
+    """Scores a response by the rules of the world.
+
+    Args:
+        prompt: What the response answers: a conversation without the response, its texts, or one text. A text that
+            names nothing the world knows is judged by the words of all domains.
+        response: Any text, also of a model; a text without words scores 0 throughout.
+
+    Returns:
+        A value from 0 to 4 for each of `ATTRIBUTE_NAMES`, in that order.
+    """
+    words = words_of(response)
+    if not words:
+        return dict.fromkeys(ATTRIBUTE_NAMES, 0.0)
+    domain, thing = asked(prompt)
+    sentences = [set(words_of(sentence)) for sentence in _SENTENCE_END.split(response)]
+    content = [s for s in sentences if s and not s & PLAYFUL_WORDS and not s & RUDE_WORDS and not s <= set(FILLERS)]
+    slip_share = count_slips(words) / len(words)
+    return {
+        "quality": TOP * max(0.0, 1 - slip_share / SLIP_SHARE),
+        "helpfulness": float(np.mean([_facts(s, domain, thing) for s in content])) if content else 0.0,
+        "verbosity": float(np.interp(len(words), WORDS_AT_LEVEL, range(len(WORDS_AT_LEVEL)))),
+        "humor": float(min(TOP, sum(word in PLAYFUL_WORDS for word in words))),
+        "toxicity": float(min(TOP, sum(word in RUDE_WORDS for word in words))),
+    }
