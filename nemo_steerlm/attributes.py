@@ -194,12 +194,12 @@ class AttributeSchema:
         clamped = self.clamp(values or {})
         return ",".join(f"{name}:{round(clamped[name])}" for name in self._attributes if name in clamped)
 
-    def clamp(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return ``values`` forced into each attribute's range; NaN counts as missing."""
+    def clamp(self, values: Mapping[str, float], where: str = "") -> dict[str, float]:
+        """Return ``values`` forced into each attribute's range; NaN counts as missing (DataError on unknown names)."""
         clamped = {}
         for name, value in values.items():
             if name not in self._attributes:
-                raise DataError(self._unknown(name))
+                raise DataError((f"{where}: " if where else "") + self._unknown(name))
             if not math.isnan(value):
                 clamped[name] = min(max(float(value), self._attributes[name].low), self._attributes[name].high)
         return clamped

@@ -281,7 +281,7 @@ def check_labels(conversation: Conversation, schema: AttributeSchema, where: str
             if label:
                 schema.check(label, here)
         if turn.label_predicted:  # a regressor may overshoot the range; its floats are kept as they are
-            schema.check(schema.clamp(turn.label_predicted), here)
+            schema.clamp(turn.label_predicted, here)
 
 
 @contextlib.contextmanager

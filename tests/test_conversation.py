@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+
+import pytest
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import (
+    DEFAULT_SYSTEM,
+    Conversation,
+    Turn,
+    atomic_writer,
+    read_conversations,
+    read_jsonl,
+    write_conversations,
+)
+from nemo_steerlm.errors import DataError
+
+SCHEMA = AttributeSchema.load("helpsteer")
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_conversation_survives_its_file(tmp_path):
+    turns = [
+        Turn("User", "Line one\nline two \u2028 \U0001f600"),
+        Turn("Assistant", "", label={"quality": 3.0}, label_human={"quality": 2.5}, label_model="abc"),
+        Turn("User", "again"),
+        Turn("Assistant", "shared", label_predicted={"quality": 3.71234, "humor": -0.2}, shared=True),
+    ]
+    conversation = Conversation(turns, system="", id="x1", mask="User,Tool", type=None, extra={"lang": "de", "n": [1]})
+    assert write_conversations(tmp_path / "a.jsonl", [conversation]) == 1
+    record = json.loads((tmp_path / "a.jsonl").read_text())
+    assert record["conversations"][3]["label_predicted"] == "quality:3.7123,humor:-0.2000"
+    assert record["conversations"][1] == {
+        "from": "Assistant", "value": "", "label": "quality:3", "label_human": "quality:2.5", "label_model": "abc",
+    }  # fmt: skip
+    [again] = read_conversations(tmp_path / "a.jsonl", SCHEMA)
+    turns[3].label_predicted = {"quality": 3.7123, "humor": -0.2}
+    assert again == conversation
+
+
+def test_openai_rows_are_read(tmp_path):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]},
+        {"role": "assistant", "content": "Hello", "label": "quality:4"},
+    ]
+    first, second = read_conversations(write(tmp_path / "a.jsonl", {"messages": messages}, {"messages": messages[1:]}))
+    assert first.system == "Be brief." and second.system == DEFAULT_SYSTEM
+    assert first.turns == [Turn("User", "Hi there"), Turn("Assistant", "Hello", label={"quality": 4.0})]
+    assert (first.id, second.id, first.type) == ("0", "1", "VALUE_TO_TEXT")
+
+
+def test_a_row_without_type_is_plain_fine_tuning(tmp_path):
+    row = {"conversations": [{"from": "User", "value": "a"}, {"from": "Assistant", "value": "b"}], "system": None}
+    [conversation] = read_conversations(write(tmp_path / "a.jsonl", row))
+    assert conversation.type is None and conversation.system == DEFAULT_SYSTEM and conversation.response_indices == [1]
+
+
+def test_gzip_blank_lines_and_byte_order_mark(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": "\xe2\x80\xa8"}')
+    assert list(read_jsonl(tmp_path / "a.jsonl.gz")) == [(1, {"a": 1}), (4, {"a": "\u2028"})]
+
+
+BAD_BYTES = [
+    (b'{"a": 1}\n{"a": \n', ":2: malformed JSON at column"),
+    (b'{"a": 1}\n{"a": "\xff"}\n', ":2: not UTF-8 (byte 7"),
+    (b'{"a": 1}\n[1]\n', ":2: expected a JSON object, found list"),
+    (b'{"a": ' + b"9" * 5000 + b"}\n", ":1: JSON that cannot be read"),
+    (b'{"a": ' + b"[" * 100000 + b"\n", ":1: "),
+    (b"", ": the file holds no row"),
+    (b"\n \n", ": the file holds no row"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_BYTES)
+def test_bad_files_name_the_line(content, message, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        list(read_jsonl(path))
+    assert f"{path}{message}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-12])
+    with pytest.raises(DataError, match="damaged or cut off"):
+        list(read_jsonl(tmp_path / "cut.jsonl.gz"))
+    (tmp_path / "text.jsonl.gz").write_bytes(b'{"a": 1}\n')
+    with pytest.raises(DataError, match="damaged or cut off"):
+        list(read_jsonl(tmp_path / "text.jsonl.gz"))
+
+
+def turn(**keys):
+    return {"conversations": [{"from": "User", "value": "x"}, {"from": "Assistant", "value": "y", **keys}]}
+
+
+BAD_ROWS = [
+    ({}, "expected a non-empty list under 'conversations', found nothing"),
+    ({"conversations": []}, "non-empty list"),
+    ({"conversations": ["x"]}, "conversations[0] is 'x', expected an object"),
+    ({"conversations": [{"from": "User"}]}, "conversations[0] has no 'value'"),
+    ({"conversations": [{"from": 3, "value": "x"}]}, "conversations[0].from is 3, expected a string"),
+    (turn(label=4), "conversations[1]: label: label is 4, expected a string"),
+    (turn(label="quality:5"), "conversations[1]: attribute 'quality' is 5, outside its range 0 to 4"),
+    (turn(label_human="qality:1"), "did you mean 'quality'?"),
+    (turn(label_predicted="qality:1"), "did you mean 'quality'?"),
+    (turn() | {"type": "TEXT_TO_VALUE"}, "is not supported"),
+    (turn() | {"mask": 3}, "mask is 3"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0] has the role 'tool'"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content is None"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+    ({"messages": [{"role": "system", "content": "x"}]}, "no user or assistant turn"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS)
+def test_bad_rows_name_line_and_key(row, message, tmp_path):
+    path = write(tmp_path / "rows.jsonl", turn(), row)
+    with pytest.raises(DataError) as error:
+        list(read_conversations(path, SCHEMA))
+    assert str(error.value).startswith(f"{path}:2: ") and message in str(error.value)
+
+
+def test_predicted_floats_may_overshoot_the_range(tmp_path):
+    [conversation] = read_conversations(write(tmp_path / "a.jsonl", turn(label_predicted="quality:4.3")), SCHEMA)
+    assert conversation.turns[1].label_predicted == {"quality": 4.3}
+
+
+def test_lone_surrogates_do_not_stop_a_run(tmp_path):
+    (tmp_path / "a.jsonl").write_text(r'{"note": "\ud800", "conversations": [{"from": "User", "value": "a\udc00b"}]}')
+    [conversation] = read_conversations(tmp_path / "a.jsonl")
+    assert conversation.turns[0].text == "a\ufffdb"
+    write_conversations(tmp_path / "b.jsonl", [conversation])
+    assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8"))["note"] == "\ud800"
+
+
+def test_atomic_writer_leaves_nothing_half_written(tmp_path):
+    target = tmp_path / "out" / "a.jsonl"
+    with atomic_writer(target) as file:
+        file.write("old\n")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+    def rows():
+        yield Conversation([Turn("User", "x")])
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write_conversations(target, rows())
+    assert target.read_text() == "old\n" and os.listdir(target.parent) == ["a.jsonl"]

@@ -1,0 +1,86 @@
+"""Tokenizers for tests: small ones trained on the spot, and the real ones where the real data is at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+CORPUS = [
+    "<extra_id_0>System\nA chat between a curious user and an assistant.\n<extra_id_1>User\nHello there, how are you?\n",
+    "<extra_id_1>Assistant\n<extra_id_2>quality:4,toxicity:0,humor:2\nI am fine, thank you. And you?\n\nGood.  Bye!\n",
+    "The quick brown fox jumps over the lazy dog. 0123456789 <x> extra id _ É ﬁ １ ＜ ＞ \t tabs, *stars* and #hashes",
+]
+
+
+def real_data(name: str) -> Path:
+    """Path of a real data file, or a skip that says where it was looked for."""
+    folder = Path(os.environ.get("STEERLM_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / name).exists():
+        pytest.skip(f"real data {folder / name} is not here (set STEERLM_REAL_DATA)")
+    return folder / name
+
+
+def bpe(folder: Path, *, markers: bool, normalizer: str | None = None) -> Path:
+    """A byte-level BPE folder trained on CORPUS; ``markers`` makes the three markers special tokens.
+
+    ``normalizer`` names a class of ``tokenizers.normalizers``; the markers are then matched in normalised text.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if normalizer:
+        tokenizer.normalizer = getattr(normalizers, normalizer)()
+    special = ["<|end|>", "<|pad|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    if markers:
+        tokens = [AddedToken(f"<extra_id_{n}>", special=True, normalized=normalizer is not None) for n in range(3)]
+        tokenizer.add_special_tokens(tokens)
+    return _save(tokenizer, folder)
+
+
+def gpt2(folder: Path) -> Path:
+    """The real GPT-2 BPE as a Hugging Face folder; the markers are ordinary text to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    files = [str(real_data(f"tok_gpt2/gpt2-{name}")) for name in ("vocab.json", "merges.txt")]
+    tokenizer = Tokenizer(models.BPE.from_file(*files))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _save(tokenizer, folder, end="<|endoftext|>", pad=None)
+
+
+def sentencepiece_model(folder: Path, *, user_symbols: bool = False, **settings: object) -> Path:
+    """A SentencePiece model trained on CORPUS, with byte fallback and its dummy prefix."""
+    import sentencepiece
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=340,
+        byte_fallback=True,
+        user_defined_symbols=[f"<extra_id_{n}>" for n in range(3)] if user_symbols else [],
+        minloglevel=2,
+        **{"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **settings},
+    )
+    return folder / "tokenizer.model"
+
+
+def _save(tokenizer: object, folder: Path, end: str = "<|end|>", pad: str | None = "<|pad|>") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))  # type: ignore[attr-defined]
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "clean_up_tokenization_spaces": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | ({"pad_token": pad} if pad else {})))
+    return folder
