@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
@@ -79,6 +80,18 @@ def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
         if "key" in str(error).lower() or "shape" in str(error).lower():
             raise CheckpointError(f"{folder}: its tensors do not fit this model: {str(error)[:400]}") from error
         raise
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type that the weights in a checkpoint are stored in; that of the embedding, which stands for all.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint of a model in the folder.
+    """
+    try:
+        return dist_checkpointing.load_tensors_metadata(str(folder))["embedding.word_embeddings.weight"].dtype
+    except (KeyError, OSError, CheckpointingException) as error:
+        raise CheckpointError(f"{folder}: no complete checkpoint of a model here: {error}") from error
 
 
 def replace_folder(partial: Path, folder: Path) -> None:

@@ -109,7 +109,12 @@ def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
 
 
 class LanguageModel(GPTModel):
-    """GPTModel with its own RoPE table; returns vocabulary-parallel logits `[batch, seq, padded vocabulary / tp]`."""
+    """GPTModel with its own RoPE table; returns vocabulary-parallel logits `[batch, seq, padded vocabulary / tp]`.
+
+    Attributes:
+        last_positions: None for the logits of all positions, or one position `[batch]` a row: only these go through
+            the vocabulary projection, and logits are `[batch, 1, padded vocabulary / tp]`.
+    """
 
     def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs: Any) -> None:
         super().__init__(
@@ -121,6 +126,14 @@ class LanguageModel(GPTModel):
             **kwargs,
         )
         self.rotary_pos_emb = RotaryTable(inverse_frequencies(architecture))
+        self.last_positions: torch.Tensor | None = None
+
+    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Choose the positions before the vocabulary projection (a private hook of GPTModel; tested)."""
+        if self.post_process and self.last_positions is not None:
+            rows = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+            hidden_states = hidden_states[self.last_positions, rows][None]
+        return super()._postprocess(hidden_states, *args, **kwargs)
 
 
 class RegressionModel(LanguageModel):

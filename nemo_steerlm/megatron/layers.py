@@ -49,10 +49,15 @@ class KeyValueCache:
     """Rotated keys and values of one attention layer during generation, `[b, g, capacity, d]`.
 
     Keys are stored after RoPE, so a decoding step rotates one position and not the whole past.
+
+    Attributes:
+        bias: added to the scores of a decoding step, `[b, 1, 1, capacity]`, -inf on the padding of short prompts;
+            None where the batch has no padding. The layers share one tensor.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, bias: torch.Tensor | None = None) -> None:
         self.capacity, self.length = capacity, 0
+        self.bias = bias
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
 
@@ -68,8 +73,9 @@ class KeyValueCache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep only the batch rows `rows` (finished rows leave)."""
+    def select(self, rows: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Keep only the batch rows `rows` (finished rows leave), whose bias is `bias`."""
+        self.bias = bias
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
@@ -111,7 +117,7 @@ class SDPACoreAttention(MegatronModule):
         Args:
             query: `[s, b, n, d]`; key, value: `[s, b, g, d]`.
             attention_mask: None for plain causal attention, or `[b, 1, s, keys]` with True where attention is
-                forbidden (megatron-core's convention); left padding needs it.
+                forbidden (megatron-core's convention). Not read while decoding: the cache knows the padding.
             attn_mask_type: ignored; this decoder is always causal.
             attention_bias: not supported.
             packed_seq_params: not supported.
@@ -123,6 +129,8 @@ class SDPACoreAttention(MegatronModule):
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         if self.cache is not None:
             key, value = self.cache.append(key, value)
+            if query.shape[2] == 1:
+                return self._decode(query, key, value, self.cache.bias)
         length = query.shape[2]
         mask = None if attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
@@ -134,25 +142,50 @@ class SDPACoreAttention(MegatronModule):
             )  # fmt: skip
         return out.permute(2, 0, 1, 3).reshape(length, query.shape[0], -1)
 
+    def _decode(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend from one position `[b, n, 1, d]` to the cache; returns `[1, b, n * d]`.
+
+        The queries of a group stand in the place of the sequence: no key is repeated, whatever kernel torch picks.
+        """
+        batch, groups = keys.shape[:2]
+        query = query.reshape(batch, groups, -1, query.shape[3])
+        if bias is not None:
+            bias = bias[..., : keys.shape[2]]
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scale)
+        return out.reshape(1, batch, -1)
+
 
 class RotaryTable(RotaryEmbedding):
-    """RoPE angles computed once, served from position `offset` on (non-zero only while generating)."""
+    """RoPE angles computed once.
+
+    Attributes:
+        positions: None to serve positions 0, 1, ... (training, prefill); while decoding the position `[b]` of each
+            row's one token.
+    """
 
     def __init__(self, inverse_frequencies: torch.Tensor) -> None:
         torch.nn.Module.__init__(self)
         self.inv_freq = inverse_frequencies
-        self.offset = 0
+        self.positions: torch.Tensor | None = None
         self._table = torch.empty(0)
 
     def forward(self, max_seq_len: int, *_: Any, **__: Any) -> torch.Tensor:
-        """Angles `[max_seq_len, 1, 1, d]` of the positions from `offset` on."""
-        end = self.offset + max_seq_len
-        if len(self._table) < end:
-            size = max(end, 2 * len(self._table))
-            positions = torch.arange(size, dtype=torch.float32, device=torch.cuda.current_device())
-            angles = torch.outer(positions, self.inv_freq.to(positions.device))
-            self._table = torch.cat((angles, angles), dim=-1)[:, None, None, :]
-        return self._table[self.offset : end]
+        """Angles `[max_seq_len, 1, 1, d]`, or `[1, b, 1, d]` of `positions`."""
+        if self.positions is not None:
+            return self._table[self.positions].transpose(0, 1)
+        self.reserve(max_seq_len)
+        return self._table[:max_seq_len]
+
+    def reserve(self, length: int) -> None:
+        """Compute the angles of all positions below `length`."""
+        if len(self._table) < length:
+            size = max(length, 2 * len(self._table))
+            with torch.inference_mode(False):  # the table outlives generation, and autograd refuses inference tensors
+                positions = torch.arange(size, dtype=torch.float32, device=torch.cuda.current_device())
+                angles = torch.outer(positions, self.inv_freq.to(positions.device))
+                self._table = torch.cat((angles, angles), dim=-1)[:, None, None, :]
 
 
 def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:

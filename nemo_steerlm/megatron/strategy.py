@@ -40,6 +40,13 @@ def _environment() -> TorchElasticEnvironment:
     return TorchElasticEnvironment()
 
 
+def _zeroed(progress: Any) -> Any:
+    """The same nested counters, all at their start."""
+    if isinstance(progress, dict):
+        return {name: _zeroed(value) for name, value in progress.items()}
+    return type(progress)() if isinstance(progress, (bool, int)) else progress
+
+
 class MegatronStrategy(DDPStrategy):
     """Lightning drives the loop; megatron-core owns the processes, gradients, optimizer and checkpoints.
 
@@ -103,8 +110,13 @@ class MegatronStrategy(DDPStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote, at this job's layout."""
         loaded = distributed_checkpoint.load(Path(checkpoint_path), self._sharded_state(is_loading=True))
+        loop = loaded["common"]["loops"]["fit_loop"]
         # A checkpoint of the last step says "the epoch is over"; a run with more steps goes on all the same.
-        loaded["common"]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+        # Lightning validates again where a checkpoint was due at the same step: from the first batch on, please.
+        for name in loop:
+            if "val_loop" in name:
+                loop[name] = _zeroed(loop[name])
         progress = {"state_dict": {}, "callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
         return {**loaded["common"], **progress, "sharded": loaded}
 

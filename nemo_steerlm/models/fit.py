@@ -58,16 +58,17 @@ class JSONLLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget every line logged after `step` optimizer steps."""
+        """Forget what comes after the checkpoint of `step`: later steps, and the validation that follows it."""
         if not self.path.is_file():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
+                row = json.loads(line)
+            except ValueError:
                 continue  # the half line of a killed run
+            if row["step"] < step or (row["step"] == step and "train/loss" in row):
+                kept.append(line + "\n")
         self.path.write_text("".join(kept), encoding="utf-8")
 
 

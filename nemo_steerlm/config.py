@@ -1,0 +1,420 @@
+"""Every setting of every verb: typed, with its help text, default and range. conf/ holds values for these fields only.
+
+One dataclass a verb (`TrainSftConfig`, ...), built from the shared ones above it. `nemo_steerlm.compose` turns a command
+line into one of them and checks the ranges given here. Python code builds them directly: `TrainerConfig(max_steps=10)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.template import PromptTemplate
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+    example: str = "",
+) -> Any:
+    """A dataclass field with what `--help` shows and `compose` checks.
+
+    Args:
+        default: the default; a class or function makes a new one each time; MISSING = the user must give it.
+        text: one line of help, with the unit.
+        choices: the strings allowed.
+        least: smallest number allowed.
+        most: largest number allowed.
+        example: a value to show where the user left a mandatory one out.
+    """
+    metadata = {"help": text, "choices": choices, "least": least, "most": most, "example": example}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# -- shared parts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class RopeScaling:
+    """Llama 3.1's scaling of rotary frequencies."""
+
+    factor: float = option(8.0, "how much longer the context became", least=1.0)
+    low_freq_factor: float = option(1.0, "wavelengths above original / this are scaled in full")
+    high_freq_factor: float = option(4.0, "wavelengths below original / this are left alone")
+    original_max_position_embeddings: int = option(8192, "context length before scaling, tokens", least=1)
+
+
+@dataclass(kw_only=True)
+class Architecture:
+    """Shape of a Llama-family network: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases."""
+
+    num_layers: int = option(2, "transformer layers", least=1)
+    hidden_size: int = option(128, "width of the residual stream", least=1)
+    ffn_hidden_size: int = option(384, "width inside the SwiGLU block", least=1)
+    num_attention_heads: int = option(4, "query heads", least=1)
+    num_query_groups: int | None = option(None, "key/value heads; null = as many as query heads", least=1)
+    head_dim: int | None = option(None, "width of a head; null = hidden_size / num_attention_heads", least=1)
+    vocab_size: int = option(0, "true vocabulary size; 0 = that of the tokenizer", least=0)
+    max_position_embeddings: int = option(4096, "longest sequence the model is meant for, tokens", least=1)
+    norm_epsilon: float = option(1e-5, "epsilon of RMSNorm")
+    rope_theta: float = option(10000.0, "base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = option(None, "Llama 3.1 frequency scaling; null = none")
+    tie_word_embeddings: bool = option(False, "one matrix for embedding and output")
+    init_std: float = option(0.02, "standard deviation of random weights", least=0.0)
+    hidden_dropout: float = option(0.0, "dropout after attention and feed-forward", least=0.0, most=1.0)
+    attention_dropout: float = option(0.0, "dropout on attention weights", least=0.0, most=1.0)
+    pad_vocab_to: int = option(128, "rows of the embedding are padded to a multiple of this", least=1)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Where the weights come from."""
+
+    init: str | None = option(None, "model folder or Hugging Face folder to start from; null = random weights")
+    tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; needed for random weights")
+    architecture: Architecture | None = option(None, "shape for random weights; `model=llama_tiny` and the like fill it")
+
+
+@dataclass(kw_only=True)
+class RegressorModelConfig(ModelConfig):
+    """Where the regressor's weights come from."""
+
+    head_bias_init: str | None = option(
+        None, "mean = start the head at the labels' means; null = at zero", choices=("mean",)
+    )
+
+
+@dataclass(kw_only=True)
+class AttributeOptions:
+    """One attribute in `attributes.schema`; what is null stays as in the preset."""
+
+    low: int | None = option(None, "lowest value")
+    high: int | None = option(None, "highest value")
+    default: int | None = option(None, "value at inference where the user gives none")
+    description: str | None = option(None, "what it measures")
+
+
+@dataclass(kw_only=True)
+class AttributesConfig:
+    """The attribute schema: a preset or YAML file, changed or extended by `schema`."""
+
+    preset: str | None = option(None, "helpsteer, helpsteer2, oasst_0_9, synthetic, or a YAML file")
+    schema: dict[str, AttributeOptions] = option(dict, "more attributes, or changes: attributes.schema.humor.high=9")
+
+    def load(self) -> AttributeSchema | None:
+        """The schema these settings describe, None where they name none.
+
+        Raises:
+            ConfigError: no such preset or file, or a range that makes no sense.
+        """
+        if self.preset is None and not self.schema:
+            return None
+        merged = AttributeSchema.load(self.preset).to_dict() if self.preset is not None else {}
+        for name, options in self.schema.items():
+            given = {key: value for key, value in dataclasses.asdict(options).items() if value is not None}
+            merged[name] = {**merged.get(name, {}), **given}
+        return AttributeSchema.load(merged)
+
+    def require(self) -> AttributeSchema:
+        """As `load`, for verbs that cannot do without.
+
+        Raises:
+            ConfigError: no schema is given.
+        """
+        schema = self.load()
+        if schema is None:
+            raise ConfigError(
+                "attributes is missing; choose a preset (attributes=helpsteer) or a file (attributes=mine.yaml)"
+            )
+        return schema
+
+
+@dataclass(kw_only=True)
+class TemplateConfig:
+    """Strings of the prompt; see `nemo_steerlm.template.PromptTemplate`."""
+
+    system_start: str = option(PromptTemplate.system_start, "opens the prompt")
+    turn_start: str = option(PromptTemplate.turn_start, "opens a turn; generation stops at it")
+    label_start: str = option(PromptTemplate.label_start, "opens a label line")
+    end_of_name: str = option(PromptTemplate.end_of_name, "ends a speaker's name and a label line")
+    end_of_turn: str = option(PromptTemplate.end_of_turn, "ends the system prompt and a turn")
+    system_name: str = option(PromptTemplate.system_name, "name in the first line")
+    user: str = option(PromptTemplate.user, "speaker name of people")
+    assistant: str = option(PromptTemplate.assistant, "speaker name of the model")
+
+    def build(self) -> PromptTemplate:
+        """The template itself (raises ConfigError for strings that clash)."""
+        return PromptTemplate(**dataclasses.asdict(self))
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """How a model is cut; what is left of the processes is data-parallel."""
+
+    tensor: int = option(1, "tensor-parallel size", least=1)
+    pipeline: int = option(1, "pipeline-parallel size", least=1)
+    virtual_pipeline: int | None = option(None, "model chunks a pipeline stage (interleaved schedule)", least=2)
+    sequence: bool = option(False, "also split norms and dropout along the sequence; needs tensor > 1")
+
+
+@dataclass(kw_only=True)
+class ComputeConfig:
+    """Processes and number format."""
+
+    devices: int = option(1, "processes on each node, one per GPU (or per share of the CPU)", least=1)
+    num_nodes: int = option(1, "machines; more than one needs torchrun or srun", least=1)
+    accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
+    precision: str = option("fp32", "number format of the computation", choices=("fp32", "bf16"))
+
+
+@dataclass(kw_only=True)
+class TrainerConfig(ComputeConfig):
+    """Steps, batches, validation, checkpoints."""
+
+    max_steps: int | None = option(None, "optimizer steps; this or max_epochs must be given", least=1)
+    max_epochs: float | None = option(None, "passes over the data, where max_steps is null", least=0.0)
+    global_batch_size: int = option(MISSING, "samples an optimizer step, all processes together", least=1, example="128")
+    micro_batch_size: int = option(MISSING, "samples a process handles at once", least=1, example="1")
+    val_every: int | None = option(None, "optimizer steps between validations; null = only at the end", least=1)
+    val_batches: int | None = option(None, "global batches a validation; null = all", least=1)
+    checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = only at the end", least=1)
+    keep_checkpoints: int = option(2, "newest checkpoints kept", least=1)
+    log_every: int = option(1, "optimizer steps between logged lines", least=1)
+    progress_bar: bool = option(True, "show steps, speed and time left")
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    lr: float = option(MISSING, "peak learning rate", least=0.0, example="5e-6")
+    min_lr: float = option(0.0, "learning rate at the end of a cosine schedule", least=0.0)
+    beta1: float = option(0.9, "decay of the first moment", least=0.0, most=1.0)
+    beta2: float = option(0.98, "decay of the second moment", least=0.0, most=1.0)
+    eps: float = option(1e-8, "added to the denominator", least=0.0)
+    weight_decay: float = option(0.01, "decoupled decay; none on norms and biases", least=0.0)
+    clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping", least=0.0)
+    schedule: str = option("constant", "learning rate after warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = option(10, "optimizer steps of linear warm-up", least=0)
+    distributed: bool = option(True, "shard the optimizer's state over data-parallel ranks")
+    overlap: bool = option(False, "overlap gradient reduction with the backward pass")
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Loggers beside metrics.jsonl, which is always written."""
+
+    tensorboard: bool = option(True, "write TensorBoard files to OUTPUT/logs")
+    wandb: bool = option(False, "log to Weights & Biases; needs the extra nemo_steerlm[wandb]")
+    wandb_project: str = option("nemo_steerlm", "W&B project")
+    wandb_offline: bool = option(True, "keep W&B files local; `wandb sync` sends them later")
+    name: str | None = option(None, "name of the run; null = that of the output folder")
+
+
+_OVERLONG = ("truncate_history", "drop", "error")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Training data."""
+
+    train: str = option(MISSING, "conversations (.jsonl or .jsonl.gz)", example="data/train.jsonl")
+    val: str | None = option(None, "conversations to validate on; null = no validation")
+    max_length: int = option(4096, "longest sample, tokens", least=2)
+    overlong: str = option("truncate_history", "longer samples: lose oldest turns, are dropped, or stop", choices=_OVERLONG)
+
+
+@dataclass(kw_only=True)
+class PolicyDataConfig(DataConfig):
+    """Training data of a policy."""
+
+    attribute_dropout: float = option(0.0, "share of samples that see a random part of their label", least=0.0, most=1.0)
+    label_dropout: float = option(0.0, "share of samples that see no label line", least=0.0, most=1.0)
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    """How responses are drawn."""
+
+    responses: int = option(4, "responses a prompt", least=1)
+    top_k: int = option(50, "draw among the k likeliest tokens; 0 = all", least=0)
+    top_p: float | None = option(None, "draw among the likeliest tokens of this total probability", least=0.0, most=1.0)
+    temperature: float = option(1.0, "0 = always the likeliest token", least=0.0)
+    max_new_tokens: int = option(512, "longest response, tokens", least=1)
+    batch_size: int = option(64, "responses generated at once", least=1)
+
+
+# -- one a verb ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """Settings of `steerlm prepare`."""
+
+    source: str = option(
+        MISSING, "format of the input", choices=("oasst", "steerlm", "messages", "synthetic"), example="oasst"
+    )
+    input: str | None = option(None, "file or folder; synthetic needs none")
+    output: str = option(MISSING, "folder for train.jsonl, val.jsonl, report.json", example="outputs/data")
+    attributes: AttributesConfig = option(AttributesConfig, "attribute schema; null = the source's own")
+    val_fraction: float = option(0.05, "share of the data held out", least=0.0, most=1.0)
+    seed: int = option(10, "seed of the shuffle, and of synthetic data")
+    languages: list[str] | None = option(None, "keep only these, e.g. languages=[en,de]; null = all")
+    dedupe: bool = option(True, "drop repeated conversations")
+    recipe: str = option("default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner"))
+    count: int = option(6000, "dialogues to make (synthetic)", least=1)
+    template: TemplateConfig = option(TemplateConfig, "strings of the prompt (regression files)")
+
+
+@dataclass(kw_only=True)
+class ImportConfig:
+    """Settings of `steerlm import`."""
+
+    input: str = option(MISSING, "Hugging Face folder, or a llama2.c .bin file", example="Llama-3.1-8B")
+    output: str = option(MISSING, "model folder to write", example="outputs/base")
+    tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; null = the input's own")
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Settings of `steerlm export`."""
+
+    checkpoint: str = option(MISSING, "model folder", example="outputs/policy/model")
+    output: str = option(MISSING, "folder to write", example="outputs/policy-hf")
+    format: str = option("hf", "hf = safetensors that transformers loads", choices=("hf",))
+    dtype: str | None = option(
+        None, "number format of the weights; null = as trained", choices=("float32", "bfloat16", "float16")
+    )
+
+
+@dataclass(kw_only=True)
+class TrainRegressorConfig:
+    """Settings of `steerlm train-regressor`."""
+
+    output: str = option(MISSING, "run folder", example="outputs/regressor")
+    data: DataConfig = option(DataConfig, "training data")
+    attributes: AttributesConfig = option(AttributesConfig, "attribute schema")
+    model: RegressorModelConfig = option(RegressorModelConfig, "model")
+    template: TemplateConfig = option(TemplateConfig, "strings of the prompt")
+    trainer: TrainerConfig = option(TrainerConfig, "training loop")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
+    logging: LoggingConfig = option(LoggingConfig, "loggers")
+    seed: int = option(1234, "seed of weights, data order and dropout")
+    resume: bool = option(True, "go on from the newest complete checkpoint in the run folder")
+
+
+@dataclass(kw_only=True)
+class TrainSftConfig:
+    """Settings of `steerlm train-sft`."""
+
+    output: str = option(MISSING, "run folder", example="outputs/policy")
+    data: PolicyDataConfig = option(PolicyDataConfig, "training data")
+    attributes: AttributesConfig = option(AttributesConfig, "attribute schema")
+    model: ModelConfig = option(ModelConfig, "model")
+    template: TemplateConfig = option(TemplateConfig, "strings of the prompt")
+    trainer: TrainerConfig = option(TrainerConfig, "training loop")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
+    logging: LoggingConfig = option(LoggingConfig, "loggers")
+    seed: int = option(1234, "seed of weights, data order and dropout")
+    resume: bool = option(True, "go on from the newest complete checkpoint in the run folder")
+
+
+@dataclass(kw_only=True)
+class AnnotateConfig:
+    """Settings of `steerlm annotate`."""
+
+    checkpoint: str = option(MISSING, "model folder of a regressor", example="outputs/regressor/model")
+    input: str = option(MISSING, "conversations", example="data/train.jsonl")
+    output: str = option(MISSING, "labelled conversations", example="outputs/labelled.jsonl")
+    turns: str = option("all", "assistant turns to label", choices=("all", "labelled", "missing"))
+    overlong: str = option("truncate_history", "longer samples: lose oldest turns, are dropped, or stop", choices=_OVERLONG)
+    max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
+    batch_tokens: int = option(16384, "tokens a forward pass", least=1)
+    part_size: int = option(1024, "conversations a part file: what a kill loses at most", least=1)
+    trainer: ComputeConfig = option(ComputeConfig, "processes")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
+
+
+@dataclass(kw_only=True)
+class SampleConfig(SamplingConfig):
+    """Settings of `steerlm sample` (step 4a)."""
+
+    checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
+    prompts: str = option(MISSING, "conversations whose user turns are answered", example="data/train.jsonl")
+    annotated: str = option(
+        MISSING, "data whose observed attribute combinations are drawn from", example="outputs/labelled.jsonl"
+    )
+    target: list[str] = option(MISSING, "attributes held at their maximum", example="[quality]")
+    output: str = option(MISSING, "responses", example="outputs/responses.jsonl")
+    engine: str = option("megatron", "what generates", choices=("megatron",))
+    part_size: int = option(256, "prompts a part file: what a kill loses at most", least=1)
+    seed: int = option(1234, "seed of combinations and responses")
+    trainer: ComputeConfig = option(ComputeConfig, "processes")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
+
+
+@dataclass(kw_only=True)
+class BootstrapDataConfig(PolicyDataConfig):
+    """Data of `steerlm bootstrap`; `train` is the annotated data the policy was trained on."""
+
+    prompts: str | None = option(None, "conversations to answer; null = those of data.train")
+
+
+@dataclass(kw_only=True)
+class BootstrapConfig:
+    """Settings of `steerlm bootstrap` (step 4)."""
+
+    policy: str = option(MISSING, "model folder of the policy", example="outputs/policy/model")
+    regressor: str = option(MISSING, "model folder of the regressor", example="outputs/regressor/model")
+    output: str = option(MISSING, "run folder", example="outputs/bootstrap")
+    target: list[str] = option(MISSING, "attributes held at their maximum", example="[quality]")
+    data: BootstrapDataConfig = option(BootstrapDataConfig, "data")
+    rounds: int = option(1, "rounds of sampling and training", least=1)
+    keep_fraction: float = option(0.5, "share of the responses kept, best predicted target first", least=0.0, most=1.0)
+    replay: float = option(1.0, "original rows mixed in for each kept response", least=0.0)
+    sampling: SamplingConfig = option(SamplingConfig, "how responses are drawn")
+    trainer: TrainerConfig = option(TrainerConfig, "training loop")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
+    logging: LoggingConfig = option(LoggingConfig, "loggers")
+    seed: int = option(1234, "seed of everything drawn")
+    resume: bool = option(True, "skip what the run folder holds already")
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Settings of `steerlm generate`."""
+
+    checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
+    prompt: str = option(MISSING, "what the user says", example="'Name a good book.'")
+    system: str | None = option(None, "system prompt; null = the default one")
+    attributes: dict[str, float] = option(dict, "what to steer: attributes.humor=4")
+    temperature: float = option(0.0, "0 = always the likeliest token", least=0.0)
+    top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
+    top_p: float = option(1.0, "draw among the likeliest tokens of this total probability", least=0.0, most=1.0)
+    max_new_tokens: int = option(256, "longest response, tokens", least=1)
+    seed: int = option(1234, "seed of the draw")
+    trainer: ComputeConfig = option(ComputeConfig, "processes")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
+
+
+@dataclass(kw_only=True)
+class QuickstartConfig:
+    """Settings of `steerlm quickstart`."""
+
+    output: str = option("outputs/quickstart", "folder of data, models and report")
+    seed: int = option(0, "seed of everything: world, weights, samples")
+    compare_labels: bool = option(False, "also train policies on no labels and on human labels (15 minutes more)")

@@ -1,0 +1,46 @@
+"""OpenAI chat rows: ``{"messages": [{"role", "content"}]}``; a message may carry a ``label`` of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import Conversation, check_labels, read_jsonl
+from nemo_steerlm.data.sources.tally import Tally
+from nemo_steerlm.errors import ConfigError, DataError
+
+
+def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, tally: Tally) -> Iterator[Conversation]:
+    """Stream the conversations; those without an assistant turn are dropped and counted.
+
+    Raises:
+        DataError: With file and line: not a messages row, an unknown role, a label outside the schema.
+        ConfigError: ``languages`` is set (the rows do not tell).
+    """
+    if languages:
+        raise ConfigError("languages: rows of source=messages do not tell their language; leave it null")
+    for number, row in read_jsonl(file):
+        where = f"{file}:{number}"
+        if "messages" not in row:
+            hint = "; use source=steerlm" if "conversations" in row or "text" in row else ""
+            raise DataError(f"{where}: no 'messages' in the row{hint}")
+        conversation = Conversation.from_record(row, where)
+        check_labels(conversation, schema, where)
+        yield from keep(conversation, tally)
+
+
+def keep(conversation: Conversation, tally: Tally) -> Iterator[Conversation]:
+    """Yield the conversation unless it has no response; turns after the last response are cut off and counted."""
+    tally.read["conversations"] += 1
+    tally.read["turns"] += len(conversation.turns)
+    responses = conversation.response_indices
+    if not responses:
+        tally.dropped["conversation_without_response"] += 1
+        return
+    tally.dropped["unanswered_prompt"] += len(conversation.turns) - 1 - responses[-1]
+    del conversation.turns[responses[-1] + 1 :]
+    for turn in conversation.turns:
+        if turn.label_human is None and turn.label_predicted is None and turn.label:
+            turn.label_human = dict(turn.label)
+    yield conversation

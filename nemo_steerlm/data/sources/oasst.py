@@ -1,0 +1,132 @@
+"""OpenAssistant conversation trees (OASST1 and OASST2, ``*.trees.jsonl`` or ``.jsonl.gz``).
+
+A row is ``{"message_tree_id", "tree_state", "prompt": {"message_id", "role", "text", "labels", "replies": [...]}}``.
+Crowd labels are means in [0, 1]; they are scaled to the schema's range and rounded half to even, attribute by name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import Conversation, Turn, read_jsonl
+from nemo_steerlm.data.sources.tally import Tally
+from nemo_steerlm.errors import DataError
+
+SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
+
+#: What OASST's people rated; a schema that names none of these finds no label.
+ATTRIBUTES = (
+    "quality toxicity humor creativity helpfulness violence not_appropriate hate_speech sexual_content "
+    "fails_task lang_mismatch pii spam political_content moral_judgement"
+).split()
+
+Message = Mapping[str, Any]
+
+
+def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, tally: Tally) -> Iterator[Conversation]:
+    """Stream one conversation for each thread that ends in a labelled response.
+
+    A message is dropped together with everything below it when it is deleted, empty, or in another language than
+    ``languages``: a reply to a text that is not there teaches nothing. A response without a label stays as context
+    where a labelled one follows; at the end of a thread it is dropped, as are prompts that nobody answered.
+
+    Raises:
+        DataError: With file and line: not a tree, an unknown role, a label outside [0, 1].
+    """
+    for number, row in read_jsonl(file):
+        where = f"{file}:{number}"
+        root = check_tree(row, where)
+        tally.read["trees"] += 1
+        try:
+            tally.read["messages"] += _count(root)
+            paths = _labelled_paths(root, schema, languages, tally.dropped, where)
+        except RecursionError:
+            raise DataError(f"{where}: the tree is nested too deeply") from None
+        if not root.get("replies"):
+            tally.dropped["lone_prompt"] += 1
+        elif not paths:
+            tally.dropped["tree_without_labelled_response"] += 1
+        tree_id = row.get("message_tree_id") or root.get("message_id")
+        for path in paths:
+            turns = [_turn(message, schema, where) for message in path]
+            extra = {"tree_id": tree_id, "lang": root.get("lang")}
+            yield Conversation(turns, id=path[-1].get("message_id"), extra=extra)
+
+
+def check_tree(row: Mapping[str, Any], where: str) -> Message:
+    """Return a tree's root message, or raise DataError when the row is not a tree."""
+    root = row.get("prompt")
+    if not isinstance(root, Mapping):
+        hint = "; this looks like the flat messages export" if "parent_id" in row else ""
+        raise DataError(f"{where}: no message under 'prompt', expected a row of an OASST *.trees.jsonl file{hint}")
+    return root
+
+
+def check_message(message: Message, where: str) -> None:
+    """Raise DataError unless a message has a role that is known and a text."""
+    if not isinstance(message, Mapping):
+        raise DataError(f"{where}: a reply is {message!r:.60}, expected an object")
+    if message.get("role") not in SPEAKERS:
+        raise DataError(f"{where}: role {message.get('role')!r:.40}, expected one of {', '.join(SPEAKERS)}")
+    if not isinstance(message.get("text"), str):
+        raise DataError(f"{where}: message {message.get('message_id')} has no text")
+
+
+def scores(message: Message, where: str) -> dict[str, float]:
+    """Return a message's crowd labels by name, each in [0, 1]."""
+    found = {}
+    for name, entry in (message.get("labels") or {}).items():
+        value = entry.get("value") if isinstance(entry, Mapping) else entry
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise DataError(
+                f"{where}: message {message.get('message_id')}: label '{name}' is {value!r:.40}, expected 0 to 1"
+            )
+        found[name] = float(value)
+    return found
+
+
+def _label(message: Message, schema: AttributeSchema, where: str) -> dict[str, float] | None:
+    if message["role"] != "assistant":
+        return None
+    found = scores(message, where)
+    label = {a.name: float(round(a.low + found[a.name] * (a.high - a.low))) for a in schema if a.name in found}
+    return label or None
+
+
+def _turn(message: Message, schema: AttributeSchema, where: str) -> Turn:
+    label = _label(message, schema, where)
+    return Turn(SPEAKERS[message["role"]], message["text"], label=label, label_human=label)
+
+
+def _count(message: Message) -> int:
+    return 1 + sum(_count(reply) for reply in message.get("replies") or ())
+
+
+def _labelled_paths(
+    message: Message, schema: AttributeSchema, languages: Sequence[str] | None, dropped: Counter[str], where: str
+) -> list[list[Message]]:
+    check_message(message, where)
+    reason = None
+    if message.get("deleted"):
+        reason = "deleted_message"
+    elif not message["text"].strip():
+        reason = "empty_message"
+    elif languages and message.get("lang") not in languages:
+        reason = "other_language"
+    if reason:
+        dropped[reason] += 1
+        dropped[f"below_{reason}"] += _count(message) - 1
+        return []
+    replies = message.get("replies") or ()
+    below = [path for reply in replies for path in _labelled_paths(reply, schema, languages, dropped, where)]
+    labelled = _label(message, schema, where)
+    if below:
+        return [[message, *path] for path in below]
+    if labelled:
+        return [[message]]
+    dropped["unlabelled_response" if message["role"] == "assistant" else "unanswered_prompt"] += 1
+    return []

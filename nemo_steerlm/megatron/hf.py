@@ -1,0 +1,327 @@
+"""Llama-family checkpoints of Hugging Face in and out, whatever the layout on our side.
+
+Weights move tensor by tensor: on import each rank reads only its own slice from the files, on export the writer holds
+one output file at a time.
+
+What stands where (`h` heads, `g` key/value groups, `d` head size): megatron-core keeps one matrix for queries, keys
+and values, ordered by group as `[h/g query heads, key head, value head]`, and one for gate and up. Tensor parallelism
+cuts whole groups, and gate and up each, so that a rank's part of every matrix is made of the same rank's part of the
+Hugging Face tensors. The vocabulary is padded with zero rows, which only megatron-core sees.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nemo_steerlm.config import Architecture
+from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.megatron.gpt import LanguageModel
+from nemo_steerlm.megatron.hf_config import EMBEDDING, HEAD, head_size, read_config, tensor_shapes
+from nemo_steerlm.megatron.parallel import is_rank_zero
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+# megatron-core's name of a parameter -> the Hugging Face tensors it is made of, and the dimension that tensor
+# parallelism cuts (None: every rank has all of it). Transformer Engine keeps a norm inside the linear layer after it.
+_OUTER: dict[str, tuple[str, int | None]] = {
+    "embedding.word_embeddings.weight": (EMBEDDING, 0),
+    "decoder.final_layernorm.weight": ("model.norm.weight", None),
+    "output_layer.weight": (HEAD, 0),
+}
+_ATTENTION_NORM, _MLP_NORM = (("input_layernorm",), None), (("post_attention_layernorm",), None)
+_LAYER: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "input_layernorm.weight": _ATTENTION_NORM,
+    "self_attention.linear_qkv.layer_norm_weight": _ATTENTION_NORM,
+    "self_attention.linear_qkv.weight": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), 0),
+    "self_attention.linear_proj.weight": (("self_attn.o_proj",), 1),
+    "pre_mlp_layernorm.weight": _MLP_NORM,
+    "mlp.linear_fc1.layer_norm_weight": _MLP_NORM,
+    "mlp.linear_fc1.weight": (("mlp.gate_proj", "mlp.up_proj"), 0),
+    "mlp.linear_fc2.weight": (("mlp.down_proj",), 1),
+}
+
+
+class TensorSource(Protocol):
+    """Tensors under their Hugging Face names, read in slices."""
+
+    where: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the weights are stored in."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of everything there."""
+
+    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows (`dim` 0) or columns (1) `start` to `stop` of a tensor."""
+
+
+class SafetensorsFolder:
+    """The weights of a Hugging Face folder: `model.safetensors`, or the files its index names.
+
+    Raises:
+        CheckpointError: no safetensors there, a file of the index missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.where = folder
+        index, single = folder / INDEX, folder / "model.safetensors"
+        if index.is_file():
+            weight_map = read_config(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise CheckpointError(f"{index}: no weight_map in it")
+            files = [folder / name for name in sorted(set(weight_map.values()))]
+        elif single.is_file():
+            files = [single]
+        else:
+            raise CheckpointError(
+                f"{folder}: neither model.safetensors nor {INDEX} here; pickled weights (.bin, .pth) are not read, "
+                f"save the model with safe_serialization=True"
+            )
+        self._files: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle = safe_open(file, framework="pt")
+                self._files.update(dict.fromkeys(handle.keys(), handle))
+            except FileNotFoundError:
+                raise CheckpointError(f"{file}: missing, but {index.name} names it") from None
+            except SafetensorError as error:
+                raise CheckpointError(f"{file}: damaged: {error}") from error
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first matrix, which stands for all.
+
+        Raises:
+            CheckpointError: it is a quantised type.
+        """
+        name = next((n for n in self._files if n.endswith("q_proj.weight")), next(iter(self._files)))
+        stored = self._files[name].get_slice(name).get_dtype()
+        if stored not in DTYPES:
+            raise CheckpointError(f"{self.where}: {name} is stored as {stored}; expected one of {', '.join(DTYPES)}")
+        return DTYPES[stored]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of everything in the files."""
+        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._files.items()}
+
+    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows (`dim` 0) or columns (1) `start` to `stop` of a tensor; only these bytes are read."""
+        part = self._files[name].get_slice(name)
+        return part[start:stop] if dim == 0 else part[:, start:stop]
+
+
+def check_tensors(source: TensorSource, architecture: Architecture) -> None:
+    """Compare what is there with what the configuration promises.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or is one this package has no place for.
+    """
+    expected, found = tensor_shapes(architecture), source.shapes()
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise CheckpointError(f"{source.where}: {len(missing)} tensors are missing: {_some(missing)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(
+                f"{source.where}: {name} has shape {list(found[name])}, its configuration asks for {list(shape)}"
+            )
+    # Two leftovers are common and harmless: RoPE frequencies, and a copy of tied embeddings.
+    ignored = {HEAD} if architecture.tie_word_embeddings else set()
+    foreign = [n for n in found if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
+    if foreign:
+        raise CheckpointError(
+            f"{source.where}: {len(foreign)} tensors that a Llama model does not have: {_some(foreign)}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def _parameters(
+    chunk: LanguageModel, architecture: Architecture
+) -> Iterator[tuple[tuple[str, ...], int | None, torch.nn.Parameter]]:
+    """Each parameter of a chunk with its Hugging Face names (by the layer's global number) and its cut dimension."""
+    for name, parameter in chunk.named_parameters():
+        layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
+        if layer:
+            number = chunk.decoder.layers[int(layer[1])].layer_number - 1  # counted from 1 over all stages
+            short, dim = _LAYER[layer[2]]
+            yield tuple(f"model.layers.{number}.{part}.weight" for part in short), dim, parameter
+        else:
+            full, dim = _OUTER[name]
+            if full == HEAD and architecture.tie_word_embeddings:
+                full = EMBEDDING  # the last pipeline stage's copy
+            yield (full,), dim, parameter
+
+
+def _join(parts: list[torch.Tensor], head: int) -> torch.Tensor:
+    """One rank's Hugging Face tensors -> its megatron-core matrix."""
+    if len(parts) == 3:  # each `[heads * d, hidden]`; the keys' heads are the groups
+        groups = parts[1].shape[0] // head
+        parts = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+        return torch.cat(parts, 1).flatten(0, 1)
+    return torch.cat(parts)
+
+
+def _split(weight: torch.Tensor, count: int, architecture: Architecture) -> list[torch.Tensor]:
+    """The inverse of `_join` for a parameter made of `count` tensors."""
+    if count != 3:
+        return list(weight.chunk(count))
+    head = head_size(architecture)
+    queries = architecture.num_attention_heads // (architecture.num_query_groups or architecture.num_attention_heads)
+    grouped = weight.reshape(-1, (queries + 2) * head, *weight.shape[1:])
+    return [part.flatten(0, 1) for part in grouped.split([queries * head, head, head], 1)]
+
+
+@torch.no_grad()
+def load(source: TensorSource, chunks: list[LanguageModel], architecture: Architecture) -> None:
+    """Fill this rank's chunks of a language model.
+
+    Raises:
+        CheckpointError: the tensors are not those of `architecture` (`check_tensors`).
+    """
+    check_tensors(source, architecture)
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    world = parallel_state.get_tensor_model_parallel_world_size()
+    shapes = tensor_shapes(architecture)
+    for chunk in chunks:
+        for names, dim, parameter in _parameters(chunk, architecture):
+            if names[0] in (EMBEDDING, HEAD):
+                start = rank * parameter.shape[0]
+                stop = max(start, min(start + parameter.shape[0], architecture.vocab_size))
+                parameter[: stop - start] = source.read(names[0], 0, start, stop).to(parameter)
+                parameter[stop - start :] = 0
+                continue
+            parts = []
+            for name in names:
+                step = 0 if dim is None else shapes[name][dim] // world
+                parts.append(source.read(name, dim or 0, rank * step, (rank + 1) * step if step else None))
+            parameter.copy_(_join(parts, head_size(architecture)))
+
+
+@torch.no_grad()
+def save(
+    folder: Path,
+    chunks: list[LanguageModel],
+    architecture: Architecture,
+    dtype: torch.dtype,
+    max_file_bytes: int = 4 * 2**30,
+) -> None:
+    """Write the weights as safetensors, by all ranks together; rank 0 writes, into an existing folder.
+
+    Each parameter goes from the ranks that hold it to rank 0, one after the other.
+
+    Args:
+        dtype: what to store.
+        max_file_bytes: where to begin another file; a tensor larger than that gets a file of its own.
+    """
+    held = {names: (dim, parameter) for chunk in chunks for names, dim, parameter in _parameters(chunk, architecture)}
+    places = _places(held)
+    order = list(tensor_shapes(architecture))
+    writer = _Writer(folder, architecture, dtype, max_file_bytes) if is_rank_zero() else None
+    for names in sorted(places, key=lambda key: order.index(key[0])):
+        shards = _gather(held.get(names, (None, None))[1], places[names], dtype)
+        if writer is None:
+            continue
+        split = [_split(shard, len(names), architecture) for shard in shards]
+        for name, parts in zip(names, zip(*split, strict=True), strict=True):
+            dim = places[names].dim
+            whole = parts[0] if dim is None else torch.cat(parts, dim)
+            writer.add(name, whole[: architecture.vocab_size] if name in (EMBEDDING, HEAD) else whole)
+    if writer is not None:
+        writer.finish()
+
+
+@dataclass
+class _Place:
+    """Where a parameter lies: the cut dimension, the shape of a rank's part, and the ranks that hold the parts."""
+
+    dim: int | None
+    shape: tuple[int, ...]
+    ranks: list[int] = field(default_factory=list)
+
+
+def _places(held: dict[tuple[str, ...], tuple[int | None, torch.nn.Parameter]]) -> dict[tuple[str, ...], _Place]:
+    """Tell every rank where each parameter of the model lies; of equal copies the first one counts."""
+    mine = {}
+    if parallel_state.get_data_parallel_rank() == 0:
+        tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+        mine = {names: (dim, tuple(p.shape), tensor_rank) for names, (dim, p) in held.items()}
+    tables: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(tables, mine)
+    places: dict[tuple[str, ...], _Place] = {}
+    for rank, table in enumerate(tables):  # tensor-parallel neighbours have ascending ranks
+        for names, (dim, shape, tensor_rank) in table.items():
+            place = places.setdefault(names, _Place(dim, shape))
+            if tensor_rank == len(place.ranks) and (dim is not None or tensor_rank == 0):
+                place.ranks.append(rank)
+    return places
+
+
+def _gather(parameter: torch.Tensor | None, place: _Place, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The parts of one parameter on rank 0, in tensor-parallel order; an empty list on every other rank."""
+    rank = dist.get_rank()
+    if rank != 0:
+        if rank in place.ranks:
+            assert parameter is not None
+            dist.send(parameter.to(dtype).contiguous(), 0)
+        return []
+    shards = []
+    for source in place.ranks:
+        if source == 0:
+            assert parameter is not None
+            shards.append(parameter.detach().to(dtype))
+        else:
+            shards.append(torch.empty(place.shape, dtype=dtype, device=torch.cuda.current_device()))
+            dist.recv(shards[-1], source)
+    return shards
+
+
+class _Writer:
+    """Collects tensors in the order of `tensor_shapes` and writes each file as soon as it is complete."""
+
+    def __init__(self, folder: Path, architecture: Architecture, dtype: torch.dtype, max_file_bytes: int) -> None:
+        self.folder, self.total, self.weight_map = folder, 0, {}
+        self.plan: list[list[str]] = [[]]
+        self.pending: dict[str, torch.Tensor] = {}
+        filled = 0
+        for name, shape in tensor_shapes(architecture).items():
+            size = math.prod(shape) * dtype.itemsize
+            if self.plan[-1] and filled + size > max_file_bytes:
+                self.plan.append([])
+                filled = 0
+            self.plan[-1].append(name)
+            filled += size
+            self.total += size
+        self.written = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        self.pending[name] = tensor.cpu().contiguous()
+        while self.written < len(self.plan) and all(n in self.pending for n in self.plan[self.written]):
+            names, count = self.plan[self.written], len(self.plan)
+            self.written += 1
+            file = "model.safetensors" if count == 1 else f"model-{self.written:05d}-of-{count:05d}.safetensors"
+            save_file({n: self.pending.pop(n) for n in names}, self.folder / file, metadata={"format": "pt"})
+            self.weight_map.update(dict.fromkeys(names, file))
+
+    def finish(self) -> None:
+        assert not self.pending and self.written == len(self.plan), "a tensor was not handed over"
+        if len(self.plan) > 1:
+            index = {"metadata": {"total_size": self.total}, "weight_map": self.weight_map}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
