@@ -1,0 +1,172 @@
+"""Metrics against scikit-learn, scipy and figures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.evaluate.metrics import (
+    attribute_metrics,
+    bootstrap_interval,
+    json_ready,
+    paired_difference,
+    pearson,
+    quadratic_kappa,
+    spearman,
+)
+
+SCHEMA = AttributeSchema.load({"quality": {"low": 0, "high": 4}, "humor": {"low": 1, "high": 3}})
+NAN = math.nan
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_figures_by_hand() -> None:
+    predicted = [[0.4, 2.0], [2.5, 9.0], [3.6, NAN], [1.0, 1.2], [NAN, 1.0]]
+    target = [[0.0, 2.0], [3.0, 3.0], [4.0, 2.0], [NAN, 1.0], [2.0, 2.0]]
+    result = attribute_metrics(predicted, target, SCHEMA)
+    quality = result["quality"]  # rows 0, 1, 2: errors .4, -.5, -.4; levels 0, 2 (2.5 rounds to even), 4
+    assert quality["n"] == 3
+    assert quality["mae"] == pytest.approx(1.3 / 3)
+    assert quality["mse"] == pytest.approx((0.16 + 0.25 + 0.16) / 3)
+    assert quality["accuracy"] == pytest.approx(2 / 3)
+    assert quality["spearman"] == pytest.approx(1)
+    # mean squared difference 1/3; by chance: 20/3 + 25/3 - 2 * 2 * 7/3 = 17/3
+    assert quality["kappa"] == pytest.approx(1 - 1 / 17)
+    humor = result["humor"]  # rows 0, 1, 3, 4: 9.0 is clamped to 3 for the levels only
+    assert humor["n"] == 4
+    assert humor["mae"] == pytest.approx((0 + 6 + 0.2 + 1) / 4)
+    assert humor["accuracy"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_figures_against_scikit_learn(seed: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    random = np.random.default_rng(seed)
+    target = random.integers(0, 5, (300, 2)).astype(float)
+    predicted = target + random.normal(0, 1.2, target.shape)
+    predicted[random.random(target.shape) < 0.2] = NAN
+    target[random.random(target.shape) < 0.2] = NAN
+    schema = AttributeSchema.load({"quality": {"low": 0, "high": 4}, "humor": {"low": 0, "high": 4}})
+    for k, result in enumerate(attribute_metrics(predicted, target, schema).values()):
+        both = ~np.isnan(predicted[:, k] + target[:, k])
+        x, y = predicted[both, k], target[both, k]
+        level = [min(max(round(value), 0), 4) for value in x]
+        wanted = {
+            "pearson": stats.pearsonr(x, y)[0],
+            "spearman": stats.spearmanr(x, y)[0],
+            "mae": metrics.mean_absolute_error(y, x),
+            "mse": metrics.mean_squared_error(y, x),
+            "kappa": metrics.cohen_kappa_score(level, y.astype(int), weights="quadratic"),
+            "accuracy": metrics.accuracy_score(y.astype(int), level),
+            "n": both.sum(),
+        }
+        assert result == pytest.approx(wanted, rel=1e-12)
+
+
+def test_pearson_keeps_its_digits_far_from_zero() -> None:
+    x = np.arange(50.0)
+    y = np.sin(x)
+    assert pearson(1e8 + x, y) == pytest.approx(stats.pearsonr(x, y)[0], rel=1e-9)
+    assert pearson(np.float32([1, 2, 4]), [1, 2, 4]) == 1.0
+
+
+def test_what_does_not_exist_is_nan_and_null() -> None:
+    constant = attribute_metrics([[0.1, NAN], [0.1, NAN], [0.1, NAN]], [[1, 2], [2, 2], [3, 2]], SCHEMA)
+    assert math.isnan(constant["quality"]["pearson"]) and math.isnan(constant["quality"]["spearman"])
+    assert constant["quality"]["kappa"] == 0.0
+    assert constant["humor"]["n"] == 0 and math.isnan(constant["humor"]["mae"])
+    assert math.isnan(quadratic_kappa([2, 2], [2, 2])) and quadratic_kappa([2, 2], [3, 3]) == 0.0
+    assert math.isnan(spearman([], [])) and math.isnan(pearson([1.0], [2.0]))
+    assert json.loads(json.dumps(json_ready(constant), allow_nan=False))["quality"]["pearson"] is None
+
+
+def test_json_ready_knows_numpy() -> None:
+    value = {
+        "a": (np.float32(0.5), np.int64(3), np.bool_(True)),
+        2: np.array([[1.0, NAN]]),
+        "c": [math.inf, None, "x"],
+    }
+    ready = {"a": [0.5, 3, True], "2": [[1.0, None]], "c": [None, None, "x"]}
+    assert json_ready(value) == ready
+
+
+def test_interval_of_a_mean_is_the_one_of_the_normal_law() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = bootstrap_interval(values, seed=1)
+    half = 1.96 * values.std() / 20
+    assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.03)
+    assert [low, high] == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+    narrow = bootstrap_interval(values, seed=1, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_interval_against_scipy() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=80)
+    y = x + random.normal(size=80)
+    wanted = stats.bootstrap(
+        (x, y),
+        lambda a, b: stats.pearsonr(a, b)[0],
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=2000,
+        rng=5,
+    ).confidence_interval
+    assert bootstrap_interval(x, y, statistic=pearson, seed=5) == pytest.approx(list(wanted), abs=0.015)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(3)
+    hits = 0
+    for seed in range(200):
+        low, high = bootstrap_interval(random.normal(1, 1, 60), seed=seed, confidence=0.9, resamples=300)
+        hits += low <= 1 <= high
+    assert 0.82 <= hits / 200 <= 0.96
+
+
+def test_interval_of_what_does_not_exist() -> None:
+    assert np.isnan(bootstrap_interval([], seed=0)).all()
+    assert np.isnan(bootstrap_interval([1.0, 1.0], [1.0, 2.0], statistic=pearson, seed=0)).all()
+    both = bootstrap_interval([1.0, 2.0, 3.0], statistic=lambda x: [x.mean(), NAN], seed=0, resamples=50)
+    assert both[0][0] <= both[1][0] and np.isnan([both[0][1], both[1][1]]).all()
+
+
+def test_paired_difference_averages_each_prompt_first() -> None:
+    before = [1.0, 3.0, 5.0, NAN]
+    after = [4.0, 5.0, 6.0, 1.0]
+    result = paired_difference(
+        before, after, seed=0, prompts_before=["a", "a", "b", "c"], prompts_after=["a", "b", "b", "c"]
+    )
+    assert result["n"] == 2  # prompt c has no score before
+    assert result["gain"] == pytest.approx(((4 - 2) + (5.5 - 5)) / 2)
+    assert result["interval"] == pytest.approx([0.5, 2.0])
+
+
+def test_pairing_removes_what_prompts_have_in_common() -> None:
+    random = np.random.default_rng(0)
+    hard = random.normal(0, 5, 100)
+    before, after = hard + random.normal(0, 0.1, 100), hard + 0.2 + random.normal(0, 0.1, 100)
+    result = paired_difference(before, after, seed=0)
+    assert result["gain"] == pytest.approx(np.mean(after) - np.mean(before))
+    assert 0.1 < result["interval"][0] < 0.2 < result["interval"][1] < 0.3
+
+
+def test_several_answers_of_a_prompt_are_not_independent() -> None:
+    change = np.random.default_rng(1).normal(0, 1, 40)
+    prompts = list(range(40)) * 10
+    alone = paired_difference(np.zeros(40), change, seed=0)
+    tenfold = paired_difference(np.zeros(400), np.tile(change, 10), seed=0, prompts_before=prompts)
+    assert tenfold == {**alone, "gain": pytest.approx(alone["gain"]), "interval": pytest.approx(alone["interval"])}

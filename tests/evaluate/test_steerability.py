@@ -1,0 +1,137 @@
+"""The sweep's plan, and its figures on policies whose behaviour is known."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.evaluate.steerability import Request, plan_requests, steerability
+
+SCHEMA = AttributeSchema.load(
+    {"quality": {"high": 4, "default": 4}, "length": {"low": 1, "high": 3}, "humor": {"high": 4}}
+)
+
+
+def answer(requests: list[Request], seed: int = 0, noise: float = 0.0) -> np.ndarray:
+    """A policy that does as told, except that half of the humor asked for also shows in length."""
+    rows = [list(request.values.values()) for request in requests]
+    measured = np.array(rows) + np.random.default_rng(seed).normal(0, noise, (len(rows), 3))
+    measured[:, 1] += 0.5 * measured[:, 2]
+    return measured
+
+
+def test_plan_sweeps_one_attribute_at_a_time_in_a_fixed_order() -> None:
+    plan = plan_requests(SCHEMA, 2, defaults={"humor": 1})
+    assert len(plan) == 2 * (5 + 3 + 5)
+    assert [(request.attribute, request.level, request.prompt) for request in plan[8:13]] == [
+        ("quality", 4, 0),
+        ("quality", 4, 1),
+        ("length", 1, 0),
+        ("length", 1, 1),
+        ("length", 2, 0),
+    ]
+    assert plan[10].values == {"quality": 4, "length": 1, "humor": 1}
+    assert list(plan[-1].values.items()) == [("quality", 4), ("length", 1), ("humor", 4)]
+    assert plan == plan_requests(SCHEMA, 2, defaults={"humor": 1})
+
+
+def test_plan_takes_chosen_levels_and_refuses_impossible_ones() -> None:
+    plan = plan_requests(SCHEMA, 1, levels={"quality": [0, 4], "length": []})
+    assert [request.level for request in plan] == [0, 4, 0, 1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="at least 1 prompt"):
+        plan_requests(SCHEMA, 0)
+    with pytest.raises(ConfigError, match="did you mean 'humor'"):
+        plan_requests(SCHEMA, 1, levels={"humour": [1]})
+    with pytest.raises(DataError, match="'length' is 4"):
+        plan_requests(SCHEMA, 1, levels={"length": [4]})
+    with pytest.raises(DataError, match="defaults of the sweep"):
+        plan_requests(SCHEMA, 1, defaults={"humor": 9})
+
+
+def test_an_obedient_policy() -> None:
+    plan = plan_requests(SCHEMA, 10)
+    result = steerability(plan, answer(plan), SCHEMA, seed=0, resamples=50)
+    for name, levels in {"quality": range(5), "length": range(1, 4), "humor": range(5)}.items():
+        figures = result["steerability"][name]
+        assert figures["spearman"] == pytest.approx(1) and figures["monotone"] is True
+        assert figures["interval"] == pytest.approx([1, 1]) and figures["n"] == 10 * len(levels)
+        assert [point["level"] for point in figures["curve"]] == list(levels)
+        assert [point["mean"] for point in figures["curve"]] == pytest.approx(list(levels))
+        assert all(point["n"] == 10 for point in figures["curve"])
+    cross_talk = result["cross_talk"]
+    for i in SCHEMA.names:
+        for j in SCHEMA.names:
+            wanted = 1 if i == j else 0.5 if (i, j) == ("humor", "length") else 0
+            assert cross_talk[i][j] == pytest.approx(wanted, abs=1e-12), (i, j)
+
+
+def test_figures_of_a_noisy_policy_against_scipy() -> None:
+    plan = plan_requests(SCHEMA, 30)
+    measured = answer(plan, noise=1.0)
+    measured[np.random.default_rng(1).random(measured.shape) < 0.1] = math.nan
+    order = list(range(len(plan)))
+    random.Random(0).shuffle(order)
+    result = steerability([plan[i] for i in order], measured[order], SCHEMA, seed=0, resamples=300)
+    rows = [i for i, request in enumerate(plan) if request.attribute == "humor"]
+    asked = np.array([plan[i].level for i in rows])
+    there = ~np.isnan(measured[rows, 2])
+    humor = result["steerability"]["humor"]
+    assert humor["n"] == there.sum() < 150
+    assert humor["spearman"] == pytest.approx(stats.spearmanr(asked[there], measured[rows, 2][there])[0])
+    assert humor["interval"][0] < humor["spearman"] < humor["interval"][1]
+    for point in humor["curve"]:
+        chosen = measured[rows, 2][there & (asked == point["level"])]
+        assert point["mean"] == pytest.approx(chosen.mean()) and point["n"] == len(chosen)
+        half = 1.96 * chosen.std() / math.sqrt(len(chosen))
+        assert point["interval"] == pytest.approx([point["mean"] - half, point["mean"] + half], abs=0.15)
+    there = ~np.isnan(measured[rows, 1])
+    slope = np.polyfit(asked[there], measured[rows, 1][there], 1)[0]
+    assert result["cross_talk"]["humor"]["length"] == pytest.approx(slope)
+
+
+def test_the_interval_resamples_prompts_not_answers() -> None:
+    """Answers of one prompt that err together carry less information than as many independent ones."""
+    plan = plan_requests(SCHEMA, 20, levels={"quality": [], "length": []})
+    shift = np.random.default_rng(0).normal(0, 2, 20)
+    together = np.array([[0, 0, request.level + shift[request.prompt]] for request in plan])
+    apart = together.copy()
+    apart[:, 2] = [request.level + shift[(request.prompt + 4 * request.level) % 20] for request in plan]
+    widths = []
+    for measured in (together, apart):
+        curve = steerability(plan, measured, SCHEMA, seed=0, resamples=400)["steerability"]["humor"]
+        widths.append(curve["interval"][1] - curve["interval"][0])
+    assert widths[0] != pytest.approx(widths[1], rel=0.05)
+
+
+def test_an_indifferent_policy_and_one_that_says_nothing() -> None:
+    plan = plan_requests(SCHEMA, 4)
+    result = steerability(plan, np.ones((len(plan), 3)), SCHEMA, seed=0, resamples=20)["steerability"]["quality"]
+    assert math.isnan(result["spearman"]) and result["monotone"] is False
+    assert [point["mean"] for point in result["curve"]] == [1] * 5
+    result = steerability(plan, np.full((len(plan), 3), math.nan), SCHEMA, seed=0, resamples=20)
+    humor = result["steerability"]["humor"]
+    assert humor["n"] == 0 and humor["monotone"] is False and math.isnan(humor["curve"][0]["mean"])
+    assert math.isnan(result["cross_talk"]["humor"]["quality"])
+
+
+def test_a_tie_or_a_step_back_is_not_monotone() -> None:
+    plan = plan_requests(SCHEMA, 1, levels={"quality": [], "length": []})
+    for values, wanted in (([0, 1, 2, 2, 3], False), ([0, 1, 3, 2, 4], False), ([0, 0.1, 0.2, 3, 4], True)):
+        measured = np.array([[0, 0, value] for value in values])
+        result = steerability(plan, measured, SCHEMA, seed=0, resamples=5)
+        assert list(result["steerability"]) == ["humor"]
+        assert result["steerability"]["humor"]["monotone"] is wanted
+
+
+def test_a_full_sweep_takes_seconds() -> None:
+    schema = AttributeSchema.load("synthetic")
+    plan = plan_requests(schema, 60)
+    measured = np.array([list(request.values.values()) for request in plan])
+    measured += np.random.default_rng(0).normal(0, 1, measured.shape)
+    assert len(steerability(plan, measured, schema, seed=0)["steerability"]) == 5
