@@ -147,11 +147,16 @@ def _label_text(label: Mapping[str, float] | None) -> str | None:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where} is {value!r:.60}, expected a string")
+    return encodable(value)
+
+
+def encodable(text: str) -> str:
+    """Return ``text`` with lone surrogates (a JSON escape can make them) as U+FFFD; no tokenizer takes them."""
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:  # a lone surrogate written as a JSON escape: no tokenizer takes it
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _read_label(row: Mapping[str, Any], key: str, where: str) -> dict[str, float] | None:
@@ -231,14 +236,15 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.isspace():
                     continue
                 found = True
-                yield number, _parse_line(line, path, number)
+                yield number, parse_line(line, path, number)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}:{number + 1}: the gzip file is damaged or cut off ({error})") from None
     if not found:
         raise DataError(f"{path}: the file holds no row")
 
 
-def _parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """Return the JSON object of one line; errors (DataError) name ``path`` and ``number``."""
     where = f"{path}:{number}"
     try:
         row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
@@ -284,6 +290,11 @@ def check_labels(conversation: Conversation, schema: AttributeSchema, where: str
             schema.clamp(turn.label_predicted, here)
 
 
+def open_text(path: str | Path | int) -> IO[str]:
+    """Open a UTF-8 text file for writing; a lone surrogate becomes its JSON escape."""
+    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
 @contextlib.contextmanager
 def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     """Open a UTF-8 text file that appears under ``path`` only once it is complete and on disk.
@@ -294,8 +305,7 @@ def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        # backslashreplace turns a lone surrogate into its JSON escape instead of failing on it
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        with open_text(descriptor) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -45,12 +45,15 @@ def write_run_json(
     config: Any,
     inputs: Iterable[str | Path] = (),
     schema: AttributeSchema | None = None,
+    *,
+    name: str = "run.json",
     **extra: Any,
 ) -> Path:
     """Write ``run.json`` into a folder, atomically, and return its path.
 
     Args:
         folder: Where the outputs are.
+        name: ``STEM.run.json`` where the output is one file, ``STEM.jsonl``, among others.
         verb: The step, as on the command line.
         config: The resolved config: a mapping, an OmegaConf node or a dataclass.
         inputs: Files that were read; files inside folders are listed too. Each is stored with size and sha256.
@@ -65,7 +68,7 @@ def write_run_json(
         "attributes": None if schema is None else schema.to_dict(),
         **extra,
     }
-    path = Path(folder) / "run.json"
+    path = Path(folder) / name
     with atomic_writer(path) as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
@@ -81,6 +84,29 @@ def read_run_json(folder: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: no such file; the folder was not written by a step, or not completely") from None
     except ValueError as error:
         raise DataError(f"{path}: malformed ({error})") from None
+
+
+def check_attributes(data: str | Path, schema: AttributeSchema) -> None:
+    """Refuse data whose ``run.json`` says that a name of the schema was used with another range.
+
+    Data without a ``run.json`` beside it passes: its labels are checked one by one as they are read.
+
+    Raises:
+        DataError: The ranges differ.
+    """
+    data = Path(data)
+    stem = data.name.split(".")[0]
+    for path in (data.with_name(f"{stem}.run.json"), data.with_name("run.json")):
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8")).get("attributes") or {}
+            for attribute in schema:
+                other = stored.get(attribute.name)
+                if other is not None and (other["low"], other["high"]) != (attribute.low, attribute.high):
+                    raise DataError(
+                        f"{data}: made with {attribute.name} from {other['low']} to {other['high']} ({path}), but the "
+                        f"attributes asked for say {attribute.low} to {attribute.high}; use the same attributes"
+                    )
+            return
 
 
 def plain(config: Any) -> Any:

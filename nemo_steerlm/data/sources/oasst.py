@@ -6,13 +6,12 @@ Crowd labels are means in [0, 1]; they are scaled to the schema's range and roun
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import Conversation, Turn, read_jsonl
+from nemo_steerlm.conversation import Conversation, Turn, encodable, read_jsonl
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
 
@@ -41,14 +40,17 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
         where = f"{file}:{number}"
         root = check_tree(row, where)
         tally.read["trees"] += 1
+        check_message(root, where)
+        if not root.get("replies"):
+            tally.read["messages"] += 1
+            tally.dropped["lone_prompt"] += 1
+            continue
         try:
             tally.read["messages"] += _count(root)
-            paths = _labelled_paths(root, schema, languages, tally.dropped, where)
+            paths = _labelled_paths(root, schema, languages, tally, where)
         except RecursionError:
             raise DataError(f"{where}: the tree is nested too deeply") from None
-        if not root.get("replies"):
-            tally.dropped["lone_prompt"] += 1
-        elif not paths:
+        if not paths:
             tally.dropped["tree_without_labelled_response"] += 1
         tree_id = row.get("message_tree_id") or root.get("message_id")
         for path in paths:
@@ -99,7 +101,7 @@ def _label(message: Message, schema: AttributeSchema, where: str) -> dict[str, f
 
 def _turn(message: Message, schema: AttributeSchema, where: str) -> Turn:
     label = _label(message, schema, where)
-    return Turn(SPEAKERS[message["role"]], message["text"], label=label, label_human=label)
+    return Turn(SPEAKERS[message["role"]], encodable(message["text"]), label=label, label_human=label)
 
 
 def _count(message: Message) -> int:
@@ -107,7 +109,7 @@ def _count(message: Message) -> int:
 
 
 def _labelled_paths(
-    message: Message, schema: AttributeSchema, languages: Sequence[str] | None, dropped: Counter[str], where: str
+    message: Message, schema: AttributeSchema, languages: Sequence[str] | None, tally: Tally, where: str
 ) -> list[list[Message]]:
     check_message(message, where)
     reason = None
@@ -118,15 +120,17 @@ def _labelled_paths(
     elif languages and message.get("lang") not in languages:
         reason = "other_language"
     if reason:
-        dropped[reason] += 1
-        dropped[f"below_{reason}"] += _count(message) - 1
+        tally.dropped[reason] += 1
+        tally.dropped[f"below_{reason}"] += _count(message) - 1
         return []
     replies = message.get("replies") or ()
-    below = [path for reply in replies for path in _labelled_paths(reply, schema, languages, dropped, where)]
+    below = [path for reply in replies for path in _labelled_paths(reply, schema, languages, tally, where)]
     labelled = _label(message, schema, where)
     if below:
+        if message["role"] == "assistant" and not labelled:
+            tally.read["unlabelled_responses_kept_as_context"] += 1
         return [[message, *path] for path in below]
     if labelled:
         return [[message]]
-    dropped["unlabelled_response" if message["role"] == "assistant" else "unanswered_prompt"] += 1
+    tally.dropped["unlabelled_response" if message["role"] == "assistant" else "unanswered_prompt"] += 1
     return []

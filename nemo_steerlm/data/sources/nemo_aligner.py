@@ -1,0 +1,124 @@
+"""OASST as NeMo-Aligner prepares it, byte for byte (its OASST and regression-format scripts, commit af2b3bd9).
+
+Kept as it is, on purpose: all threads of all languages, deleted messages and unlabelled ones included, a response
+repeated once for each leaf below it, four attributes on 0 to 4. The only filter drops threads of one message. For
+training, ``recipe=default`` does better; this one is for comparisons. Trees are shuffled by their place in the file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation, open_text, parse_line
+from nemo_steerlm.data.sources import oasst
+from nemo_steerlm.data.sources.steerlm import regression_row
+from nemo_steerlm.errors import DataError
+
+ATTRIBUTES = ("quality", "toxicity", "humor", "creativity")
+_HIGH = 4
+
+
+def write(
+    files: Sequence[Path], folder: Path, schema: AttributeSchema, val_fraction: float, seed: int
+) -> dict[str, Any]:
+    """Write ``train.jsonl val.jsonl train_reg.jsonl val_reg.jsonl`` into ``folder`` and return their counts.
+
+    Raises:
+        DataError: With file and line: malformed JSON, not a tree.
+    """
+    dropped: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
+    with ExitStack() as stack:
+        sources = [stack.enter_context(_seekable(file, folder, index)) for index, file in enumerate(files)]
+        places = [(index, *place) for index, source in enumerate(sources) for place in _lines(source)]
+        random.Random(seed).shuffle(places)
+        border = int(len(places) * (1 - val_fraction))
+        for side, chosen in (("train", places[:border]), ("val", places[border:])):
+            rows = stack.enter_context(open_text(folder / f"{side}.jsonl"))
+            regression = stack.enter_context(open_text(folder / f"{side}_reg.jsonl"))
+            for index, offset, number in chosen:
+                sources[index].seek(offset)
+                tree = parse_line(sources[index].readline(), files[index], number)
+                for row in _rows(tree, f"{files[index]}:{number}", dropped):
+                    counts[side]["conversations"] += 1
+                    rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    conversation = Conversation.from_record(row)
+                    for turn in conversation.response_indices:
+                        if conversation.turns[turn].label:
+                            counts[side]["labelled_responses"] += 1
+                            record = regression_row(conversation, turn, schema)
+                            regression.write(json.dumps(record, ensure_ascii=False) + "\n")
+    for file in folder.glob("*.spool"):
+        file.unlink()
+    if not sum(side["conversations"] for side in counts.values()):
+        raise DataError(f"{files[0]}: no tree with a reply")
+    return {
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "read": {"trees": len(places)},
+        "dropped": dict(dropped),
+        **{side: dict(count) for side, count in counts.items()},
+    }
+
+
+def _seekable(file: Path, folder: Path, index: int) -> IO[bytes]:
+    if file.suffix != ".gz":
+        return open(file, "rb")
+    spool = folder / f"{index}.spool"
+    with gzip.open(file, "rb") as source, open(spool, "wb") as target:
+        try:
+            shutil.copyfileobj(source, target, 1 << 20)
+        except (EOFError, OSError) as error:
+            raise DataError(f"{file}: the gzip file is damaged or cut off ({error})") from None
+    return open(spool, "rb")
+
+
+def _lines(source: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Offset and 1-based number of each line that is not blank."""
+    offset = 0
+    for number, line in enumerate(source, start=1):
+        if not line.isspace():
+            yield offset, number
+        offset += len(line)
+
+
+def _rows(tree: dict[str, Any], where: str, dropped: Counter[str]) -> Iterator[dict[str, Any]]:
+    try:
+        paths = list(_paths(oasst.check_tree(tree, where), where))
+    except RecursionError:
+        raise DataError(f"{where}: the tree is nested too deeply") from None
+    for path in paths:
+        if len(path) < 2:
+            dropped["thread_of_one_message"] += 1
+            continue
+        turns = [_turn(message, where) for message in path]
+        yield {"conversations": turns, "system": DEFAULT_SYSTEM, "mask": "User", "type": VALUE_TO_TEXT}
+
+
+def _paths(message: oasst.Message, where: str) -> Iterator[list[oasst.Message]]:
+    oasst.check_message(message, where)
+    replies = message.get("replies") or ()
+    if not replies:
+        yield [message]
+    for reply in replies:
+        for path in _paths(reply, where):
+            yield [message, *path]
+
+
+def _turn(message: oasst.Message, where: str) -> dict[str, Any]:
+    turn = {"value": message["text"], "from": oasst.SPEAKERS[message["role"]]}
+    if message["role"] == "prompter":
+        return {**turn, "label": None}
+    if not message.get("labels"):
+        return turn  # no key at all
+    scores = oasst.scores(message, where)
+    return {**turn, "label": ",".join(f"{n}:{round(scores[n] * _HIGH)}" for n in ATTRIBUTES if n in scores)}
