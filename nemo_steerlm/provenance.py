@@ -28,6 +28,14 @@ def sha256_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_folder(folder: str | Path) -> str:
+    """Return one sha256 over the names and bytes of all files in a folder."""
+    digest = hashlib.sha256()
+    for file in _files(Path(folder)):
+        digest.update(f"{file.relative_to(folder)}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package, and of the installed ones that decide results."""
     found = {"python": platform.python_version(), "nemo_steerlm": __version__}

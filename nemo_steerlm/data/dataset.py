@@ -91,17 +91,58 @@ def _require_items(count: int, report: Mapping[str, int]) -> None:
     )
 
 
+def fit_history(
+    places: Sequence[tuple[Conversation, int]],
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    max_length: int,
+    overlong: str,
+) -> list[list[int]]:
+    """Tokenise what a regressor reads for each (conversation, turn), shortened to `max_length` where needed.
+
+    Returns:
+        Token ids of each place, empty where the text is too long and `overlong` does not help.
+
+    Raises:
+        DataError: A text is too long under "error".
+    """
+    _check_settings(max_length, overlong)
+    rows = tokenizer.encode_batch([template.render_regression(row, turn) for row, turn in places])
+    for number, ((conversation, turn), ids) in enumerate(zip(places, rows, strict=True)):
+        if len(ids) > max_length:
+            if overlong == "error":
+                raise _too_long(conversation, turn, len(ids), max_length)
+            rows[number] = _shorten_regression(conversation, turn, template, tokenizer, max_length, overlong)
+    return rows
+
+
+def _shorten_regression(
+    conversation: Conversation, index: int, template: PromptTemplate, tokenizer: Tokenizer, limit: int, overlong: str
+) -> list[int]:
+    shorter: Conversation | None = conversation
+    while shorter is not None and overlong == "truncate_history":
+        turns = len(shorter.turns)
+        shorter = _without_oldest(shorter, index)
+        if shorter is not None:
+            index -= turns - len(shorter.turns)
+            ids = template.encode_regression(shorter, index, tokenizer)
+            if len(ids) <= limit:
+                return ids
+    return []
+
+
 class RegressionDataset:
     """One item for each labelled response: the history without labels, and the response's label vector.
 
     Attributes:
+        labels: Label vectors, float32 [items, attributes], NaN where missing.
         lengths: Tokens of each item, int64 [items].
         report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (responses), tokens.
     """
 
     def __init__(self, tokens: _Ragged, labels: np.ndarray, report: dict[str, int]) -> None:
         self._tokens = tokens
-        self._labels = labels
+        self.labels = labels
         self.lengths: np.ndarray = tokens.lengths
         self.report = report
 
@@ -159,29 +200,12 @@ class RegressionDataset:
         report["tokens"] = int(tokens.lengths.sum())
         return cls(tokens, np.asarray(labels, np.float32), dict(report))
 
-    @staticmethod
-    def _shorten(
-        conversation: Conversation,
-        index: int,
-        template: PromptTemplate,
-        tokenizer: Tokenizer,
-        limit: int,
-        overlong: str,
-    ) -> list[int]:
-        while overlong == "truncate_history" and (shorter := _without_oldest(conversation, index)):
-            index -= len(conversation.turns) - len(shorter.turns)
-            conversation = shorter
-            ids = template.encode_regression(conversation, index, tokenizer)
-            if len(ids) <= limit:
-                return ids
-        return []
-
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
-    def item(self, index: int) -> dict[str, np.ndarray]:
-        """Return ``tokens`` int32 [sequence] and ``labels`` float32 [attributes], NaN where missing."""
-        return {"tokens": self._tokens[index], "labels": self._labels[index]}
+    def item(self, index: int, epoch: int = 0) -> dict[str, np.ndarray]:
+        """Return ``tokens`` int32 [sequence] and ``labels`` float32 [attributes], NaN where missing; in every epoch."""
+        return {"tokens": self._tokens[index], "labels": self.labels[index]}
 
 
 class PolicyDataset:

@@ -1,4 +1,4 @@
-"""Run a training: Lightning's loop, NeMo's loggers, atomic checkpoints, resume."""
+"""Run a training: the run folder, Lightning's loop, NeMo's loggers, atomic checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,19 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from nemo.utils.exp_manager import exp_manager
+from omegaconf import OmegaConf
 
-from nemo_steerlm.config import LoggingConfig, TrainerConfig
+from nemo_steerlm.config import LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.data.dataset import GlobalBatches, PolicyDataset, RegressionDataset
+from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 from nemo_steerlm.megatron.strategy import MegatronStrategy
 from nemo_steerlm.models.base import MegatronModel
+from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
+from nemo_steerlm.provenance import plain
+
+from megatron.core import parallel_state  # isort: skip
 
 for _chatty in ("lightning.pytorch", "nemo_logger", "megatron.core"):  # dozens of lines about their own set-up
     logging.getLogger(_chatty).setLevel(logging.ERROR)
@@ -118,6 +127,85 @@ def _loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
     )  # fmt: skip
 
 
+def train(
+    model: MegatronModel,
+    config: TrainRegressorConfig | TrainSftConfig,
+    training: RegressionDataset | PolicyDataset,
+    validation: RegressionDataset | PolicyDataset | None,
+    collate: Callable[..., Any],
+) -> None:
+    """Fill the run folder `config.output`: train, then write `model/`.
+
+    Raises:
+        ConfigError: the folder holds the run of another configuration, or the batch sizes do not divide.
+    """
+    output, trainer = Path(config.output), config.trainer
+    steps = trainer.max_steps or _steps_of(trainer, len(training))
+    model.cfg.max_steps = steps
+    _enter_run_folder(output, config)
+    layout = Layout(
+        micro_batch_size=trainer.micro_batch_size,
+        rank=parallel_state.get_data_parallel_rank(),
+        ranks=parallel_state.get_data_parallel_world_size(),
+        multiple=math.lcm(8, config.parallel.tensor),
+        equal_lengths=config.parallel.pipeline > 1,
+    )
+    check_batch_sizes(trainer, layout.ranks)
+    size = trainer.global_batch_size
+    plan = shuffled(GlobalBatches(training.lengths, size, config.seed))
+    model.training_batches = StepBatches(plan, training.item, training.lengths, collate, layout, steps)
+    if validation is not None:
+        plan = once_through(validation.lengths, size)
+        batches = -(-len(validation) // size)
+        model.validation_batches = StepBatches(plan, validation.item, validation.lengths, collate, layout, batches)
+    fit(model, trainer, config.logging, output, config.resume)
+    model.save_pretrained(output / "model")
+
+
+def _steps_of(trainer: TrainerConfig, items: int) -> int:
+    if trainer.max_epochs is None:
+        raise ConfigError("trainer.max_steps is missing; give it, or trainer.max_epochs=2")
+    return max(1, math.ceil(trainer.max_epochs * items / trainer.global_batch_size))
+
+
+def check_batch_sizes(trainer: TrainerConfig, ranks: int) -> None:
+    """Refuse a global batch that cannot be cut into equal micro-batches on every rank (ConfigError)."""
+    unit = trainer.micro_batch_size * ranks
+    if trainer.global_batch_size % unit:
+        raise ConfigError(
+            f"trainer.global_batch_size={trainer.global_batch_size} is not a multiple of trainer.micro_batch_size="
+            f"{trainer.micro_batch_size} x {ranks} data-parallel processes; use a multiple of {unit}"
+        )
+
+
+# What a resumed run must share with the run it goes on from; layout, steps and logging may change.
+_IDENTITY = ("data", "attributes", "model", "template", "optimizer", "seed", "trainer.global_batch_size")
+
+
+def _enter_run_folder(output: Path, config: Any) -> None:
+    """Write config.yaml, or check that the folder's own says the same run."""
+    mine = OmegaConf.create(plain(config))
+    path = output / "config.yaml"
+    if config.resume and path.is_file():
+        theirs = OmegaConf.load(path)
+        for key in _IDENTITY:
+            one, two = OmegaConf.select(theirs, key), OmegaConf.select(mine, key)
+            if one != two:
+                raise ConfigError(
+                    f"{output} holds a run with another {key} ({str(one)[:200]}, now {str(two)[:200]}); choose another "
+                    "output, or resume=false to start over"
+                )
+    parallel.barrier()
+    if parallel.is_rank_zero():
+        if not config.resume:
+            for name in ("checkpoints", "model", "logs"):
+                shutil.rmtree(output / name, ignore_errors=True)
+            (output / "metrics.jsonl").unlink(missing_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(mine, path)
+    parallel.barrier()
+
+
 def fit(model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool) -> None:
     """Train `model` on its `training_batches` up to `model.cfg.max_steps`; checkpoints go to `output/checkpoints`.
 
@@ -129,6 +217,8 @@ def fit(model: MegatronModel, trainer_config: TrainerConfig, logging_config: Log
     step = int(start.name.removeprefix("step-")) if start is not None else 0
     metrics = JSONLLogger(output / "metrics.jsonl")
     metrics.rewind(step)
+    if step >= last:
+        return
     validates = model.validation_batches is not None
     trainer = lightning.Trainer(
         accelerator="gpu" if parallel.device().type == "cuda" else "cpu",

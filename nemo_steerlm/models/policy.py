@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn
+from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron.generation import Generation, SamplingSettings, generate
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
@@ -40,7 +42,12 @@ class AttributeConditionedGPT(MegatronModel):
         Raises:
             ConfigError: an unknown attribute or a value out of range.
         """
-        return self.card.template.encode_prompt(conversation, self.card.schema, attributes, self.tokenizer)
+        schema = self.card.schema
+        if schema is None:
+            if attributes:
+                raise ConfigError(f"attributes.{next(iter(attributes))}: this is a plain language model; run train-sft first")
+            schema = AttributeSchema.load("helpsteer")  # writes no label line: nothing is asked for
+        return self.card.template.encode_prompt(conversation, schema, attributes, self.tokenizer)
 
     def sample(
         self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, **kwargs: Any

@@ -32,11 +32,12 @@ class AttributeRegressor(MegatronModel):
         """One output for each attribute of the schema."""
         return len(self.schema)
 
+    fresh_head = True  # whether the head's weights are the initial ones
+
     def fresh_parameters(self, source: ModelCard) -> tuple[str, ...]:
         """The head is new unless the source is a regressor of the same attributes."""
-        if source.kind == "regressor" and source.schema is not None and source.schema.names == self.schema.names:
-            return ()
-        return ("score.",)
+        self.fresh_head = not (source.kind == "regressor" and source.schema == self.schema)
+        return ("score.",) if self.fresh_head else ()
 
     @torch.no_grad()
     def set_head_bias(self, values: Sequence[float]) -> None:

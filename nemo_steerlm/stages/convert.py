@@ -15,6 +15,7 @@ from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.megatron import checkpoint, gpt, hf, hf_config, llama2c, model_folder, parallel
 from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
 
@@ -47,6 +48,11 @@ def import_main(config: Any) -> str:
     chunks = gpt.build(card.architecture, layout, dtype)
     hf.load(source, chunks, card.architecture)
     model_folder.write(output, card, tokenizer, chunks)
+    if parallel.is_rank_zero():
+        inputs = [source.where]
+        if source.where.is_dir():
+            inputs = [source.where / "config.json", *sorted(source.where.glob("*.safetensors"))]
+        write_run_json(output, "import", config, inputs=inputs, schema=card.schema)
     return f"{output}: {card.kind} with {_count(card.architecture):,} parameters in {_name(dtype)}"
 
 
@@ -117,6 +123,7 @@ def export_main(config: Any) -> str:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_config(partial, card, tokenizer, _name(dtype))
+        write_run_json(partial, "export", config, inputs=[folder], schema=card.schema)
     hf.save(partial, chunks, card.architecture, dtype)
     checkpoint.replace_folder(partial, output)
     return f"{output}: Hugging Face {card.kind} with {_count(card.architecture):,} parameters in {_name(dtype)}"

@@ -1,0 +1,94 @@
+"""Make the model a training begins with: from a model folder, a Hugging Face folder, or random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.errors import CheckpointError, ConfigError
+from nemo_steerlm.megatron import gpt, hf, hf_config, model_folder
+from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.models.base import MegatronModel, model_config
+from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
+
+Model = TypeVar("Model", bound=MegatronModel)
+
+
+def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig, schema: AttributeSchema) -> Model:
+    """Build a model of class `cls` with the weights `config.model` names; the processes have met already.
+
+    The prompt template of a trained policy or regressor travels with it; otherwise `config.template` is used.
+
+    Raises:
+        ConfigError: neither weights nor a shape and a tokenizer are given, or the layout does not divide the model.
+        CheckpointError: the folder is missing, damaged, or was trained on other attributes.
+    """
+    source = config.model.init
+    if source is None:
+        architecture, tokenizer = _random(config.model)
+        card = ModelCard(kind=cls.kind, architecture=architecture, template=config.template.build(), schema=schema)
+        model = _make(cls, config, card, tokenizer)
+        model.build()
+    elif (Path(source) / "config.json").is_file():
+        architecture = hf_config.architecture_from_config(hf_config.read_config(Path(source) / "config.json"), source)
+        card = ModelCard(kind=cls.kind, architecture=architecture, template=config.template.build(), schema=schema)
+        model = _make(cls, config, card, load_tokenizer(source))
+        model.build()
+        hf.load(hf.SafetensorsFolder(Path(source)), model.chunks, architecture)
+    else:
+        origin = model_folder.read(source)
+        if origin.kind == "policy" and cls.kind == "policy" and origin.schema != schema:
+            raise CheckpointError(
+                f"{source} was trained on the attributes {_describe(origin.schema)}, but attributes asks for "
+                f"{_describe(schema)}; give the same attributes, or start from a language model"
+            )
+        template = config.template.build() if origin.kind == "language_model" else origin.template
+        card = dataclasses.replace(origin, kind=cls.kind, schema=schema, template=template)
+        model = _make(cls, config, card, model_folder.read_tokenizer(source))
+        model.load_weights(source)
+    return model
+
+
+def _random(model: ModelConfig) -> tuple[Architecture, Tokenizer]:
+    if model.architecture is None:
+        raise ConfigError(
+            "the model has neither weights nor a shape: give model.init=FOLDER, or model=llama_tiny (any file of "
+            "conf/model) with model.tokenizer=FOLDER"
+        )
+    if model.tokenizer is None:
+        raise ConfigError("model.tokenizer is missing; random weights need a tokenizer (a Hugging Face folder or .model)")
+    tokenizer = load_tokenizer(model.tokenizer)
+    size = model.architecture.vocab_size or tokenizer.vocab_size
+    if tokenizer.vocab_size > size:
+        raise ConfigError(
+            f"model.architecture.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size} "
+            f"({model.tokenizer}); use the model's own tokenizer, or vocab_size=0 for the tokenizer's size"
+        )
+    return dataclasses.replace(model.architecture, vocab_size=size), tokenizer
+
+
+def _make(cls: type[Model], config: Any, card: ModelCard, tokenizer: Tokenizer) -> Model:
+    if tokenizer.vocab_size > gpt.padded_vocabulary(card.architecture):
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {card.architecture.vocab_size}: "
+            "this is not the tokenizer the model was made with"
+        )
+    cfg = model_config(
+        card,
+        parallel=config.parallel,
+        precision=config.trainer.precision,
+        optimizer=OmegaConf.to_container(OmegaConf.structured(config.optimizer)),
+        max_steps=config.trainer.max_steps,
+        seed=config.seed,
+    )
+    return cls(cfg, tokenizer)
+
+
+def _describe(schema: AttributeSchema | None) -> str:
+    return "none" if schema is None else ", ".join(f"{a.name} {a.low}-{a.high}" for a in schema)
+

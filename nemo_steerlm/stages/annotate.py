@@ -1,0 +1,131 @@
+"""Step 2: let the regressor label conversations."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nemo_steerlm.config import AnnotateConfig
+from nemo_steerlm.conversation import Conversation, Turn, atomic_writer, read_conversations
+from nemo_steerlm.data.dataset import fit_history
+from nemo_steerlm.megatron import parallel
+from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
+from nemo_steerlm.models.regressor import AttributeRegressor
+from nemo_steerlm.provenance import fingerprint_folder, sha256_file, write_run_json
+
+
+def main(config: AnnotateConfig) -> None:
+    """`steerlm annotate`: write `config.output` with a label on every response, and a report beside it."""
+    parallel.initialize(config.parallel)
+    model = AttributeRegressor.from_pretrained(
+        config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
+    )
+    annotate(model, config)
+
+
+def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any]:
+    """Label `config.input` with a loaded model; returns the report.
+
+    The prediction (float) goes to `label_predicted`, what a person gave to `label_human` for good, and `label`, what
+    training uses, becomes the prediction rounded to the attribute's scale. A response that cannot be read within
+    `max_length` keeps no label and is counted.
+    """
+    source, output = Path(config.input), Path(config.output)
+    digest = fingerprint_folder(config.checkpoint)
+    rows = read_conversations(source)
+    first = next(rows)  # an empty or malformed file fails before anything is written
+    job = {
+        "verb": "annotate", "input": sha256_file(source), "checkpoint": digest, "turns": config.turns,
+        "overlong": config.overlong, "max_length": config.max_length, "part_size": config.part_size,
+    }  # fmt: skip
+    annotator = _Annotator(model, config, label_model=digest[:16])
+    started = time.perf_counter()
+    run_in_parts(
+        (row for group in ([first], rows) for row in group), annotator.part, output=output, job=job,
+        part_size=config.part_size, total=count_rows(source), unit="conversations",
+    )  # fmt: skip
+    report: dict[str, Any] = {}
+    if parallel.is_rank_zero():
+        report = _report(output, model) | {"seconds": round(time.perf_counter() - started, 2)}
+        stem = output.name.split(".")[0]
+        with atomic_writer(output.with_name(f"{stem}.report.json")) as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+        name = f"{stem}.run.json"
+        write_run_json(output.parent, "annotate", config, [source], model.schema, name=name, label_model=digest)
+    return report
+
+
+class _Annotator:
+    """Labels one part after another."""
+
+    def __init__(self, model: AttributeRegressor, config: AnnotateConfig, label_model: str) -> None:
+        self.model, self.config, self.label_model = model, config, label_model
+        self.max_length = config.max_length or model.card.architecture.max_position_embeddings
+        self.tokens, self.started = 0, time.perf_counter()
+
+    def part(self, index: int, rows: list[Conversation], bar: tqdm) -> list[Record]:
+        """Label the rows of one part: all their responses in batches of like length."""
+        places = [(row, turn) for row in rows for turn in row.response_indices if self._wanted(row.turns[turn])]
+        card, config = self.model.card, self.config
+        texts = fit_history(places, card.template, self.model.tokenizer, self.max_length, config.overlong)
+        readable = [i for i, ids in enumerate(texts) if ids]
+        values = self.model.predict([texts[i] for i in readable], config.batch_tokens)
+        predictions: dict[int, np.ndarray] = dict(zip(readable, values, strict=True))
+        for i, (row, turn) in enumerate(places):
+            self._label(row.turns[turn], predictions.get(i))
+        self.tokens += sum(len(texts[i]) for i in readable)
+        bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.started):,.0f} tokens/s", refresh=False)
+        return [row.to_record() for row in rows]
+
+    def _wanted(self, turn: Turn) -> bool:
+        return {"all": True, "labelled": bool(turn.label), "missing": not turn.label}[self.config.turns]
+
+    def _label(self, turn: Turn, prediction: np.ndarray | None) -> None:
+        """Put one prediction beside the human label, if there is one."""
+        if turn.label and turn.label_human is None and turn.label_model is None:
+            turn.label_human = dict(turn.label)
+        if prediction is None:
+            turn.label = turn.label_predicted = turn.label_model = None
+            return
+        schema = self.model.schema
+        turn.label_predicted = dict(zip(schema.names, map(float, prediction), strict=True))
+        turn.label_model = self.label_model
+        rounded = {name: float(round(value)) for name, value in schema.clamp(turn.label_predicted).items()}
+        turn.label = None if turn.shared else rounded
+
+
+def _report(output: Path, model: AttributeRegressor) -> dict[str, Any]:
+    """Counts, the predictions' mean and spread, and how they agree with human labels where there are any."""
+    counts: Counter[str] = Counter()
+    sums = {name: np.zeros(3) for name in model.schema.names}
+    pairs: dict[str, np.ndarray] = {name: np.zeros(6) for name in model.schema.names}
+    for row in read_conversations(output):
+        counts["conversations"] += 1
+        for index in row.response_indices:
+            turn = row.turns[index]
+            counts["responses"] += 1
+            counts["unlabelled" if turn.label_predicted is None else "labelled"] += 1
+            for name, value in (turn.label_predicted or {}).items():
+                sums[name] += (1, value, value * value)
+                human = (turn.label_human or {}).get(name)
+                if human is not None:
+                    pairs[name] += (1, value, human, value * value, human * human, value * human)
+    attributes = {}
+    for name, (n, total, square) in sums.items():
+        mean = total / n if n else None
+        spread = math.sqrt(max(0.0, square / n - mean * mean)) if n else None
+        attributes[name] = {"mean": mean, "std": spread, "pearson_with_human": _pearson(*pairs[name])}
+    return {**counts, "attributes": attributes}
+
+
+def _pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float | None:
+    spread = (n * xx - x * x) * (n * yy - y * y)
+    return float((n * xy - x * y) / math.sqrt(spread)) if n > 1 and spread > 1e-12 else None

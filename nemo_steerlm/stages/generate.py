@@ -1,0 +1,25 @@
+"""Answer one prompt with the attributes the user asks for."""
+
+from __future__ import annotations
+
+import sys
+
+from nemo_steerlm.config import GenerateConfig
+from nemo_steerlm.conversation import DEFAULT_SYSTEM
+from nemo_steerlm.megatron import parallel
+from nemo_steerlm.models.policy import AttributeConditionedGPT
+
+
+def main(config: GenerateConfig) -> None:
+    """`steerlm generate`: write the answer to standard output."""
+    parallel.initialize(config.parallel)
+    model = AttributeConditionedGPT.from_pretrained(
+        config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
+    )
+    answer = model.generate(
+        config.prompt, dict(config.attributes) or None, system=config.system or DEFAULT_SYSTEM,
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+        seed=config.seed,
+    )  # fmt: skip
+    if parallel.is_rank_zero():
+        sys.stdout.write(answer + "\n")
