@@ -1,39 +1,25 @@
-"""From a command line to a checked, typed config: Hydra composes conf/, every mistake becomes one clear `ConfigError`."""
+"""From a command line to a checked, typed config: every mistake becomes one clear `ConfigError`.
+
+Hydra composes the groups of conf/ (`model=llama_tiny`); what they and the command line set is merged into the verb's
+dataclass, which decides what keys exist and what types they have.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from nemo_steerlm import config as configs
 from nemo_steerlm.errors import ConfigError, suggest
-
-T = TypeVar("T")
-
-VERBS: dict[str, type] = {
-    "prepare": configs.PrepareConfig,
-    "import": configs.ImportConfig,
-    "train-regressor": configs.TrainRegressorConfig,
-    "annotate": configs.AnnotateConfig,
-    "train-sft": configs.TrainSftConfig,
-    "sample": configs.SampleConfig,
-    "bootstrap": configs.BootstrapConfig,
-    "generate": configs.GenerateConfig,
-    "export": configs.ExportConfig,
-    "quickstart": configs.QuickstartConfig,
-}
 
 
 def conf_folder() -> Path:
@@ -43,54 +29,57 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def load(verb: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> Any:
+def load(verb: str, schema: type, words: Sequence[str], config_dir: str | Path | None = None) -> Any:
     """Compose the config of a verb.
 
     Args:
-        verb: a key of `VERBS`.
-        overrides: `key=value` words of the command line, as Hydra understands them.
+        verb: name of the root file in conf/.
+        schema: the verb's dataclass.
+        words: `key=value` of the command line, as Hydra understands them.
         config_dir: a folder of the user's own groups, e.g. `mine/model/small.yaml` for `model=small`.
 
     Returns:
-        The verb's dataclass, ranges and choices checked.
+        An instance of `schema`, ranges and choices checked.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range or contradicts another.
     """
-    schema = VERBS[verb]
+    settings = draft(verb, schema, words, config_dir)
+    missing = sorted(OmegaConf.missing_keys(settings))
+    if missing:
+        key = missing[0]
+        others = f" (also missing: {', '.join(missing[1:])})" if missing[1:] else ""
+        example = find(schema, key).metadata["example"] or "VALUE"
+        raise ConfigError(f"{key} is missing; give it on the command line, e.g. {key}={example}{others}")
+    try:
+        config = OmegaConf.to_object(settings)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from error
+    check(config)
+    return config
+
+
+def draft(verb: str, schema: type, words: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """As `load`, but mandatory values may still be missing and ranges are unchecked; `--help` shows this."""
     folders = [conf_folder(), *([Path(config_dir).resolve()] if config_dir else [])]
     if not folders[-1].is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder")
-    words = [_checked(override, schema, folders) for override in _parse(overrides)]
-    # hydra.searchpath takes paths as text of an override: quotes keep commas and spaces in them
-    search = [f"hydra.searchpath=['{folders[1]}']"] if config_dir else []
-    GlobalHydra.instance().clear()
+    groups, values = _sort(words, schema, _groups(verb), folders)
+    search = [f"hydra.searchpath=['file://{folders[1]}']"] if config_dir else []
+    key = ""
     try:
+        GlobalHydra.instance().clear()
         with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
-            composed = compose(config_name=verb, overrides=[*search, *words])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from error
-    return build(schema, OmegaConf.to_container(composed))
-
-
-def build(schema: type[T], values: Any) -> T:
-    """Check a nested mapping against a config dataclass and return the dataclass (raises ConfigError)."""
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            key = missing[0]
-            example = find(schema, key).metadata.get("example") or "VALUE"
-            others = f" (also missing: {', '.join(missing[1:])})" if missing[1:] else ""
-            raise ConfigError(f"{key} is missing; give it on the command line, e.g. {key}={example}{others}")
-        typed: Any = OmegaConf.to_object(merged)
+            composed = compose(config_name=verb, overrides=[*search, *groups])
+        settings: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed))
+        for key, value in values:
+            OmegaConf.update(settings, key, value, merge=True)
     except ConfigKeyError as error:
-        raise ConfigError(_unknown(str(error.full_key), schema)) from error
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", None) or "")
-        raise ConfigError(f"{key}: {_one_line(error)}{_expected(schema, key)}") from error
-    check(typed)
-    return typed
+        raise ConfigError(_unknown(str(error.full_key or key), schema)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        key = str(getattr(error, "full_key", None) or key)
+        raise ConfigError(f"{key}: {_one_line(error)}{_expected(schema, key)}".removeprefix(": ")) from error
+    return settings
 
 
 def check(config: Any) -> None:
@@ -100,10 +89,12 @@ def check(config: Any) -> None:
         if value is None or value == MISSING or not rules:
             continue
         if rules["choices"] and value not in rules["choices"]:
-            raise ConfigError(f"{key}={value}: expected {_alternatives(rules['choices'])}{suggest(str(value), rules['choices'])}")
-        for name, wrong in (("least", lambda bound: value < bound), ("most", lambda bound: value > bound)):
-            if rules[name] is not None and wrong(rules[name]):
-                raise ConfigError(f"{key}={value}: expected at {name} {rules[name]:g}")
+            choices = rules["choices"]
+            raise ConfigError(f"{key}={value}: expected {_alternatives(choices)}{suggest(str(value), choices)}")
+        if rules["least"] is not None and value < rules["least"]:
+            raise ConfigError(f"{key}={value}: expected at least {rules['least']:g}")
+        if rules["most"] is not None and value > rules["most"]:
+            raise ConfigError(f"{key}={value}: expected at most {rules['most']:g}")
     if hasattr(config, "template"):
         config.template.build()
     if isinstance(getattr(config, "attributes", None), configs.AttributesConfig):
@@ -122,7 +113,7 @@ def _check_model(model: configs.ModelConfig) -> None:
             " or a shape for random weights (model=llama_tiny)"
         )
     if model.init is not None and model.architecture is not None:
-        raise ConfigError(f"model.init={model.init} brings its own architecture; leave model= out, or set model.init=null")
+        raise ConfigError(f"model.init={model.init} brings its own architecture; leave out model= or model.init=")
     if model.init is None and model.tokenizer is None:
         raise ConfigError("model.tokenizer is missing: random weights need one, e.g. model.tokenizer=tokenizer.model")
 
@@ -131,11 +122,11 @@ def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConf
     world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
     if world % model:
         raise ConfigError(
-            f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} = {world} processes, expected a"
-            f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model}"
+            f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} = {world} processes,"
+            f" expected a multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model}"
         )
     if parallel.virtual_pipeline and parallel.pipeline == 1:
-        raise ConfigError(f"parallel.virtual_pipeline={parallel.virtual_pipeline} needs parallel.pipeline of at least 2")
+        raise ConfigError("parallel.virtual_pipeline needs parallel.pipeline of at least 2")
     if parallel.sequence and parallel.tensor == 1:
         raise ConfigError("parallel.sequence=true needs parallel.tensor of at least 2")
     if not isinstance(trainer, configs.TrainerConfig):
@@ -152,12 +143,12 @@ def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConf
     microbatches = trainer.global_batch_size // share
     if parallel.virtual_pipeline and microbatches % parallel.pipeline:
         raise ConfigError(
-            f"parallel.virtual_pipeline needs micro-batches in multiples of parallel.pipeline={parallel.pipeline}, found"
-            f" {microbatches}: raise trainer.global_batch_size or lower trainer.micro_batch_size"
+            f"parallel.virtual_pipeline needs micro-batches in multiples of parallel.pipeline={parallel.pipeline},"
+            f" found {microbatches}: raise trainer.global_batch_size or lower trainer.micro_batch_size"
         )
 
 
-# -- looking at the schema ----------------------------------------------------------------------------------------------
+# -- looking at the schema --------------------------------------------------------------------------------------------
 
 
 def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
@@ -182,7 +173,7 @@ def find(schema: type, key: str) -> dataclasses.Field:
     field = next((field for field in dataclasses.fields(schema) if field.name == name), None)
     if field is None:
         raise KeyError(key)
-    if not rest or _is_mapping(schema, field):
+    if not rest or _is_mapping(field):
         return field
     inner = _inner(schema, field)
     if inner is None:
@@ -190,7 +181,7 @@ def find(schema: type, key: str) -> dataclasses.Field:
     return find(inner, rest)
 
 
-def _is_mapping(schema: type, field: dataclasses.Field) -> bool:
+def _is_mapping(field: dataclasses.Field) -> bool:
     return str(field.type).startswith("dict[")
 
 
@@ -198,67 +189,134 @@ def keys(schema: type, prefix: str = "") -> Iterator[str]:
     """All dotted keys of a config dataclass, leaves and branches."""
     for field in dataclasses.fields(schema):
         yield f"{prefix}{field.name}"
-        inner = None if _is_mapping(schema, field) else _inner(schema, field)
+        inner = None if _is_mapping(field) else _inner(schema, field)
         if inner is not None:
             yield from keys(inner, f"{prefix}{field.name}.")
 
 
-# -- overrides ----------------------------------------------------------------------------------------------------------
+# -- overrides --------------------------------------------------------------------------------------------------------
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    for word in overrides:
-        if "=" not in word and not word.startswith("~"):
+def _groups(verb: str) -> list[str]:
+    """The groups a verb's root file composes."""
+    root: Any = OmegaConf.load(conf_folder() / f"{verb}.yaml")
+    return [str(name) for entry in root.get("defaults", []) if isinstance(entry, DictConfig) for name in entry]
+
+
+def _sort(
+    words: Sequence[str], schema: type, groups: Sequence[str], folders: Sequence[Path]
+) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Split the command line into choices of groups (for Hydra) and (key, value) pairs, every key known to exist."""
+    chosen, values = [], []
+    for word in words:
+        key, equals, text = word.lstrip("+").partition("=")
+        if not equals or not key or key.startswith("~"):
             raise ConfigError(f"'{word}' is not of the form key=value")
+        if key in groups and not text.startswith("{"):
+            if key == "attributes" and text.endswith((".yaml", ".yml")):
+                values.append(("attributes.preset", text))
+                continue
+            options = _options(key, folders)
+            if text not in (*options, "null"):
+                hint = f"there are {', '.join(options)}{suggest(text, options)}"
+                raise ConfigError(f"{key}={text}: no such choice; {hint}")
+            chosen.append(f"{key}={text}")
+            continue
+        try:
+            field = find(schema, key)
+        except KeyError:
+            raise ConfigError(_unknown(key, schema, groups)) from None
+        values.append((key, _value(key, text, str(field.type).startswith("str"))))
+    return chosen, values
+
+
+def _value(key: str, text: str, literal: bool) -> Any:
+    """The value of an override in Hydra's grammar; a string that is none of that grammar stands for itself."""
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException as error:
-        raise ConfigError(f"{_one_line(error)}; quote values with special characters: 'key=\"a, b\"'") from error
+        if literal:
+            return text
+        raise ConfigError(f"{key}={text}: {_one_line(error)}") from error
+    if not override.is_sweep_override():
+        return override.value()
+    if literal:
+        return text
+    raise ConfigError(f"{key}={text}: expected one value; lists are written {key}=[{text}]")
 
 
-def _checked(override: Override, schema: type, folders: list[Path]) -> str:
-    """The override as Hydra wants it, once its key is known to exist.
+def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:
+    """Split what follows the verb: key=value words, the folder of `--config-dir`, whether help is asked for."""
+    left, keys, folder, asked = list(words), [], None, False
+    while left:
+        word = left.pop(0)
+        if word in ("--help", "-h"):
+            asked = True
+        elif word.partition("=")[0] == "--config-dir":
+            folder = word.partition("=")[2] or (left.pop(0) if left else "")
+        elif word.startswith("-"):
+            raise ConfigError(f"unknown option '{word}'; there are --help and --config-dir DIR, all else is key=value")
+        else:
+            keys.append(word)
+    return keys, folder, asked
 
-    `attributes=file.yaml` becomes the file's key, and keys of free mappings get the `++` that Hydra asks for.
-    """
-    key, word = override.key_or_group, str(override.input_line)
-    if override.is_delete():
-        raise ConfigError(f"{word}: keys cannot be removed; set the key to null or to its default")
-    if override.is_sweep_override():
-        raise ConfigError(f"{word}: one value only; quote a comma: '{key}=\"a,b\"'")
-    plain, value = word.lstrip("+"), override.value()
-    if any((folder / key).is_dir() for folder in folders) and isinstance(value, str):
-        options = sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
-        if value in options:
-            return plain
-        if key == "attributes" and value.endswith((".yaml", ".yml")):
-            return "attributes.preset=" + plain.partition("=")[2]
-        raise ConfigError(f"{key}={value}: no such choice; there are {', '.join(options)}{suggest(value, options)}")
-    try:
+
+def describe(verb: str, schema: type, words: Sequence[str], config_dir: str | None = None) -> str:
+    """The help of a verb: its keys with their defaults and meaning, after the groups that fill many at once."""
+    settings = draft(verb, schema, words, config_dir)
+    rows = []
+    for key in keys(schema):
         field = find(schema, key)
-    except KeyError:
-        raise ConfigError(_unknown(key, schema)) from None
-    in_mapping = str(field.type).startswith("dict[") and not f".{key}".endswith(f".{field.name}")
-    return f"++{plain}" if in_mapping else plain
+        inside = OmegaConf.select(settings, key, throw_on_missing=False)
+        if isinstance(inside, DictConfig) and not _is_mapping(field):
+            continue
+        if key.startswith("model.architecture."):
+            continue  # 20 keys that a group fills
+        value = "required" if OmegaConf.is_missing(*_parent(settings, key)) else _text(inside)
+        note = f" ({' | '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+        rows.append(f"  {f'{key}={value}':<44} {field.metadata['help']}{note}")
+    folders = [conf_folder(), *([Path(config_dir)] if config_dir else [])]
+    groups = [f"  {group}={' | '.join(_options(group, folders))}" for group in _groups(verb)]
+    return "\n".join([*(["groups:", *groups, ""] if groups else []), "keys:", *rows])
 
 
-# -- messages -----------------------------------------------------------------------------------------------------------
+def _parent(settings: Any, key: str) -> tuple[Any, str]:
+    above, _, leaf = key.rpartition(".")
+    return (OmegaConf.select(settings, above) if above else settings), leaf
 
 
-def _unknown(key: str, schema: type) -> str:
-    known = list(keys(schema))
+def _text(value: Any) -> str:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value) if "\n" in str(value) else str(value)
+
+
+def _options(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _unknown(key: str, schema: type, groups: Sequence[str] = ()) -> str:
+    branches = [name for name in keys(schema) if "." in name]
+    known = [*keys(schema), *groups]
     last = key.rpartition(".")[2]
-    by_leaf = [name for name in known if name.rpartition(".")[2] == last]
-    hint = f"; did you mean '{by_leaf[0]}'?" if by_leaf else suggest(key, known)
-    return f"unknown key '{key}'{hint}"
+    same_leaf = [name for name in branches if name.rpartition(".")[2] == last]
+    others = [name for name in known if name not in key]  # not the branch the key stands in
+    hint = f"; did you mean '{same_leaf[0]}'?" if same_leaf else suggest(key, others)
+    return f"unknown key '{key}'{hint or '; --help lists the keys'}"
 
 
 def _expected(schema: type, key: str) -> str:
     try:
-        field = find(schema, re.sub(r"\[\d+\]$", "", key))
+        return f" (expected {str(find(schema, key.partition('[')[0]).type).replace(' | None', ' or null')})"
     except KeyError:
         return ""
-    return f" (expected {str(field.type).replace(' | None', ' or null')})"
 
 
 def _alternatives(choices: Sequence[str]) -> str:
@@ -266,10 +324,6 @@ def _alternatives(choices: Sequence[str]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """The first line of a library's message, with that of its cause where it only wraps it."""
-    cause = error.__cause__
-    lines = [line.strip() for line in str(getattr(error, "msg", None) or error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if cause is not None and str(cause).strip() and str(cause).splitlines()[0] not in text:
-        text += f": {str(cause).splitlines()[0].strip()}"
-    return text.replace(os.linesep, " ")
+    """The first line of a library's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

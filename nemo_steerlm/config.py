@@ -1,7 +1,7 @@
-"""Every setting of every verb: typed, with its help text, default and range. conf/ holds values for these fields only.
+"""Every setting of every verb: typed, with help text, default and range. conf/ holds values for these fields only.
 
-One dataclass a verb (`TrainSftConfig`, ...), built from the shared ones above it. `nemo_steerlm.compose` turns a command
-line into one of them and checks the ranges given here. Python code builds them directly: `TrainerConfig(max_steps=10)`.
+One dataclass a verb (`TrainSftConfig`, ...), built from the shared ones above it. `nemo_steerlm.compose` turns a
+command line into one of them and checks the ranges given here; Python code builds them itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# -- shared parts -------------------------------------------------------------------------------------------------------
+# -- shared parts -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -83,7 +83,7 @@ class ModelConfig:
 
     init: str | None = option(None, "model folder or Hugging Face folder to start from; null = random weights")
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; needed for random weights")
-    architecture: Architecture | None = option(None, "shape for random weights; `model=llama_tiny` and the like fill it")
+    architecture: Architecture | None = option(None, "shape for random weights; model=llama_tiny and so on fill it")
 
 
 @dataclass(kw_only=True)
@@ -184,7 +184,7 @@ class TrainerConfig(ComputeConfig):
 
     max_steps: int | None = option(None, "optimizer steps; this or max_epochs must be given", least=1)
     max_epochs: float | None = option(None, "passes over the data, where max_steps is null", least=0.0)
-    global_batch_size: int = option(MISSING, "samples an optimizer step, all processes together", least=1, example="128")
+    global_batch_size: int = option(MISSING, "samples an optimizer step, over all processes", least=1, example="128")
     micro_batch_size: int = option(MISSING, "samples a process handles at once", least=1, example="1")
     val_every: int | None = option(None, "optimizer steps between validations; null = only at the end", least=1)
     val_batches: int | None = option(None, "global batches a validation; null = all", least=1)
@@ -232,14 +232,14 @@ class DataConfig:
     train: str = option(MISSING, "conversations (.jsonl or .jsonl.gz)", example="data/train.jsonl")
     val: str | None = option(None, "conversations to validate on; null = no validation")
     max_length: int = option(4096, "longest sample, tokens", least=2)
-    overlong: str = option("truncate_history", "longer samples: lose oldest turns, are dropped, or stop", choices=_OVERLONG)
+    overlong: str = option("truncate_history", "over-long samples lose oldest turns, are dropped or stop", choices=_OVERLONG)
 
 
 @dataclass(kw_only=True)
 class PolicyDataConfig(DataConfig):
     """Training data of a policy."""
 
-    attribute_dropout: float = option(0.0, "share of samples that see a random part of their label", least=0.0, most=1.0)
+    attribute_dropout: float = option(0.0, "share of samples that see a part of their label", least=0.0, most=1.0)
     label_dropout: float = option(0.0, "share of samples that see no label line", least=0.0, most=1.0)
 
 
@@ -249,13 +249,13 @@ class SamplingConfig:
 
     responses: int = option(4, "responses a prompt", least=1)
     top_k: int = option(50, "draw among the k likeliest tokens; 0 = all", least=0)
-    top_p: float | None = option(None, "draw among the likeliest tokens of this total probability", least=0.0, most=1.0)
+    top_p: float | None = option(None, "draw among the likeliest of this total probability", least=0.0, most=1.0)
     temperature: float = option(1.0, "0 = always the likeliest token", least=0.0)
     max_new_tokens: int = option(512, "longest response, tokens", least=1)
     batch_size: int = option(64, "responses generated at once", least=1)
 
 
-# -- one a verb ---------------------------------------------------------------------------------------------------------
+# -- one a verb -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -272,7 +272,9 @@ class PrepareConfig:
     seed: int = option(10, "seed of the shuffle, and of synthetic data")
     languages: list[str] | None = option(None, "keep only these, e.g. languages=[en,de]; null = all")
     dedupe: bool = option(True, "drop repeated conversations")
-    recipe: str = option("default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner"))
+    recipe: str = option(
+        "default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner")
+    )
     count: int = option(6000, "dialogues to make (synthetic)", least=1)
     template: TemplateConfig = option(TemplateConfig, "strings of the prompt (regression files)")
 
@@ -340,7 +342,7 @@ class AnnotateConfig:
     input: str = option(MISSING, "conversations", example="data/train.jsonl")
     output: str = option(MISSING, "labelled conversations", example="outputs/labelled.jsonl")
     turns: str = option("all", "assistant turns to label", choices=("all", "labelled", "missing"))
-    overlong: str = option("truncate_history", "longer samples: lose oldest turns, are dropped, or stop", choices=_OVERLONG)
+    overlong: str = option("truncate_history", "over-long samples lose oldest turns, are dropped or stop", choices=_OVERLONG)
     max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
     batch_tokens: int = option(16384, "tokens a forward pass", least=1)
     part_size: int = option(1024, "conversations a part file: what a kill loses at most", least=1)
@@ -404,7 +406,7 @@ class GenerateConfig:
     attributes: dict[str, float] = option(dict, "what to steer: attributes.humor=4")
     temperature: float = option(0.0, "0 = always the likeliest token", least=0.0)
     top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
-    top_p: float = option(1.0, "draw among the likeliest tokens of this total probability", least=0.0, most=1.0)
+    top_p: float = option(1.0, "draw among the likeliest of this total probability", least=0.0, most=1.0)
     max_new_tokens: int = option(256, "longest response, tokens", least=1)
     seed: int = option(1234, "seed of the draw")
     trainer: ComputeConfig = option(ComputeConfig, "processes")

@@ -1,0 +1,57 @@
+# make quickstart | test | test-compat | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
+    $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+# "command -v" is not enough: a pyenv shim may stand for a version that is not active.
+PYTHON312 ?= $(shell for p in python3.12 $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python 2>/dev/null); do \
+    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+COMPAT := .venv-compat
+PYTEST_ARGS ?=
+
+# Bytecode is written for what runs here and not for all 1.7 GB: that saves a minute. Without it, every process would
+# compile these anew where PYTHONDONTWRITEBYTECODE is set.
+WARM = import hydra, lightning.pytorch, matplotlib.pyplot, megatron.core.dist_checkpointing, nemo.core, nemo.utils.exp_manager, \
+    pytest, safetensors.torch, scipy.stats, tensorboard, torch.distributed.checkpoint, transformers.models.llama
+define venv
+	test -n "$(2)" || { echo "no Python 3.10 to 3.12 found; give one: make $@ PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(1)/bin/python || "$(2)" -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
+	PYTHONDONTWRITEBYTECODE= $(1)/bin/python -W ignore -c '$(WARM)' >/dev/null 2>&1
+	touch $@
+endef
+
+.PHONY: install quickstart test test-compat checks constraints print-python312 clean
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call venv,$(VENV),$(PYTHON))
+
+$(COMPAT)/.installed: pyproject.toml constraints.txt
+	$(call venv,$(COMPAT),$(PYTHON312))
+
+quickstart: install
+	$(VENV)/bin/steerlm quickstart $(ARGS)
+
+test: install
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# The engine and the models again on Python 3.12, where megatron-core is the newest below 0.20.
+test-compat: $(COMPAT)/.installed
+	$(COMPAT)/bin/python -m pytest tests/megatron tests/models $(PYTEST_ARGS)
+
+checks: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+print-python312:
+	@echo '$(PYTHON312)'
+
+# Newest versions the bounds in pyproject.toml allow, for every Python; run the suite before committing them.
+constraints:
+	{ head -n 2 constraints.txt; echo 'torch==2.13.0' | uv pip compile pyproject.toml --extra test --extra wandb --universal \
+	    --python-version 3.10 -c - --no-annotate --no-header --quiet | grep -vE '^(nvidia-|cuda-|triton)'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) $(COMPAT) outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

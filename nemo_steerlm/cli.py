@@ -1,0 +1,82 @@
+"""The command line: `steerlm VERB key=value ...`. A table of verbs; everything else is imported when a verb runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_steerlm import __version__
+from nemo_steerlm.errors import ConfigError, SteerLMError, suggest
+from nemo_steerlm.launch import local
+
+# verb: (function, its config in config.py, help)
+VERBS = {
+    "quickstart": ("pipelines.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world, with report"),
+    "prepare": ("data.prepare:main", "PrepareConfig", "turn a dataset into conversations"),
+    "import": ("stages.convert:import_main", "ImportConfig", "turn Hugging Face or llama2.c weights into our own"),
+    "train-regressor": ("stages.train_regressor:main", "TrainRegressorConfig", "step 1: learn to predict attributes"),
+    "annotate": ("stages.annotate:main", "AnnotateConfig", "step 2: label conversations with a regressor"),
+    "train-sft": ("stages.train_sft:main", "TrainSftConfig", "step 3: train a policy that follows attributes"),
+    "sample": ("stages.sample:main", "SampleConfig", "step 4a: draw responses at the best attribute values"),
+    "bootstrap": ("pipelines.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
+    "generate": ("stages.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
+    "export": ("stages.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
+}
+_USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
+
+usage: steerlm VERB key=value ... [--config-dir DIR]
+       steerlm VERB --help    the verb's keys
+
+verbs:
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 0 done, 2 the user's input is wrong, 1 (by an exception) anything else."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not words or words[0] in ("--help", "-h"):
+            print(_USAGE + "".join(f"  {verb:<17}{VERBS[verb][2]}\n" for verb in _working()), end="")
+            return 0 if words else 2
+        if words[0] == "--version":
+            print(__version__)
+            return 0
+        return _run(*words)
+    except SteerLMError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        local.report(f"steerlm: error: {' '.join(str(error).split())}")
+        return 2
+
+
+def _working() -> list[str]:
+    """The verbs whose module is there, found without importing it."""
+    files = {verb: row[0].partition(":")[0].replace(".", "/") + ".py" for verb, row in VERBS.items()}
+    return [verb for verb, file in files.items() if Path(__file__).with_name(file).is_file()]
+
+
+def _run(verb: str, *words: str) -> int:
+    if verb not in _working():
+        raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
+    from nemo_steerlm import compose, config  # 0.3 s that `steerlm --help` does without
+
+    target, schema, help_text = VERBS[verb]
+    keys, config_dir, asked = compose.split(words)
+    if asked:
+        print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
+        return 0
+    settings = compose.load(verb, getattr(config, schema), keys, config_dir)
+    trainer = getattr(settings, "trainer", None)
+    if trainer is not None and not local.join(trainer.devices, trainer.num_nodes):
+        return local.run([verb, *words], trainer.devices)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    module, _, function = target.partition(":")
+    text = getattr(importlib.import_module(f"nemo_steerlm.{module}"), function)(settings)
+    if text and os.environ.get("RANK", "0") == "0":
+        print(text)
+    return 0

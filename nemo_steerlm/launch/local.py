@@ -1,0 +1,175 @@
+"""The processes of a run: started here on one machine, or by torchrun or srun, which look the same to the rest.
+
+`RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT` are torchrun's, in name and meaning.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+
+from nemo_steerlm.errors import ConfigError
+
+_ERRORS, _PARENT = "STEERLM_ERRORS", "STEERLM_PARENT"
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_GRACE = 10.0  # seconds between asking the other processes to end and killing them
+
+
+def join(devices: int, num_nodes: int, environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Take this process's place in a run that torchrun, srun or `run` started.
+
+    Args:
+        devices: processes a node, as configured.
+        num_nodes: nodes, as configured.
+        environment: changed in place under srun: torchrun's variables are added.
+
+    Returns:
+        True when this process is one of the run; False when nobody has started the processes yet.
+
+    Raises:
+        ConfigError: the number of processes differs from the configured one.
+    """
+    if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        environment.update(_from_srun(environment))
+    world = devices * num_nodes
+    if "RANK" in environment:
+        started = int(environment.get("WORLD_SIZE", 1))
+        if started != world:
+            raise ConfigError(
+                f"{started} processes were started but trainer.num_nodes={num_nodes} x trainer.devices={devices}"
+                f" = {world}; give trainer.devices the number of processes on each node"
+            )
+        _die_with_parent(environment)
+        return True
+    if num_nodes > 1:
+        raise ConfigError(f"trainer.num_nodes={num_nodes}: start the processes with srun or torchrun on every node")
+    return world == 1
+
+
+def _from_srun(slurm: MutableMapping[str, str]) -> dict[str, str]:
+    """torchrun's variables from those of a SLURM step with equally many tasks on each node."""
+    world, nodes = int(slurm["SLURM_STEP_NUM_TASKS"]), int(slurm.get("SLURM_STEP_NUM_NODES", 1))
+    return {
+        "RANK": slurm["SLURM_PROCID"],
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": slurm["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(world // nodes),
+        "GROUP_RANK": slurm.get("SLURM_NODEID", "0"),
+        "MASTER_ADDR": slurm.get("MASTER_ADDR") or _first_host(slurm, nodes),
+        "MASTER_PORT": slurm.get("MASTER_PORT") or str(20000 + int(slurm["SLURM_JOB_ID"]) % 10000),
+    }
+
+
+def _first_host(slurm: MutableMapping[str, str], nodes: int) -> str:
+    """Where rank 0 runs. The launching node is asked last: srun may have been called on a login node."""
+    if nodes == 1:
+        return "127.0.0.1"
+    hosts = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST", "")
+    try:
+        found = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
+        return found.stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        address = slurm.get("SLURM_LAUNCH_NODE_IPADDR")
+    if not address:
+        raise ConfigError(f"cannot tell the first host of {hosts or 'this job'}: set MASTER_ADDR")
+    return address
+
+
+def run(arguments: Sequence[str], devices: int) -> int:
+    """Start `devices` copies of this command on this machine and wait for them.
+
+    One that fails ends the others. What `report` was told is printed once.
+
+    Args:
+        arguments: the words after `steerlm`.
+        devices: number of processes.
+
+    Returns:
+        0, or the exit code of the copy that failed; 2 goes before others, 128 + n stands for signal n.
+    """
+    with tempfile.TemporaryDirectory(prefix="steerlm-") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {
+            "WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": probe.getsockname()[1], _ERRORS: folder, _PARENT: os.getpid(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or max(1, _cores() // devices),
+        }  # fmt: skip
+        probe.close()
+        processes: list[subprocess.Popen] = []
+        pending: list[int] = []
+        before = {number: signal.signal(number, lambda received, _: pending.append(received)) for number in _FORWARDED}
+        try:
+            for rank in range(devices):
+                own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+                command = [sys.executable, "-m", "nemo_steerlm", *arguments]
+                # In sessions of their own, a terminal's Ctrl-C reaches the copies once: through `_wait`.
+                processes.append(subprocess.Popen(command, env={**os.environ, **own}, start_new_session=True))
+            code = _wait(processes, pending)
+        finally:
+            _end(processes)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        for message in sorted(Path(folder).iterdir(), key=lambda file: int(file.name))[:1]:
+            print(message.read_text(encoding="utf-8"), file=sys.stderr)
+        return code
+
+
+def _wait(processes: Sequence[subprocess.Popen], pending: list[int]) -> int:
+    """The exit code of the run, once all have ended well or one has not."""
+    while True:
+        while pending:
+            number = pending.pop(0)
+            for process in processes:
+                process.send_signal(number)
+        codes = [process.poll() for process in processes]
+        failed = [code for code in codes if code]
+        if failed:
+            code = 2 if 2 in failed else failed[0]
+            return code if code > 0 else 128 - code
+        if None not in codes:
+            return 0
+        time.sleep(0.1)
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def report(message: str) -> None:
+    """Show an error once: through the launcher where there is one, else on stderr, with the rank unless it is 0."""
+    rank = os.environ.get("RANK", "0")
+    if folder := os.environ.get(_ERRORS):
+        Path(folder, rank).write_text(message, encoding="utf-8")
+    else:
+        print(message if rank == "0" else f"{message} [rank {rank}]", file=sys.stderr)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _die_with_parent(environment: MutableMapping[str, str]) -> None:
+    """Ask Linux to kill this process when the launcher dies, so that no orphan goes on writing to the run folder."""
+    parent = environment.get(_PARENT)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGKILL)
