@@ -10,6 +10,9 @@ from nemo_steerlm.config import Architecture, RopeScaling
 from nemo_steerlm.errors import CheckpointError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
 _ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -46,33 +49,36 @@ def architecture_from_config(config: dict[str, Any], where: Path | str) -> Archi
             f"{where}: model_type is {config.get('model_type')!r}; only 'llama' (Llama 2, 3, 3.1 and models of that "
             f"shape) can be imported"
         )
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    options = {**rope, **config}
     for key, plain in (
         ("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu"), ("quantization_config", None),
         ("partial_rotary_factor", 1.0),
     ):  # fmt: skip
-        if config.get(key, plain) not in (plain, None):
-            raise CheckpointError(f"{where}: {key} is {config[key]!r}; only {plain!r} is supported")
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    try:
-        heads = config["num_attention_heads"]
-        return Architecture(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            ffn_hidden_size=config["intermediate_size"],
-            num_attention_heads=heads,
-            num_query_groups=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocab_size=config["vocab_size"],
-            max_position_embeddings=config.get("max_position_embeddings", 2048),
-            norm_epsilon=config.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-            rope_scaling=_rope_scaling(rope, where),
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
-            init_std=config.get("initializer_range", 0.02),
-            attention_dropout=config.get("attention_dropout") or 0.0,
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{where}: key {error} is missing") from error
+        if options.get(key, plain) not in (plain, None):
+            raise CheckpointError(f"{where}: {key} is {options[key]!r}; only {plain!r} is supported")
+    for key in _SIZES:
+        if key not in config:
+            raise CheckpointError(f"{where}: key {key!r} is missing")
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise CheckpointError(f"{where}: {key} is {config[key]!r}; expected a positive integer")
+    heads = config["num_attention_heads"]
+    return Architecture(
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        max_position_embeddings=config.get("max_position_embeddings", 2048),
+        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        rope_scaling=_rope_scaling(rope, where),
+        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        init_std=config.get("initializer_range", 0.02),
+        attention_dropout=config.get("attention_dropout") or 0.0,
+    )
 
 
 def _rope_scaling(rope: dict[str, Any], where: Path | str) -> RopeScaling | None:
