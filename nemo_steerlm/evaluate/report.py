@@ -1,0 +1,317 @@
+"""Writes what was measured as report.json, as pictures, and as one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from nemo_steerlm.conversation import atomic_writer
+from nemo_steerlm.evaluate.bars import bar_rows, check_bars, mean_spearman
+from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.pictures import DARK, LIGHT, draw
+from nemo_steerlm.evaluate.tables import NOTHING, interval, number
+
+Data = Mapping[str, Any]
+
+
+def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
+    """Writes report.html, report.json and one PNG a picture into `folder`.
+
+    Every part is optional; a part that is absent or empty has no section. NaN may stand wherever a float does.
+
+        title, summary   text at the top of the page
+        attributes       AttributeSchema.to_dict(): order, ranges
+        regressor        {NAME: {pearson, spearman, mae, mse, kappa, accuracy, n, human: the same for the human labels}},
+                         as `attribute_metrics` returns it; "human" may be absent
+        steerability     {NAME: {spearman, interval, n, monotone, curve: [{level, mean, interval, n}]}}
+        cross_talk       {REQUESTED: {MEASURED: slope}}; both as `steerability` returns them
+        label_source     {none | permuted | human | predicted: {NAME: {spearman, interval, ...}}}
+        bootstrap        {gain, interval, attributes: {NAME: {gain, interval}}, control: {the same}}; what else it
+                         holds on its first level (rounds, sampled, kept, ...) is shown in a line
+        seconds          {STEP: seconds, ..., total: seconds}
+        settings         nested dict; seed: int; versions: {package: version}
+        bars             as `check_bars` returns them; worked out when absent
+        samples          [{prompt, requested: {NAME: level}, response, measured: {NAME: value} or None}]; samples of one
+                         prompt that follow each other are shown together
+        arrays           {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`
+
+    All but `samples` and `arrays` goes into report.json, with null for NaN.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays, samples = data.get("arrays") or {}, json_ready(data.get("samples") or [])
+    figures: dict[str, Any] = json_ready({key: data[key] for key in data if key not in ("arrays", "samples")})
+    figures.setdefault("bars", json_ready(check_bars(figures)))
+    light, dark = draw(figures, arrays, LIGHT), draw(figures, arrays, DARK)
+    for name, png in light.items():
+        (folder / f"{name}.png").write_bytes(png)
+    pictures = {name: (light[name], dark[name]) for name in light}
+    with atomic_writer(folder / "report.html") as file:
+        file.write(render_page(figures, samples, pictures))
+    with atomic_writer(folder / "report.json") as file:
+        file.write(json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return figures
+
+
+def render_page(data: Data, samples: Sequence[Mapping[str, Any]], pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
+    """Renders the page.
+
+    Args:
+        data: content of report.json.
+        samples: see `write_report`.
+        pictures: PNG bytes for a light and a dark page by name, see `pictures.draw`.
+    """
+    parts: list[tuple[str, str, str]] = []  # anchor, title, body
+    for key, title, body in _SECTIONS:
+        if data.get(key):
+            before, after = body(data)
+            parts.append((key, title, before + _picture(key, pictures.get(key)) + after))
+    if samples:
+        parts.insert(_before(parts, ("seconds", "settings")), ("samples", "Sample texts", _samples(samples)))
+    title = escape(str(data.get("title") or "SteerLM report"))
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in parts)
+    sections = "".join(f'<section id="{key}"><h2>{name}</h2>{body}</section>\n' for key, name, body in parts)
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Texts a model made stand on this page: even if one slipped through unescaped, nothing would run or load.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">\n'
+        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<header><h1>{title}</h1><p class="lead">{escape(_lead(data))}</p></header>\n<nav>{links}</nav>\n'
+        f"{sections}<footer>All figures: <code>report.json</code>. Pictures: the PNG files beside this page.</footer>\n"
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+def _before(parts: Sequence[tuple[str, str, str]], keys: Sequence[str]) -> int:
+    return next((place for place, part in enumerate(parts) if part[0] in keys), len(parts))
+
+
+def _lead(data: Data) -> str:
+    judged = [line["reached"] for line in data["bars"] if line["reached"] is not None]
+    facts = [str(data["summary"])] if data.get("summary") else []
+    if judged:
+        facts.append(f"{sum(judged)} of {len(judged)} bars reached.")
+    if data.get("seconds", {}).get("total") is not None:
+        facts.append(f"Took {_duration(data['seconds']['total'])}.")
+    if data.get("seed") is not None:
+        facts.append(f"Seed {data['seed']}.")
+    return " ".join(facts)
+
+
+# One function a section: the text before the picture, and what follows it.
+
+
+def _bars(data: Data) -> tuple[str, str]:
+    looks = {True: "reached", False: "missed", None: "open"}
+    rows = []
+    for line, (name, value, wanted, word) in zip(data["bars"], bar_rows(data["bars"])):
+        detail = f"<small>{escape(line['detail'])}</small>" if line["detail"] else ""
+        verdict = f'<span class="verdict {looks[line["reached"]]}">{word}</span>'
+        rows.append([f"{escape(name)}{detail}", escape(value), escape(wanted), verdict])
+    text = "<p>The bars were fixed before the run; each line shows the attribute that decided it.</p>"
+    return text, _table(["Measure", "#Value", "#Bar", "Result"], rows)
+
+
+def _regressor(data: Data) -> tuple[str, str]:
+    head = ["Attribute", "#Pearson", "#Spearman", "#MAE", "#Quadratic kappa", "#n"]
+    keys = ("pearson", "spearman", "mae", "kappa", "n")
+    human = any(one.get("human") for one in data["regressor"].values())
+    if human:
+        head += ["#Human labels: Pearson", "#MAE", "#Quadratic kappa"]
+    rows = []
+    for name, one in data["regressor"].items():
+        row = [escape(name)] + [number(one.get(key)) for key in keys]
+        if human:
+            row += [number((one.get("human") or {}).get(key)) for key in ("pearson", "mae", "kappa")]
+        rows.append(row)
+    text = (
+        "<p>The regressor scores responses it was not trained on; the oracle knows the true values. A dot is one "
+        "response, the dark line its mean score at each true level, the dashed diagonal perfect agreement.</p>"
+    )
+    return text, _table(head, rows)
+
+
+def _steerability(data: Data) -> tuple[str, str]:
+    steered = data["steerability"]
+    rows = []
+    for name, one in steered.items():
+        means = "&ensp;".join(number(point["mean"], 2) for point in one["curve"])
+        cells = [escape(name), number(one["spearman"]), interval(one["interval"]), "yes" if one["monotone"] else "no"]
+        rows.append([*cells, means, number(one.get("n"))])
+    text = (
+        "<p>Every attribute is asked for at each of its levels while the others stay at their default; the oracle "
+        "measures each answer. ρ is the rank correlation of requested and measured value over single answers "
+        f"(mean {number(mean_spearman(steered))}); bands and intervals resample the prompts.</p>"
+    )
+    head = ["Attribute", "#Spearman", "#95% interval", "Means rise", "Mean at each level", "#n"]
+    return text, _table(head, rows)
+
+
+def _cross_talk(data: Data) -> tuple[str, str]:
+    text = (
+        "<p>How much a measured attribute (column) moves when the requested level of another (row) rises by one. "
+        "Ideal is 1 on the diagonal and 0 elsewhere; slopes above 0.2 are bold.</p>"
+    )
+    return text, ""
+
+
+def _label_source(data: Data) -> tuple[str, str]:
+    order = [source for source in ("none", "permuted", "human", "predicted") if source in data["label_source"]]
+    sources = {source: data["label_source"][source] for source in order}
+    rows = []
+    for name in next(iter(sources.values())):
+        rows.append(
+            [escape(name), *(_with_interval(figures.get(name) or {}, "spearman") for figures in sources.values())]
+        )
+    rows.append(["mean", *(number(mean_spearman(figures)) for figures in sources.values())])
+    text = (
+        "<p>The same policy trained with the same steps on the same responses, only the labels differ: none at all, "
+        "the noisy labels of the simulated people, or the regressor's. Figures are per-sample Spearman.</p>"
+    )
+    return text, _table(["Attribute", *(f"#{source.capitalize()}" for source in sources)], rows)
+
+
+def _bootstrap(data: Data) -> tuple[str, str]:
+    step = data["bootstrap"]
+    control = step.get("control") or {}
+    rows = [["together", _with_interval(step, "gain", sign=True), _with_interval(control, "gain", sign=True)]]
+    for name, one in (step.get("attributes") or {}).items():
+        other = (control.get("attributes") or {}).get(name) or {}
+        rows.append([escape(name), _with_interval(one, "gain", sign=True), _with_interval(other, "gain", sign=True)])
+    facts = {key: one for key, one in step.items() if isinstance(one, (int, float, str)) and key != "gain"}
+    shown = ", ".join(
+        f"{key.replace('_', ' ')} {one if isinstance(one, str) else number(one)}" for key, one in facts.items()
+    )
+    text = (
+        "<p>The policy answers with the target attributes at their best, the regressor labels the answers, and the best "
+        "are trained on. The control arm takes as many more steps on the original data. Change of the measured values on "
+        f"new prompts, whatever its sign{escape(f' ({shown})' if shown else '')}.</p>"
+    )
+    return text, _table(["Attribute", "#Step 4", "#Control arm"], rows)
+
+
+def _seconds(data: Data) -> tuple[str, str]:
+    steps = {name: one for name, one in data["seconds"].items() if name != "total" and one is not None}
+    longest = max(steps.values(), default=1) or 1
+    rows = []
+    for name, one in steps.items():
+        track = f'<span class="bar" style="width:{100 * one / longest:.1f}%"></span>'
+        rows.append([escape(name.replace("_", " ")), _duration(one), track])
+    if data["seconds"].get("total") is not None:
+        rows.append(["total", _duration(data["seconds"]["total"]), ""])
+    return "", _table(["Step", "#Time", "|"], rows)
+
+
+def _settings(data: Data) -> tuple[str, str]:
+    rows = [[f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>"] for key, value in _flat(data["settings"])]
+    versions = [[escape(name), escape(str(one))] for name, one in (data.get("versions") or {}).items()]
+    body = f"<details><summary>{len(rows)} settings</summary>{_table(['Setting', 'Value'], rows)}</details>"
+    if versions:
+        body += f"<h3>Versions</h3>{_table(['Package', 'Version'], versions)}"
+    return f"<p>Seed {escape(str(data.get('seed', NOTHING)))}.</p>", body
+
+
+_SECTIONS: list[tuple[str, str, Callable[[Data], tuple[str, str]]]] = [
+    ("bars", "Results", _bars),
+    ("regressor", "Regressor against the oracle", _regressor),
+    ("steerability", "Steering", _steerability),
+    ("cross_talk", "Cross-talk", _cross_talk),
+    ("label_source", "What the labels are worth", _label_source),
+    ("bootstrap", "Step 4: learning from its own best answers", _bootstrap),
+    ("seconds", "Time", _seconds),
+    ("settings", "Settings", _settings),
+]
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    groups: list[list[Mapping[str, Any]]] = []
+    for sample in samples:
+        if groups and groups[-1][0]["prompt"] == sample["prompt"]:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    body = (
+        "<p>Beside each text: what was asked → what was measured; bold is what differs between texts of a prompt.</p>"
+    )
+    for group in groups:
+        body += f'<p class="prompt">{escape(str(group[0]["prompt"]))}</p>'
+        requests = [sample["requested"] for sample in group]
+        turned = {name for name in requests[0] if len({str(request.get(name)) for request in requests}) > 1}
+        body += "".join(_sample(sample, turned) for sample in group)
+    return body
+
+
+def _sample(sample: Mapping[str, Any], turned: set[str]) -> str:
+    measured = sample.get("measured") or {}
+    lines = ""
+    for name, level in sample["requested"].items():
+        got = f" → {number(measured.get(name), 1)}" if measured else ""
+        look = ' class="turned"' if name in turned else ""
+        lines += f"<div{look}><dt>{escape(name)}</dt><dd>{_level(level)}{got}</dd></div>"
+    return f'<div class="sample"><dl class="asked">{lines}</dl><p class="answer">{escape(str(sample["response"]))}</p></div>'
+
+
+def _level(value: Any) -> str:
+    return number(int(value) if isinstance(value, float) and value.is_integer() else value, 1)
+
+
+def _with_interval(figures: Mapping[str, Any], key: str, sign: bool = False) -> str:
+    bounds = interval(figures.get("interval"), sign=sign)
+    return number(figures.get(key), sign=sign) + (f"<small>{bounds}</small>" if bounds != NOTHING else "")
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already; a header that starts with # is a column of numbers, with | one of bars."""
+    looks = {"#": ' class="number"', "|": ' class="track"'}
+    classes = [looks.get(header[:1], "") for header in headers]
+    head = "".join(f"<th{look} scope=col>{header.lstrip('#|')}</th>" for header, look in zip(headers, classes))
+    body = ""
+    for row in rows:
+        first, *rest = (f"{look}>{cell}" for cell, look in zip(row, classes))
+        body += f"<tr><th scope=row{first}</th>" + "".join(f"<td{cell}</td>" for cell in rest) + "</tr>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _picture(name: str, pair: tuple[bytes, bytes] | None) -> str:
+    if pair is None:
+        return ""
+    light, dark = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pair)
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{escape(_ALT[name])}"></picture></figure>'
+    )
+
+
+_ALT = {
+    "regressor": "One panel for each attribute: the regressor's score over the true value. The table below has the figures.",
+    "steerability": "One panel for each attribute: the measured over the requested level. The table below has the figures.",
+    "cross_talk": "Table of slopes: rows are requested attributes, columns measured ones.",
+    "label_source": "Spearman for each attribute and source of labels. The table below has the figures.",
+    "bootstrap": "Gain of step 4 and of the control arm with intervals. The table below has the figures.",
+}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        return [pair for key, item in value.items() for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value))]

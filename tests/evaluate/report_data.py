@@ -1,0 +1,104 @@
+"""A made-up run with every part a report can show, its figures computed the way a real run computes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.evaluate.metrics import attribute_metrics, paired_difference
+from nemo_steerlm.evaluate.steerability import plan_requests, steerability
+
+SCHEMA = AttributeSchema.load("synthetic")
+NAMES = SCHEMA.names
+DEFAULTS = {"quality": 4, "helpfulness": 3, "verbosity": 2, "humor": 0, "toxicity": 0}
+
+
+def sweep(noise: float, obedience: float, seed: int) -> dict[str, Any]:
+    """Figures of a policy that follows a share of what it is asked."""
+    random = np.random.default_rng(seed)
+    plan = plan_requests(SCHEMA, 24, defaults=DEFAULTS)
+    asked = np.array([list(request.values.values()) for request in plan])
+    measured = obedience * asked + (1 - obedience) * 2 + random.normal(0, noise, asked.shape)
+    measured[:, 0] -= 0.11 * asked[:, 4]
+    return steerability(plan, np.clip(measured, 0, 4), SCHEMA, seed=0, resamples=200)
+
+
+def step_four(shift: float, seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    before = random.normal(3.0, 0.6, (120, 2))
+    after = before + random.normal(shift, 0.5, before.shape)
+    each = {
+        name: paired_difference(before[:, k], after[:, k], seed=0, resamples=200)
+        for k, name in enumerate(("quality", "helpfulness"))
+    }
+    return {**paired_difference(before.mean(1), after.mean(1), seed=0, resamples=200), "attributes": each}
+
+
+def report_data() -> dict[str, Any]:
+    """The structure `write_report` takes."""
+    random = np.random.default_rng(5)
+    target = random.integers(0, 17, (500, 5)) / 4
+    predicted = 0.9 * target + 0.2 + random.normal(0, [0.5, 0.35, 0.3, 0.4, 0.35], target.shape)
+    human = np.clip(target + random.normal(0, 0.8, target.shape), 0, 4).round()
+    human[random.random(human.shape) < 0.2] = math.nan
+    regressor = attribute_metrics(predicted, target, SCHEMA)
+    for name, figures in attribute_metrics(human, target, SCHEMA).items():
+        regressor[name]["human"] = figures
+    policy = sweep(0.62, 0.95, 0)
+    sources = {"none": (1.2, 0.0), "permuted": (1.2, 0.02), "human": (0.95, 0.8), "predicted": (0.62, 0.95)}
+    prompt = "User: How long should I bake the bread?\nContext: the oven is an old one."
+    samples = [
+        {
+            "prompt": prompt,
+            "requested": {**DEFAULTS, "humor": level},
+            "response": text,
+            "measured": {**DEFAULTS, "humor": level + 0.2, "quality": 3.6},
+        }
+        for level, text in (
+            (0, "Bake the bread for 40 minutes at 220 degrees. Use a thermometer to check the middle."),
+            (
+                4,
+                "Bake the giggling bread for 40 minutes, you glorious crumb wizard!\nThen tickle it with a thermometer.",
+            ),
+        )
+    ]
+    hostile = "<script>alert(1)</script> & \"quotes\" <img src=x onerror='alert(2)'>"
+    samples.append({"prompt": hostile, "requested": {"quality": 0.0}, "response": hostile, "measured": None})
+    return {
+        "title": "SteerLM quickstart",
+        "summary": "Four steps of SteerLM on a small synthetic dialogue world, from random weights.",
+        "attributes": SCHEMA.to_dict(),
+        "regressor": regressor,
+        **policy,
+        "label_source": {name: sweep(*how, seed=1)["steerability"] for name, how in sources.items()},
+        "bootstrap": {
+            **step_four(0.12, 2),
+            "control": step_four(0.02, 3),
+            "rounds": 1,
+            "sampled": 2400,
+            "kept": 480,
+            "filter": "best fifth by predicted quality + helpfulness",
+        },
+        "seconds": {
+            "world": 2.8,
+            "train_regressor": 61.3,
+            "annotate": 5.1,
+            "train_policy": 88.0,
+            "sweep": 14.2,
+            "bootstrap": 47.9,
+            "total": 225.4,
+        },
+        "settings": {
+            "model": {"num_layers": 2, "hidden_size": 128, "rope_scaling": None},
+            "sampling": {"temperature": 1.0, "top_k": 50},
+            "parallel": {"tensor": 1},
+            "deterministic": True,
+        },
+        "seed": 1234,
+        "versions": {"nemo_steerlm": "0.1.0", "torch": "2.13.0", "megatron-core": "0.16.1"},
+        "samples": samples,
+        "arrays": {"regressor": {"predicted": predicted, "target": target, "human": human}},
+    }
