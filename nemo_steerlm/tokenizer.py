@@ -55,6 +55,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise ConfigError(f"tokenizer {path}: the folder holds neither tokenizer.json nor tokenizer.model")
 
 
+def _copy(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        shutil.copyfile(source, target)
+
+
 class Tokenizer:
     """Text to ids and back.
 
@@ -169,7 +174,7 @@ class _HuggingFaceTokenizer(Tokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             if (self._folder / name).is_file():
-                shutil.copyfile(self._folder / name, folder / name)
+                _copy(self._folder / name, folder / name)
         if not (folder / "tokenizer_config.json").is_file():
             self._backend.save_pretrained(folder)
 
@@ -208,7 +213,7 @@ class _SentencePieceTokenizer(Tokenizer):
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._file, folder / "tokenizer.model")
+        _copy(self._file, folder / "tokenizer.model")
 
     @functools.cached_property
     def fingerprint(self) -> str:

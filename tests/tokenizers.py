@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CORPUS = [
-    "<extra_id_0>System\nA chat between a curious user and an assistant.\n<extra_id_1>User\nHello there, how are you?\n",
+    "<extra_id_0>System\nA chat between a curious user and an assistant.\n<extra_id_1>User\nHello there, how are you\n",
     "<extra_id_1>Assistant\n<extra_id_2>quality:4,toxicity:0,humor:2\nI am fine, thank you. And you?\n\nGood.  Bye!\n",
     "The quick brown fox jumps over the lazy dog. 0123456789 <x> extra id _ É ﬁ １ ＜ ＞ \t tabs, *stars* and #hashes",
 ]

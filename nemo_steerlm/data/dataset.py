@@ -119,15 +119,12 @@ def fit_history(
 def _shorten_regression(
     conversation: Conversation, index: int, template: PromptTemplate, tokenizer: Tokenizer, limit: int, overlong: str
 ) -> list[int]:
-    shorter: Conversation | None = conversation
-    while shorter is not None and overlong == "truncate_history":
-        turns = len(shorter.turns)
-        shorter = _without_oldest(shorter, index)
-        if shorter is not None:
-            index -= turns - len(shorter.turns)
-            ids = template.encode_regression(shorter, index, tokenizer)
-            if len(ids) <= limit:
-                return ids
+    while overlong == "truncate_history" and (shorter := _without_oldest(conversation, index)):
+        index -= len(conversation.turns) - len(shorter.turns)
+        conversation = shorter
+        ids = template.encode_regression(conversation, index, tokenizer)
+        if len(ids) <= limit:
+            return ids
     return []
 
 
@@ -189,7 +186,7 @@ class RegressionDataset:
                 if len(ids) > max_length:
                     if overlong == "error":
                         raise _too_long(conversation, index, len(ids), max_length)
-                    ids = cls._shorten(conversation, index, template, tokenizer, max_length, overlong)
+                    ids = _shorten_regression(conversation, index, template, tokenizer, max_length, overlong)
                     report["truncated" if ids else "dropped_overlong"] += 1
                 if ids:
                     tokens.append(ids)
@@ -204,7 +201,7 @@ class RegressionDataset:
         return len(self.labels)
 
     def item(self, index: int, epoch: int = 0) -> dict[str, np.ndarray]:
-        """Return ``tokens`` int32 [sequence] and ``labels`` float32 [attributes], NaN where missing; in every epoch."""
+        """Return ``tokens`` int32 [sequence] and ``labels`` float32 [attributes], NaN where missing, in any epoch."""
         return {"tokens": self._tokens[index], "labels": self.labels[index]}
 
 

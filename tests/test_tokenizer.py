@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.tokenizer import load_tokenizer
+from tests import tokenizers
+
+TEXTS = ["Hello there", " leading space", "\nline", "\n\n", "  ", "é 😀 ﬁ", "", "a", "x\n", "<extra_id_1>User\n"]
+
+
+@pytest.fixture(scope="module", params=["bpe", "bpe_markers", "sentencepiece", "sentencepiece_folder"])
+def path(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param.startswith("bpe"):
+        return tokenizers.bpe(folder, markers="markers" in request.param)
+    model = tokenizers.sentencepiece_model(folder)
+    return model.parent if "folder" in request.param else model
+
+
+def test_text_survives_both_as_start_and_as_continuation(path):
+    tokenizer = load_tokenizer(path)
+    for text in TEXTS:
+        assert tokenizer.decode_continuation(tokenizer.encode_continuation(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        joined = tokenizer.encode("start:") + tokenizer.encode_continuation(text)
+        assert tokenizer.decode(joined) == "start:" + text
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+    assert tokenizer.encode_continuations(TEXTS) == [tokenizer.encode_continuation(text) for text in TEXTS]
+    assert tokenizer.encode_batch([]) == tokenizer.encode_continuations([]) == []
+
+
+def test_no_begin_or_end_token_and_all_ids_below_vocab_size(path):
+    tokenizer = load_tokenizer(path)
+    ids = [token for text in TEXTS for token in tokenizer.encode(text)]
+    assert not {tokenizer.eos_id, tokenizer.bos_id} & set(ids) and max(ids) < tokenizer.vocab_size
+    assert 0 <= tokenizer.pad_id < tokenizer.vocab_size
+
+
+def test_saved_copies_are_the_same_tokenizer(path, tmp_path):
+    tokenizer = load_tokenizer(path)
+    tokenizer.save(tmp_path / "copy")
+    again = load_tokenizer(tmp_path / "copy")
+    assert again.fingerprint == tokenizer.fingerprint and again.vocab_size == tokenizer.vocab_size
+    assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+    again.save(tmp_path / "copy")  # onto itself
+
+
+def test_ids_of_single_tokens_and_padding(tmp_path):
+    tokenizer = load_tokenizer(tokenizers.bpe(tmp_path / "a", markers=True))
+    assert tokenizer.decode([tokenizer.token_id("<extra_id_1>")]) == "<extra_id_1>"
+    assert tokenizer.token_id("no such token") is None and tokenizer.token_id("") is None
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id) == (0, 1, None)
+    settings = tmp_path / "a" / "tokenizer_config.json"
+    settings.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert load_tokenizer(tmp_path / "a").pad_id == 0
+    settings.unlink()
+    bare = load_tokenizer(tmp_path / "a")
+    assert bare.fingerprint == tokenizer.fingerprint and bare.eos_id is None
+
+
+def test_fingerprints_tell_tokenizers_apart(tmp_path):
+    plain = load_tokenizer(tokenizers.bpe(tmp_path / "a", markers=False))
+    marked = load_tokenizer(tokenizers.bpe(tmp_path / "b", markers=True))
+    folded = load_tokenizer(tokenizers.bpe(tmp_path / "c", markers=True, normalizer="Lowercase"))
+    assert len({plain.fingerprint, marked.fingerprint, folded.fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (None, None, "no such file or folder"),
+        ("empty/", None, "neither tokenizer.json nor tokenizer.model"),
+        ("notes.txt", b"x", "expected a folder or a SentencePiece .model file"),
+        ("tokenizer.model", b"not a model", "not a SentencePiece model"),
+        ("folder/tokenizer.json", b"{}", "cannot be read"),
+    ],
+)
+def test_wrong_paths_are_refused(name, content, message, tmp_path):
+    path = tmp_path / (name or "missing")
+    if name:
+        (path if name.endswith("/") else path.parent).mkdir(exist_ok=True)
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(path.parent if path.parent.name == "folder" else path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.real_data
+def test_the_real_llama_sentencepiece_model():
+    tokenizer = load_tokenizer(tokenizers.real_data("stories260K/tok512.model"))
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (512, 1, 2)
+    assert tokenizer.encode("a") != tokenizer.encode_continuation("a")  # no dummy space inside a prompt
+    assert len(tokenizer.encode_continuation("<extra_id_1>")) > 5 and tokenizer.token_id("<extra_id_1>") is None
+    assert tokenizer.decode_continuation(tokenizer.encode_continuation(" Once")) == " Once"
