@@ -40,12 +40,25 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
                 f"parallel.tensor={tensor} does not divide the model's {name}={size}; "
                 f"use one of {[t for t in range(1, size + 1) if size % t == 0][:8]}"
             )
-    if architecture.num_layers % chunks:
+    if parallel.virtual_pipeline and architecture.num_layers % chunks:
         raise ConfigError(
-            f"parallel.pipeline={parallel.pipeline}"
-            + (f" x parallel.virtual_pipeline={parallel.virtual_pipeline}" if parallel.virtual_pipeline else "")
-            + f" does not divide the model's num_layers={architecture.num_layers}"
+            f"parallel.pipeline={parallel.pipeline} x parallel.virtual_pipeline={parallel.virtual_pipeline} does not "
+            f"divide the model's num_layers={architecture.num_layers}"
         )
+    if architecture.num_layers < parallel.pipeline:
+        raise ConfigError(f"parallel.pipeline={parallel.pipeline} exceeds the model's num_layers={architecture.num_layers}")
+
+
+def last_stage_layers(architecture: Architecture, parallel: ParallelConfig) -> int | None:
+    """Layers of the last pipeline stage where an even split is impossible (None where it is possible).
+
+    The other stages hold equally many; the last one, which has the vocabulary too, fewer where that can be.
+    """
+    layers, others = architecture.num_layers, parallel.pipeline - 1
+    if layers % parallel.pipeline == 0:
+        return None
+    each = math.ceil(layers / parallel.pipeline)
+    return layers - others * (each if others * each < layers else each - 1)
 
 
 def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
@@ -70,6 +83,7 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, dty
         init_method_std=architecture.init_std,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        num_layers_in_last_pipeline_stage=last_stage_layers(architecture, parallel),
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         sequence_parallel=parallel.sequence and parallel.tensor > 1,
         params_dtype=dtype,

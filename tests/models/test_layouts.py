@@ -69,7 +69,9 @@ def test_a_layout_that_does_not_divide_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"parallel.tensor=3 does not divide the model's num_attention_heads=8"):
         check_layout(ARCHITECTURE, ParallelConfig(tensor=3))
-    with pytest.raises(ConfigError, match=r"parallel.pipeline=3 does not divide the model's num_layers=4"):
-        check_layout(ARCHITECTURE, ParallelConfig(pipeline=3))
+    with pytest.raises(ConfigError, match=r"parallel.pipeline=5 exceeds the model's num_layers=4"):
+        check_layout(ARCHITECTURE, ParallelConfig(pipeline=5))
+    with pytest.raises(ConfigError, match=r"virtual_pipeline=3 does not divide the model's num_layers=4"):
+        check_layout(ARCHITECTURE, ParallelConfig(pipeline=2, virtual_pipeline=3))
     with pytest.raises(ConfigError, match="num_query_groups"):
         check_layout(Architecture(num_attention_heads=8, num_query_groups=2), ParallelConfig(tensor=4))
