@@ -15,7 +15,7 @@ from nemo_steerlm.launch import local
 
 # verb: (function, its config in config.py, help)
 VERBS = {
-    "quickstart": ("pipelines.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world, with report"),
+    "quickstart": ("pipelines.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world"),
     "prepare": ("data.prepare:main", "PrepareConfig", "turn a dataset into conversations"),
     "import": ("stages.convert:import_main", "ImportConfig", "turn Hugging Face or llama2.c weights into our own"),
     "train-regressor": ("stages.train_regressor:main", "TrainRegressorConfig", "step 1: learn to predict attributes"),
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _working() -> list[str]:
     """The verbs whose module is there, found without importing it."""
     files = {verb: row[0].partition(":")[0].replace(".", "/") + ".py" for verb, row in VERBS.items()}
-    return [verb for verb, file in files.items() if Path(__file__).with_name(file).is_file()]
+    return [verb for verb, file in files.items() if (Path(__file__).parent / file).is_file()]
 
 
 def _run(verb: str, *words: str) -> int:
@@ -71,8 +71,11 @@ def _run(verb: str, *words: str) -> int:
         return 0
     settings = compose.load(verb, getattr(config, schema), keys, config_dir)
     trainer = getattr(settings, "trainer", None)
-    if trainer is not None and not local.join(trainer.devices, trainer.num_nodes):
-        return local.run([verb, *words], trainer.devices)
+    if trainer is not None:
+        if trainer.accelerator == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch is not imported yet: for it there are no GPUs
+        if not local.join(trainer.devices, trainer.num_nodes):
+            return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     module, _, function = target.partition(":")

@@ -232,7 +232,7 @@ class DataConfig:
     train: str = option(MISSING, "conversations (.jsonl or .jsonl.gz)", example="data/train.jsonl")
     val: str | None = option(None, "conversations to validate on; null = no validation")
     max_length: int = option(4096, "longest sample, tokens", least=2)
-    overlong: str = option("truncate_history", "over-long samples lose oldest turns, are dropped or stop", choices=_OVERLONG)
+    overlong: str = option("truncate_history", "what happens to a longer sample", choices=_OVERLONG)
 
 
 @dataclass(kw_only=True)
@@ -275,8 +275,6 @@ class PrepareConfig:
     recipe: str = option(
         "default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner")
     )
-    count: int = option(6000, "dialogues to make (synthetic)", least=1)
-    template: TemplateConfig = option(TemplateConfig, "strings of the prompt (regression files)")
 
 
 @dataclass(kw_only=True)
@@ -342,7 +340,7 @@ class AnnotateConfig:
     input: str = option(MISSING, "conversations", example="data/train.jsonl")
     output: str = option(MISSING, "labelled conversations", example="outputs/labelled.jsonl")
     turns: str = option("all", "assistant turns to label", choices=("all", "labelled", "missing"))
-    overlong: str = option("truncate_history", "over-long samples lose oldest turns, are dropped or stop", choices=_OVERLONG)
+    overlong: str = option("truncate_history", "what happens to a longer sample", choices=_OVERLONG)
     max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
     batch_tokens: int = option(16384, "tokens a forward pass", least=1)
     part_size: int = option(1024, "conversations a part file: what a kill loses at most", least=1)
@@ -373,6 +371,7 @@ class BootstrapDataConfig(PolicyDataConfig):
     """Data of `steerlm bootstrap`; `train` is the annotated data the policy was trained on."""
 
     prompts: str | None = option(None, "conversations to answer; null = those of data.train")
+    change_prompts: str | None = option(None, "held-out conversations the change is measured on; null = data.val")
 
 
 @dataclass(kw_only=True)
@@ -385,8 +384,12 @@ class BootstrapConfig:
     target: list[str] = option(MISSING, "attributes held at their maximum", example="[quality]")
     data: BootstrapDataConfig = option(BootstrapDataConfig, "data")
     rounds: int = option(1, "rounds of sampling and training", least=1)
-    keep_fraction: float = option(0.5, "share of the responses kept, best predicted target first", least=0.0, most=1.0)
+    keep_fraction: float = option(
+        0.5, "share of the prompts whose best response is kept, best predicted targets first", least=0.0, most=1.0
+    )
     replay: float = option(1.0, "original rows mixed in for each kept response", least=0.0)
+    control: bool = option(False, "also train as many steps on the original data alone, and report that change")
+    batch_tokens: int = option(16384, "tokens a forward pass of the regressor", least=1)
     sampling: SamplingConfig = option(SamplingConfig, "how responses are drawn")
     trainer: TrainerConfig = option(TrainerConfig, "training loop")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
@@ -414,9 +417,34 @@ class GenerateConfig:
 
 
 @dataclass(kw_only=True)
+class QuickstartRecipe:
+    """Sizes of the quickstart, fixed on other seeds than those it is judged on."""
+
+    train_rows: int = option(4000, "dialogues with human labels, for the regressor", least=1)
+    unlabelled_rows: int = option(6000, "dialogues to annotate, for the policy", least=1)
+    test_rows: int = option(600, "dialogues the regressor is judged on", least=1)
+    vocab_size: int = option(1024, "tokens, before those for attribute values", least=300)
+    batch_size: int = option(32, "samples an optimizer step", least=1)
+    regressor_steps: int = option(600, "optimizer steps of the regressor", least=1)
+    regressor_lr: float = option(4e-3, "its peak learning rate", least=0.0)
+    policy_steps: int = option(700, "optimizer steps of the policy", least=1)
+    policy_lr: float = option(3e-3, "its peak learning rate", least=0.0)
+    steer_prompts: int = option(40, "prompts a level and attribute when steering is measured", least=1)
+    temperature: float = option(1.0, "of every draw", least=0.0)
+    bootstrap_prompts: int = option(600, "prompts answered in step 4", least=1)
+    bootstrap_responses: int = option(4, "responses a prompt in step 4", least=1)
+    bootstrap_keep: float = option(0.5, "share of the prompts whose best response is kept", least=0.0, most=1.0)
+    bootstrap_replay: float = option(2.0, "original rows for each kept response", least=0.0)
+    bootstrap_steps: int = option(100, "optimizer steps of step 4", least=1)
+    bootstrap_lr: float = option(1e-3, "its peak learning rate", least=0.0)
+    change_prompts: int = option(300, "held-out prompts the gain is measured on", least=1)
+
+
+@dataclass(kw_only=True)
 class QuickstartConfig:
     """Settings of `steerlm quickstart`."""
 
     output: str = option("outputs/quickstart", "folder of data, models and report")
     seed: int = option(0, "seed of everything: world, weights, samples")
-    compare_labels: bool = option(False, "also train policies on no labels and on human labels (15 minutes more)")
+    compare_labels: bool = option(False, "also train policies on no, human and permuted labels (15 minutes more)")
+    recipe: QuickstartRecipe = option(QuickstartRecipe, "sizes; the defaults are what the report's bars are for")

@@ -1,1 +1,15 @@
-"""The engine room: everything that touches megatron-core. Import `parallel` first; it installs the CPU backend."""
+"""The engine room: everything that touches megatron-core. Importing it makes "cuda" the CPU where CUDA is absent."""
+
+import warnings
+
+for _message in (
+    ".*(Transformer Engine|Apex).* (is|are) not installed.*",
+    ".*full scope is deprecated.*",
+    ".*use DTensor instead.*",
+    ".*`load_state_dict` is deprecated.*",
+):  # megatron-core about itself and its own use of torch; nothing a user could act on
+    warnings.filterwarnings("ignore", message=_message)
+
+from nemo_steerlm.megatron import cpu  # noqa: E402
+
+cpu.install()

@@ -260,7 +260,8 @@ class _Batch:
         """Logits `[rows, vocab_size]` in fp32 of this rank's `[rows, 1, padded / tp]`."""
         if logits is None:
             return None
-        return gather_from_tensor_model_parallel_region(logits[:, 0])[:, : self.vocab_size].float()
+        group = parallel_state.get_tensor_model_parallel_group()
+        return gather_from_tensor_model_parallel_region(logits[:, 0], group=group)[:, : self.vocab_size].float()
 
     def _draw(self, logits: torch.Tensor | None, step: int) -> np.ndarray:
         """The next token of every row in the batch, the same on all ranks."""
@@ -335,10 +336,11 @@ def draw(logits: torch.Tensor, settings: SamplingSettings, uniform: np.ndarray |
     """
     if uniform is None:
         return logits.argmax(-1)
+    ids: np.ndarray | None = None
     if 0 < settings.top_k < logits.shape[1]:
         values, ids = _largest(logits, settings.top_k)
     else:
-        values, ids = logits.cpu().numpy(), None
+        values = logits.cpu().numpy()
     scaled = values.astype(np.float64)
     scaled -= scaled.max(-1, keepdims=True)
     scaled /= settings.temperature
@@ -349,9 +351,7 @@ def draw(logits: torch.Tensor, settings: SamplingSettings, uniform: np.ndarray |
         inside = (before < settings.top_p * descending.sum(-1, keepdims=True)).sum(-1)
         weights[weights < np.take_along_axis(descending, inside[:, None] - 1, -1)] = 0
     borders = weights.cumsum(-1)
-    total = borders[:, -1:]
-    target = np.minimum(uniform[:, None] * total, np.nextafter(total, 0))  # rounding must not reach past the last one
-    index = (borders <= target).sum(-1)
+    index = (borders <= uniform[:, None] * borders[:, -1:]).sum(-1)  # the product stays below: uniform <= 1 - 2**-53
     chosen = index if ids is None else ids[np.arange(len(ids)), index]
     return torch.as_tensor(chosen, device=logits.device)
 
@@ -363,8 +363,8 @@ def _largest(logits: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     keeps k of them. NumPy's partition is about ten times as fast as torch's on the CPU.
     """
     if logits.is_cuda:
-        ids = logits.topk(k, sorted=False).indices.sort(-1).values
-        return logits.gather(1, ids).cpu().numpy(), ids.cpu().numpy()
+        largest = logits.topk(k, sorted=False).indices.sort(-1).values
+        return logits.gather(1, largest).cpu().numpy(), largest.cpu().numpy()
     array = logits.numpy()
     size = array.shape[1]
     smallest = np.partition(array, size - k, axis=-1)[:, size - k, None]
@@ -374,7 +374,7 @@ def _largest(logits: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     columns = np.arange(len(flat)) - np.repeat(counts.cumsum() - counts, counts)
     values = np.full((len(array), counts.max()), -np.inf, array.dtype)
     ids = np.zeros(values.shape, np.int64)
-    values[rows, columns], ids[rows, columns] = array.ravel()[flat], found
+    values[rows, columns], ids[rows, columns] = array[rows, found], found
     return values, ids
 
 

@@ -6,27 +6,15 @@ One process is the smallest case of many: a notebook calls `initialize` with a l
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
 
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron import cpu
-
-for _message in (
-    ".*(Transformer Engine|Apex).* (is|are) not installed.*",
-    ".*full scope is deprecated.*",
-    ".*use DTensor instead.*",
-    ".*`load_state_dict` is deprecated.*",
-):  # megatron-core about itself and its own use of torch; nothing a user could act on
-    warnings.filterwarnings("ignore", message=_message)
-cpu.install()
-
-from megatron.core import parallel_state, tensor_parallel  # noqa: E402  (the CPU backend comes first)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,9 +25,6 @@ from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
-
-from megatron.core import parallel_state  # isort: skip  (after nemo_steerlm.megatron.parallel: the CPU backend comes first)
-from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Model = TypeVar("Model", bound="MegatronModel")

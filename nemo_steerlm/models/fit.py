@@ -15,6 +15,8 @@ import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from megatron.core import parallel_state
+from nemo.utils import logging as nemo_log
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
@@ -28,10 +30,8 @@ from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
 from nemo_steerlm.provenance import plain
 
-from megatron.core import parallel_state  # isort: skip
-
-for _chatty in ("lightning.pytorch", "nemo_logger", "megatron.core"):  # dozens of lines about their own set-up
-    logging.getLogger(_chatty).setLevel(logging.ERROR)
+nemo_log.setLevel(nemo_log.ERROR)  # dozens of lines about their own set-up
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class JSONLLogger(Logger):
@@ -96,7 +96,16 @@ class _Checkpoints(Callback):
 
 
 class _ProgressBar(TQDMProgressBar):
-    """Lightning's bar without the version number: steps, speed, time left, loss."""
+    """Lightning's bar under the run's name: steps, speed, time left, loss."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        """Give the bar its name."""
+        super().on_train_epoch_start(trainer, *_)
+        self.train_progress_bar.set_description(self.name)
 
     def get_metrics(self, *args: Any, **kwargs: Any) -> dict:
         """What stands at the end of the bar."""
@@ -230,7 +239,7 @@ def fit(model: MegatronModel, trainer_config: TrainerConfig, logging_config: Log
         logger=False,
         callbacks=[
             _Checkpoints(folder, trainer_config.checkpoint_every, last),
-            *([_ProgressBar()] if trainer_config.progress_bar else []),
+            *([_ProgressBar(output.name)] if trainer_config.progress_bar else []),
         ],
         enable_checkpointing=False,
         enable_progress_bar=trainer_config.progress_bar,

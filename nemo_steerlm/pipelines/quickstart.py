@@ -1,0 +1,282 @@
+"""All four steps on a small synthetic world that knows the truth, and a report that shows whether steering works."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import (
+    AnnotateConfig,
+    Architecture,
+    AttributesConfig,
+    BootstrapConfig,
+    BootstrapDataConfig,
+    ComputeConfig,
+    DataConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PolicyDataConfig,
+    PrepareConfig,
+    QuickstartConfig,
+    RegressorModelConfig,
+    SamplingConfig,
+    TrainerConfig,
+    TrainRegressorConfig,
+    TrainSftConfig,
+)
+from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
+from nemo_steerlm.data.sources import synthetic
+from nemo_steerlm.data.synthetic.oracle import oracle
+from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer
+from nemo_steerlm.evaluate.bars import bar_rows, check_bars
+from nemo_steerlm.evaluate.metrics import attribute_metrics
+from nemo_steerlm.evaluate.report import write_report
+from nemo_steerlm.evaluate.steerability import plan_requests, steerability
+from nemo_steerlm.evaluate.tables import text_table
+from nemo_steerlm.megatron import parallel
+from nemo_steerlm.megatron.generation import SamplingSettings
+from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.pipelines.bootstrap import bootstrap
+from nemo_steerlm.provenance import plain, versions, write_run_json
+from nemo_steerlm.stages import annotate, train_regressor, train_sft
+from nemo_steerlm.template import PromptTemplate
+
+TARGET = ["quality", "helpfulness"]
+MAX_LENGTH = 512
+SAMPLED_PROMPTS = 3
+
+
+def main(config: QuickstartConfig) -> None:
+    """`steerlm quickstart`: fill `config.output`, print the bars and where the report is."""
+    report = Quickstart(config).run()
+    rows = bar_rows(report["bars"])
+    page = Path(config.output) / "report.html"
+    sys.stdout.write(f"\n{text_table(rows, ['measure', 'value', 'bar', 'result'])}\n\nreport: {page}\n")
+
+
+class Quickstart:
+    """The steps in order; each leaves its files and figures."""
+
+    def __init__(self, config: QuickstartConfig) -> None:
+        self.config, self.recipe, self.output = config, config.recipe, Path(config.output)
+        self.schema = AttributeSchema.load("synthetic")
+        self.data = self.output / "data"
+        self.seconds: dict[str, float] = {}
+        self.figures: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Everything; returns report.json's content."""
+        started = time.perf_counter()
+        shutil.rmtree(self.output, ignore_errors=True)
+        self._step("prepare", self._prepare)
+        self._step("train_regressor", self._train_regressor)
+        self._step("evaluate_regressor", self._evaluate_regressor)
+        self._step("annotate", self._annotate)
+        self._step("train_policy", lambda: self._train_policy("policy", self.output / "annotated.jsonl"))
+        self._step("evaluate_steering", self._evaluate_steering)
+        self._step("bootstrap", self._bootstrap)
+        if self.config.compare_labels:
+            self._step("compare_labels", self._compare_labels)
+        self.seconds["total"] = round(time.perf_counter() - started, 1)
+        return self._report()
+
+    def _step(self, name: str, work: Callable[[], None]) -> None:
+        sys.stdout.write(f"== {name.replace('_', ' ')}\n")
+        sys.stdout.flush()
+        started = time.perf_counter()
+        work()
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+
+    # ---------------------------------------------------------------- the steps
+
+    def _prepare(self) -> None:
+        recipe = self.recipe
+        sizes = synthetic.SyntheticSizes(
+            train=recipe.train_rows, unlabelled=recipe.unlabelled_rows, test=recipe.test_rows,
+            prompts=recipe.bootstrap_prompts, prompts_test=max(recipe.change_prompts, recipe.steer_prompts),
+        )  # fmt: skip
+        self.data.mkdir(parents=True)
+        config = PrepareConfig(source="synthetic", output=str(self.data), seed=self.config.seed)
+        synthetic.write(config, self.schema, sizes)
+        texts = corpus(read_conversations(self.data / "train.jsonl"), PromptTemplate())
+        train_tokenizer(texts, recipe.vocab_size, PromptTemplate(), self.schema, self.data / "tokenizer")
+
+    def _train_regressor(self) -> None:
+        config = TrainRegressorConfig(
+            output=str(self.output / "regressor"),
+            data=DataConfig(train=str(self.data / "train.jsonl"), val=str(self.data / "val.jsonl"), max_length=MAX_LENGTH),
+            attributes=AttributesConfig(preset="synthetic"),
+            model=RegressorModelConfig(**self._random_weights(), head_bias_init="mean"),
+            trainer=self._trainer(self.recipe.regressor_steps),
+            optimizer=self._optimizer(self.recipe.regressor_lr),
+            logging=LoggingConfig(tensorboard=True),
+            seed=self.config.seed,
+        )
+        train_regressor.main(config)
+
+    def _random_weights(self) -> dict[str, Any]:
+        architecture = Architecture(
+            num_layers=2, hidden_size=128, ffn_hidden_size=384, num_attention_heads=4,
+            max_position_embeddings=MAX_LENGTH, tie_word_embeddings=True, init_std=0.04,
+        )  # fmt: skip
+        return {"architecture": architecture, "tokenizer": str(self.data / "tokenizer")}
+
+    def _trainer(self, steps: int) -> TrainerConfig:
+        size = self.recipe.batch_size
+        return TrainerConfig(max_steps=steps, global_batch_size=size, micro_batch_size=size, val_every=max(1, steps // 3))
+
+    def _optimizer(self, rate: float) -> OptimizerConfig:
+        return OptimizerConfig(lr=rate, min_lr=rate * 0.05, schedule="cosine", warmup_steps=30, weight_decay=0.05)
+
+    def _run_annotate(self, source: Path, output: Path) -> None:
+        config = AnnotateConfig(
+            checkpoint=str(self.output / "regressor" / "model"), input=str(source), output=str(output),
+            trainer=ComputeConfig(),
+        )  # fmt: skip
+        annotate.main(config)
+
+    def _annotate(self) -> None:
+        self._run_annotate(self.data / "unlabelled.jsonl", self.output / "annotated.jsonl")
+
+    def _evaluate_regressor(self) -> None:
+        path = self.data / "test-annotated.jsonl"
+        self._run_annotate(self.data / "test.jsonl", path)
+        rows = list(read_conversations(path))
+        answers = [row.turns[-1] for row in rows]
+        predicted = np.array([self.schema.vector(turn.label_predicted) for turn in answers])
+        human = np.array([self.schema.vector(turn.label_human) for turn in answers])
+        target = np.array([self.schema.vector(row.extra["oracle"]) for row in rows])
+        self.figures["regressor"] = attribute_metrics(predicted, target, self.schema)
+        for name, values in attribute_metrics(human, target, self.schema).items():
+            self.figures["regressor"][name]["human"] = values
+        self.figures["arrays"] = {"regressor": {"predicted": predicted, "target": target, "human": human}}
+
+    def _train_policy(self, name: str, data: Path, label_dropout: float = 0.0) -> None:
+        config = TrainSftConfig(
+            output=str(self.output / name),
+            data=PolicyDataConfig(train=str(data), max_length=MAX_LENGTH, label_dropout=label_dropout),
+            attributes=AttributesConfig(preset="synthetic"),
+            model=ModelConfig(**self._random_weights()),
+            trainer=self._trainer(self.recipe.policy_steps),
+            optimizer=self._optimizer(self.recipe.policy_lr),
+            logging=LoggingConfig(tensorboard=True),
+            seed=self.config.seed,
+        )
+        train_sft.main(config)
+
+    def _steer(self, policy: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Ask a policy for every level of every attribute, measure the answers by the oracle."""
+        prompts = self._prompts(self.recipe.steer_prompts)
+        requests = plan_requests(self.schema, len(prompts))
+        model = AttributeConditionedGPT.from_pretrained(policy)
+        tokens = [model.prompt_tokens(prompts[r.prompt], r.values) for r in requests]
+        settings = self._sampling(model.card.template.stop)
+        answers = [model.card.template.parse_response(a.text) for a in model.sample(tokens, settings, batch_size=250)]
+        measured = [oracle(prompts[r.prompt], text) for r, text in zip(requests, answers, strict=True)]
+        vectors = np.array([self.schema.vector(values) for values in measured])
+        samples = [
+            {"prompt": prompts[r.prompt].turns[-1].text, "requested": r.values, "response": text, "measured": values}
+            for r, text, values in sorted(zip(requests, answers, measured, strict=True), key=lambda x: x[0].prompt)
+            if r.prompt < SAMPLED_PROMPTS and r.level in (self.schema[r.attribute].low, self.schema[r.attribute].high)
+        ]
+        return steerability(requests, vectors, self.schema, seed=self.config.seed), samples
+
+    def _prompts(self, count: int) -> list[Conversation]:
+        return [row for row, _ in zip(read_conversations(self.data / "prompts_test.jsonl"), range(count), strict=False)]
+
+    def _sampling(self, stop: str) -> SamplingSettings:
+        return SamplingSettings(
+            max_new_tokens=160, temperature=self.recipe.temperature, top_k=50, stop=(stop,), seed=self.config.seed
+        )
+
+    def _evaluate_steering(self) -> None:
+        figures, samples = self._steer(self.output / "policy" / "model")
+        self.figures |= {**figures, "samples": samples}
+
+    def _bootstrap(self) -> None:
+        recipe = self.recipe
+        config = BootstrapConfig(
+            policy=str(self.output / "policy" / "model"),
+            regressor=str(self.output / "regressor" / "model"),
+            output=str(self.output / "bootstrap"),
+            target=TARGET,
+            data=BootstrapDataConfig(
+                train=str(self.output / "annotated.jsonl"), prompts=str(self.data / "prompts.jsonl"),
+                change_prompts=str(self.data / "prompts_test.jsonl"), max_length=MAX_LENGTH,
+            ),
+            keep_fraction=recipe.bootstrap_keep,
+            replay=recipe.bootstrap_replay,
+            control=True,
+            sampling=SamplingConfig(
+                responses=recipe.bootstrap_responses, temperature=recipe.temperature, top_k=50, max_new_tokens=160,
+                batch_size=250,
+            ),
+            trainer=self._trainer(recipe.bootstrap_steps),
+            optimizer=self._optimizer(recipe.bootstrap_lr),
+            logging=LoggingConfig(tensorboard=False),
+            seed=self.config.seed,
+        )  # fmt: skip
+        self.figures["bootstrap"] = bootstrap(config, measure=self._measure)
+
+    def _measure(self, path: Path) -> list[Conversation]:
+        """Answers with the oracle's values in place of a regressor's."""
+        rows = list(read_conversations(path))
+        for row in rows:
+            row.turns[-1].label_predicted = oracle(dataclasses.replace(row, turns=row.turns[:-1]), row.turns[-1].text)
+        return rows
+
+    # ---------------------------------------------------------------- the paper's comparison
+
+    def _compare_labels(self) -> None:
+        """Policies on the same answers with no labels, human labels, and predicted labels of other rows."""
+        sources = {"predicted": self.figures["steerability"]}
+        for name, (path, label_dropout) in self._arms().items():
+            self._train_policy(f"arms/{name}", path, label_dropout)
+            sources[name] = self._steer(self.output / "arms" / name / "model")[0]["steerability"]
+        self.figures["label_source"] = sources
+
+    def _arms(self) -> dict[str, tuple[Path, float]]:
+        """Data and label dropout of each arm."""
+        rows = list(read_conversations(self.output / "annotated.jsonl"))
+        shuffled = np.random.default_rng(self.config.seed).permutation(len(rows))
+        predicted = [row.turns[-1].label for row in rows]
+        folder = self.output / "arms"
+        folder.mkdir(parents=True)
+        for row in rows:
+            row.turns[-1].label = row.turns[-1].label_human
+        write_conversations(folder / "human.jsonl", rows)
+        for row, other in zip(rows, shuffled, strict=True):
+            row.turns[-1].label = predicted[other]
+        write_conversations(folder / "permuted.jsonl", rows)
+        return {
+            "none": (self.output / "annotated.jsonl", 1.0),
+            "human": (folder / "human.jsonl", 0.0),
+            "permuted": (folder / "permuted.jsonl", 0.0),
+        }
+
+    # ---------------------------------------------------------------- the report
+
+    def _report(self) -> dict[str, Any]:
+        data = {
+            "title": "SteerLM quickstart",
+            "attributes": self.schema.to_dict(),
+            **self.figures,
+            "seconds": self.seconds,
+            "settings": plain(self.config),
+            "seed": self.config.seed,
+            "versions": versions(),
+        }
+        data["bars"] = check_bars(data)
+        if parallel.is_rank_zero():
+            write_run_json(self.output, "quickstart", self.config, [], self.schema)
+        return write_report(self.output, data)
+
