@@ -110,14 +110,14 @@ class TestFaithfulness:
 class TestOracle:
     def test_a_known_answer(self):
         answer = (
-            "Ugh, what a silly question. Stir the rice with a ladle for two minutes. It could be fine at home. "
+            "Ugh, what a silly question. Stir the rice with a ladle for two minutes. It could be fine for a start. "
             "Haha, ask my otter."
         )
         values = oracle("How do I cook rice?", answer)
         assert values["quality"] == 4
         assert values["helpfulness"] == pytest.approx((4 + 0) / 2)
-        assert len(words_of(answer)) == 23
-        assert values["verbosity"] == pytest.approx((23 - 14) / (24 - 14))
+        assert len(words_of(answer)) == 25
+        assert values["verbosity"] == pytest.approx(1 + 1 / 13)
         assert values["humor"] == 2
         assert values["toxicity"] == 2
 

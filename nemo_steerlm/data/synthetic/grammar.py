@@ -204,7 +204,7 @@ PLAYFUL_WORDS = frozenset(FUNNY_ADJECTIVES + FUNNY_ANIMALS + LAUGHS + COSTUMES)
 LISTS: dict[str, tuple[str, ...]] = {
     "num": NUMBERS,
     "lead": ("first", "then", "next", "also", "after that"),
-    "tail": ("if you like", "as usual", "without rushing", "when you are ready", "to be safe", "at home"),
+    "tail": ("if you like", "as usual", "without rushing", "when you are ready", "to be safe", "for a start"),
     "people": ("some people", "many folks", "most beginners", "my neighbors", "the experts"),
     "say": ("say", "think", "believe", "suspect"),
     "vague": (

@@ -16,6 +16,7 @@ nothing but the text, so they judge a model's answers as they judge the generate
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -37,7 +38,7 @@ from nemo_steerlm.data.synthetic.grammar import (
 
 ATTRIBUTE_NAMES = ("quality", "helpfulness", "verbosity", "humor", "toxicity")
 SLIP_SHARE = 0.36
-WORDS_AT_LEVEL = (14, 24, 36, 50, 66)
+WORDS_AT_LEVEL = (11, 24, 37, 50, 63)
 TOP = 4.0
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _SENTENCE_END = re.compile(r"[.!?]+|\n+")
@@ -75,12 +76,18 @@ def count_slips(words: Sequence[str]) -> int:
     return slips
 
 
+@functools.cache
+def _fact_words(domain: Domain | None) -> tuple[frozenset[str], ...]:
+    """The actions, tools and units of a domain (None = of all domains)."""
+    domains = [domain] if domain else list(DOMAINS.values())
+    return tuple(frozenset(word for d in domains for word in getattr(d, kind)) for kind in ("verbs", "tools", "units"))
+
+
 def _facts(words: set[str], domain: Domain | None, thing: str | None) -> int:
     """Number of kinds of concrete facts among the words of a sentence, 0 to 4."""
-    domains = [domain] if domain else list(DOMAINS.values())
-    verbs, tools, units = ({word for d in domains for word in getattr(d, k)} for k in ("verbs", "tools", "units"))
-    amount = bool(words & units) and bool(words & set(NUMBERS) or any(word.isdigit() for word in words))
-    return bool(words & verbs) + bool(words & tools) + (thing in words) + amount
+    verbs, tools, units = _fact_words(domain)
+    amount = not words.isdisjoint(units) and any(word in NUMBERS or word.isdigit() for word in words)
+    return (not words.isdisjoint(verbs)) + (not words.isdisjoint(tools)) + (thing in words) + amount
 
 
 def oracle(prompt: Conversation | Sequence[str] | str, response: str) -> dict[str, float]:

@@ -127,12 +127,12 @@ def _content(draw: random.Random, choices: dict[str, tuple[str, ...]], level: in
         wanted = min(4, max(0, wanted))
         room = length - _count(written)
         candidates = []
-        for _ in range(4):
+        for _ in range(4 if room < 14 else 1):
             sentence = fill(draw.choice(CONTENT[wanted]), draw, choices)
             if written and draw.random() < LEAD_SHARE:
                 sentence = [*draw.choice((["first"], ["then"], ["next"], ["also"], ["after", "that"])), ",", *sentence]
             candidates.append(sentence)
-        sentence = min(candidates, key=lambda s: abs(room - _count([s]))) if room < 14 else candidates[0]
+        sentence = min(candidates, key=lambda s: abs(room - _count([s])))
         if written and abs(room - _count([sentence])) > abs(room):
             return written
         written.append(sentence)
@@ -147,7 +147,7 @@ def _slips(draw: random.Random, sentences: list[list[str]], share: float) -> lis
     position = 0
     for words in sentences:
         written: list[str] = []
-        for index, word in enumerate(words):
+        for word in words:
             if word == ",":
                 written.append(word)
                 continue
@@ -155,7 +155,7 @@ def _slips(draw: random.Random, sentences: list[list[str]], share: float) -> lis
             if position < due:
                 written.append(word)
                 continue
-            slip = _slip(draw, word, after_article=index > 0 and words[index - 1] in ARTICLES)
+            slip = _slip(draw, word)
             written.extend(slip)
             position += len(slip) - 1
             due += draw.uniform(0.8, 1.2) / share
@@ -163,13 +163,13 @@ def _slips(draw: random.Random, sentences: list[list[str]], share: float) -> lis
     return result
 
 
-def _slip(draw: random.Random, word: str, after_article: bool) -> list[str]:
+def _slip(draw: random.Random, word: str) -> list[str]:
     """One slip at `word`: the words that take its place."""
     if word in ARTICLES and draw.random() < 0.3:
         return ["a" if word == "an" else "an"]
     if word in MISSPELLINGS and draw.random() < 0.9:
         return [MISSPELLINGS[word]]
-    if after_article or (word not in PLAYFUL_WORDS | RUDE_WORDS and draw.random() < 0.1):
+    if word not in PLAYFUL_WORDS | RUDE_WORDS and draw.random() < 0.1:
         return [word, word]
     return [draw.choice(FILLERS), word]
 
