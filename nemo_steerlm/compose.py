@@ -7,6 +7,7 @@ dataclass, which decides what keys exist and what types they have.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -66,18 +67,18 @@ def draft(verb: str, schema: type, words: Sequence[str], config_dir: str | Path 
         raise ConfigError(f"--config-dir {config_dir}: no such folder")
     groups, values = _sort(words, schema, _groups(verb), folders)
     search = [f"hydra.searchpath=['file://{folders[1]}']"] if config_dir else []
-    key = ""
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
             composed = compose(config_name=verb, overrides=[*search, *groups])
-        settings: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed))
+        given = OmegaConf.create()
         for key, value in values:
-            OmegaConf.update(settings, key, value, merge=True)
+            OmegaConf.update(given, key, value, force_add=True)
+        settings: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed), given)
     except ConfigKeyError as error:
-        raise ConfigError(_unknown(str(error.full_key or key), schema)) from error
+        raise ConfigError(_unknown(str(error.full_key), schema)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        key = str(getattr(error, "full_key", None) or key)
+        key = str(getattr(error, "full_key", None) or "")
         raise ConfigError(f"{key}: {_one_line(error)}{_expected(schema, key)}".removeprefix(": ")) from error
     return settings
 
@@ -122,8 +123,8 @@ def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConf
     world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
     if world % model:
         raise ConfigError(
-            f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} = {world} processes,"
-            f" expected a multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model}"
+            f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} is {world}, expected a"
+            f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model}"
         )
     if parallel.virtual_pipeline and parallel.pipeline == 1:
         raise ConfigError("parallel.virtual_pipeline needs parallel.pipeline of at least 2")
@@ -161,9 +162,12 @@ def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field
             yield key, field, value
 
 
+_hints = functools.cache(get_type_hints)
+
+
 def _inner(schema: type, field: dataclasses.Field) -> type | None:
     """The dataclass a field holds, also behind `| None`."""
-    hint = get_type_hints(schema)[field.name]
+    hint = _hints(schema)[field.name]
     return next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)  # type: ignore[return-value]
 
 
@@ -220,7 +224,7 @@ def _sort(
             if text not in (*options, "null"):
                 hint = f"there are {', '.join(options)}{suggest(text, options)}"
                 raise ConfigError(f"{key}={text}: no such choice; {hint}")
-            chosen.append(f"{key}={text}")
+            chosen.append(f"~{key}" if text == "null" else f"{key}={text}")
             continue
         try:
             field = find(schema, key)
@@ -303,12 +307,16 @@ def _options(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def _unknown(key: str, schema: type, groups: Sequence[str] = ()) -> str:
-    branches = [name for name in keys(schema) if "." in name]
     known = [*keys(schema), *groups]
-    last = key.rpartition(".")[2]
-    same_leaf = [name for name in branches if name.rpartition(".")[2] == last]
-    others = [name for name in known if name not in key]  # not the branch the key stands in
-    hint = f"; did you mean '{same_leaf[0]}'?" if same_leaf else suggest(key, others)
+    branch, _, leaf = key.rpartition(".")
+    elsewhere = {name.rpartition(".")[2]: name for name in known if "." in name}
+    if leaf in elsewhere:
+        hint = f"; did you mean '{elsewhere[leaf]}'?"
+    elif branch in known:
+        beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == branch]
+        hint = suggest(leaf, beside).replace("'", f"'{branch}.", 1)
+    else:
+        hint = suggest(key, known)
     return f"unknown key '{key}'{hint or '; --help lists the keys'}"
 
 

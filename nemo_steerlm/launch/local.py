@@ -1,6 +1,6 @@
 """The processes of a run: started here on one machine, or by torchrun or srun, which look the same to the rest.
 
-`RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT` are torchrun's, in name and meaning.
+`RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT` are as torchrun sets them.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def _first_host(slurm: MutableMapping[str, str], nodes: int) -> str:
     return address
 
 
-def run(arguments: Sequence[str], devices: int) -> int:
-    """Start `devices` copies of this command on this machine and wait for them.
+def run(command: Sequence[str], devices: int) -> int:
+    """Start `devices` copies of a command on this machine and wait for them.
 
     One that fails ends the others. What `report` was told is printed once.
 
     Args:
-        arguments: the words after `steerlm`.
+        command: program and arguments; each copy must call `join`.
         devices: number of processes.
 
     Returns:
@@ -109,7 +109,6 @@ def run(arguments: Sequence[str], devices: int) -> int:
         try:
             for rank in range(devices):
                 own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-                command = [sys.executable, "-m", "nemo_steerlm", *arguments]
                 # In sessions of their own, a terminal's Ctrl-C reaches the copies once: through `_wait`.
                 processes.append(subprocess.Popen(command, env={**os.environ, **own}, start_new_session=True))
             code = _wait(processes, pending)

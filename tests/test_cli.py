@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+import nemo_steerlm
+from nemo_steerlm import cli
+
+
+def steerlm(*words, cwd, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "nemo_steerlm", *words], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def verb(monkeypatch):
+    """Put code in the place of the module behind `steerlm prepare`."""
+
+    def put(code):
+        monkeypatch.setattr(cli, "_working", lambda: ["prepare"])
+        module = types.ModuleType("nemo_steerlm.data.prepare")
+        exec(code, module.__dict__)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    return put
+
+
+def test_help_is_fast_and_imports_nothing_heavy(tmp_path):
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = steerlm("--help", cwd=tmp_path)
+        times.append(time.perf_counter() - began)
+    assert done.returncode == 0 and "usage: steerlm VERB key=value" in done.stdout and done.stderr == ""
+    assert min(times) < 1.0
+    code = "import sys; from nemo_steerlm import cli; cli.main(['--help']); cli.main(['prepare', '--help']);"
+    code += "print([name for name in ('torch', 'nemo', 'transformers', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_lists_the_verbs_that_work(monkeypatch, capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    folder = Path(nemo_steerlm.__file__).parent
+    for name, (target, _, help_text) in cli.VERBS.items():
+        there = (folder / (target.partition(":")[0].replace(".", "/") + ".py")).is_file()
+        assert (f"  {name} " in text and help_text in text) == there
+    monkeypatch.setitem(cli.VERBS, "juggle", ("stages.juggle:main", "X", "not written yet"))
+    assert "juggle" not in cli._working()
+
+
+def test_mistakes_are_one_line_and_code_2_from_any_folder_and_leave_nothing(tmp_path):
+    for words, message in (
+        (["trian-sft"], "unknown verb 'trian-sft'; did you mean 'train-sft'"),
+        (["prepare", "sourc=oasst"], "unknown key 'sourc'; did you mean 'source'"),
+        (["prepare", "--hepl"], "unknown option '--hepl'"),
+        (["prepare", "source=oasst"], "output is missing; give it on the command line, e.g. output="),
+    ):
+        done = steerlm(*words, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert done.stderr.startswith(f"steerlm: error: {message}") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hydra_full_error_shows_the_traceback(tmp_path):
+    done = steerlm("prepare", "seed=abc", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ConfigError: seed: Value 'abc'" in done.stderr
+
+
+def test_no_verb_shows_help_with_code_2(capsys):
+    assert cli.main([]) == 2
+    assert "verbs:" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{nemo_steerlm.__version__}\n"
+
+
+def test_a_verb_gets_its_typed_config_and_what_it_returns_is_printed(verb, capsys):
+    verb("def main(config): return f'{type(config).__name__} {config.source} {config.val_fraction}'")
+    assert cli.main(["prepare", "source=oasst", "output=o", "val_fraction=0.5"]) == 0
+    assert capsys.readouterr().out == "PrepareConfig oasst 0.5\n"
+
+
+def test_errors_of_the_user_are_told_and_all_others_raised(verb, capsys, monkeypatch):
+    verb("from nemo_steerlm.errors import DataError\ndef main(config): raise DataError('a.jsonl:3:\\n  not JSON')")
+    words = ["prepare", "source=oasst", "output=o"]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == "steerlm: error: a.jsonl:3: not JSON\n"
+    monkeypatch.setenv("RANK", "2")
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == "steerlm: error: a.jsonl:3: not JSON [rank 2]\n"
+    verb("def main(config): return {}['x']")
+    with pytest.raises(KeyError):
+        cli.main(words)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from nemo_steerlm import compose, config
+from nemo_steerlm.cli import VERBS
+from nemo_steerlm.errors import ConfigError
+
+FILES = sorted(compose.conf_folder().rglob("*.yaml"))
+SFT = ["data.train=t.jsonl", "output=o", "optimizer.lr=1e-3", "trainer.max_steps=4", "attributes=helpsteer", "model.init=m"]
+
+
+def load(verb, words, **kwargs):
+    return compose.load(verb, getattr(config, VERBS[verb][1]), words, **kwargs)
+
+
+def header_commands(text):
+    return re.findall(r"^#   (?:srun )?steerlm (.+)$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(compose.conf_folder())))
+def test_every_shipped_file_composes_by_the_command_in_its_header(file):
+    commands = header_commands(file.read_text())
+    assert commands, "the header shows the exact command"
+    group, name = file.parent.name, file.stem
+    for command in commands:
+        verb, *words = shlex.split(command)
+        assert name == verb or f"{group}={name}" in words
+        settings = load(verb, words)
+        if group == "model":
+            assert settings.model.architecture.num_layers > 0
+        if group == "attributes":
+            assert settings.attributes.preset == name
+
+
+def test_every_verb_has_a_root_file_and_every_root_file_a_verb():
+    assert {file.stem for file in compose.conf_folder().glob("*.yaml")} == set(VERBS)
+
+
+def test_values_of_the_command_line_win_over_the_experiment_and_that_over_the_groups():
+    words = ["experiment=sft_llama2_13b_oasst_8gpu", "model.init=m", "data.train=t.jsonl", "output=o", "optimizer.lr=1e-3"]
+    settings = load("train-sft", words)
+    assert isinstance(settings, config.TrainSftConfig)
+    assert (settings.trainer.max_epochs, settings.trainer.devices, settings.parallel.tensor) == (5.0, 8, 4)
+    assert settings.attributes.require().names[0] == "quality"
+    assert settings.optimizer.lr == 1e-3 and settings.optimizer.beta2 == 0.98
+    assert settings.template.end_of_turn == "\n"
+
+
+def test_free_text_needs_no_quoting_and_mappings_take_new_keys():
+    words = ["checkpoint=/a b/c=d", "prompt=What's 2 + 2, roughly? [a, {b}", "attributes.humor=4", "attributes.calm=1.5"]
+    settings = load("generate", words)
+    assert settings.checkpoint == "/a b/c=d"
+    assert settings.prompt == "What's 2 + 2, roughly? [a, {b}"
+    assert settings.attributes == {"humor": 4.0, "calm": 1.5}
+    assert settings.system is None and load("generate", [*words, "system='null'"]).system == "null"
+
+
+def test_attributes_are_taken_from_the_users_file_and_changed_in_place(tmp_path):
+    (tmp_path / "mine.yaml").write_text("calm: {low: 0, high: 2}\n")
+    words = [*SFT[:4], "model.init=m", f"attributes={tmp_path}/mine.yaml", "attributes.schema.humor.high=9"]
+    schema = load("train-sft", words).attributes.require()
+    assert [(one.name, one.high) for one in schema] == [("calm", 2), ("humor", 9)]
+
+
+def test_a_folder_of_the_users_own_groups_is_searched_too(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "small.yaml").write_text("architecture: {num_layers: 3, hidden_size: 96}\ntokenizer: t.model\n")
+    words = [*SFT[:5], "model=small"]
+    assert load("train-sft", words, config_dir=tmp_path).model.architecture.num_layers == 3
+    assert load("train-sft", [*words, "model.architecture.num_layers=5"], config_dir=tmp_path).model.architecture.num_layers == 5
+    with pytest.raises(ConfigError, match="model=small: no such choice; there are .*llama_tiny"):
+        load("train-sft", words)
+    with pytest.raises(ConfigError, match="--config-dir .*nowhere: no such folder"):
+        load("train-sft", words, config_dir=tmp_path / "nowhere")
+
+
+WRONG = {
+    "unknown": (["seeed=1"], "unknown key 'seeed'; did you mean 'seed'"),
+    "unknown, nested": (["trainer.max_step=1"], "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'"),
+    "unknown, no branch": (["max_steps=1"], "unknown key 'max_steps'; did you mean 'trainer.max_steps'"),
+    "added": (["+trainer.foo=1"], "unknown key 'trainer.foo'; --help lists the keys"),
+    "added twice": (["++foo=1"], "unknown key 'foo'"),
+    "in a mapping value": (["optimizer={lr: 1, foo: 2}"], "unknown key 'optimizer.foo'"),
+    "below a leaf": (["seed.x=1"], "unknown key 'seed.x'"),
+    "removed": (["~trainer"], "'~trainer' is not of the form key=value"),
+    "no value": (["trainer"], "'trainer' is not of the form key=value"),
+    "type": (["trainer.max_steps=abc"], r"trainer.max_steps: Value 'abc'.*expected int or null"),
+    "float for int": (["seed=1.5"], "seed: Value '1.5'.*expected int"),
+    "null for a number": (["seed=null"], "seed: .*expected int"),
+    "sweep": (["seed=1,2"], r"seed=1,2: expected one value; lists are written seed=\[1,2\]"),
+    "malformed list": (["seed=[1"], r"seed=\[1: "),
+    "choice": (["trainer.precision=fp16"], "trainer.precision=fp16: expected fp32 or bf16"),
+    "choice, suggestion": (["data.overlong=dropp"], "expected one of truncate_history, drop, error; did you mean 'drop'"),
+    "too small": (["trainer.devices=0"], "trainer.devices=0: expected at least 1"),
+    "too large": (["data.label_dropout=1.5"], "data.label_dropout=1.5: expected at most 1"),
+    "group": (["attributes=helpster"], "attributes=helpster: no such choice; .*did you mean 'helpsteer'"),
+    "file": (["attributes=/nowhere.yaml"], "/nowhere.yaml"),
+    "preset": (["attributes.preset=helpster"], "attributes=helpster: .*did you mean 'helpsteer'"),
+    "schema": (["attributes.schema.humor.hig=3"], "unknown key 'attributes.schema.humor.hig'"),
+    "layout": (["parallel=tp2"], "is 1, expected a multiple of parallel.tensor=2 x parallel.pipeline=1 = 2"),
+    "sequence": (["parallel.sequence=true"], "parallel.sequence=true needs parallel.tensor of at least 2"),
+    "virtual": (["parallel.virtual_pipeline=2"], "parallel.virtual_pipeline needs parallel.pipeline of at least 2"),
+    "batch": (
+        ["trainer.devices=2", "trainer.global_batch_size=6", "trainer.micro_batch_size=2"],
+        "trainer.global_batch_size=6 is not a multiple of trainer.micro_batch_size=2 x 2 data-parallel ranks = 4",
+    ),
+    "interleaved batch": (
+        ["parallel=pp2_vpp2", "trainer.devices=2", "trainer.global_batch_size=3"],
+        "micro-batches in multiples of parallel.pipeline=2, found 3",
+    ),
+    "no end": (["trainer.max_steps=null"], "trainer.max_steps is missing; give it or trainer.max_epochs"),
+    "two models": (["model=llama_tiny"], "model.init=m brings its own architecture"),
+    "no model": (["model.init=null"], "model.init is missing; .*model=llama_tiny"),
+    "no tokenizer": (["model.init=null", "model=llama_tiny"], "model.tokenizer is missing"),
+    "template": (["template.turn_start=<extra_id_2>"], "overlap"),
+    "no attributes": (["attributes=null"], "attributes is missing"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_one_line_that_names_the_key(name):
+    words, message = WRONG[name]
+    with pytest.raises(ConfigError, match=message) as caught:
+        load("train-sft", [*SFT, *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_mandatory_values_are_named_with_an_example():
+    with pytest.raises(ConfigError) as caught:
+        load("train-sft", SFT[1:3])
+    assert str(caught.value) == "data.train is missing; give it on the command line, e.g. data.train=data/train.jsonl"
+    with pytest.raises(ConfigError, match=r"e.g. checkpoint=.* \(also missing: input, output\)"):
+        load("annotate", [])
+
+
+def test_groups_belong_to_the_verbs_that_use_them():
+    with pytest.raises(ConfigError, match="unknown key 'model'"):
+        load("prepare", ["source=oasst", "output=o", "model=llama_tiny"])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_every_key_once_and_no_more(verb):
+    schema = getattr(config, VERBS[verb][1])
+    shown = re.findall(r"^  ([\w.]+)=", compose.describe(verb, schema, []).partition("keys:")[2], flags=re.MULTILINE)
+    every = list(compose.keys(schema))
+    branches = {key.rpartition(".")[0] for key in every}
+    folded = "model.architecture"  # twenty keys that a group fills
+    assert shown == [key for key in every if key == folded or not (key in branches or key.startswith(f"{folded}."))]
