@@ -15,7 +15,11 @@ from nemo_steerlm import cli
 
 def steerlm(*words, cwd, **env):
     return subprocess.run(
-        [sys.executable, "-m", "nemo_steerlm", *words], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True
+        [sys.executable, "-m", "nemo_steerlm", *words],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
     )
 
 

@@ -10,7 +10,14 @@ from nemo_steerlm.cli import VERBS
 from nemo_steerlm.errors import ConfigError
 
 FILES = sorted(compose.conf_folder().rglob("*.yaml"))
-SFT = ["data.train=t.jsonl", "output=o", "optimizer.lr=1e-3", "trainer.max_steps=4", "attributes=helpsteer", "model.init=m"]
+SFT = [
+    "data.train=t.jsonl",
+    "output=o",
+    "optimizer.lr=1e-3",
+    "trainer.max_steps=4",
+    "attributes=helpsteer",
+    "model.init=m",
+]
 
 
 def load(verb, words, **kwargs):
@@ -41,7 +48,13 @@ def test_every_verb_has_a_root_file_and_every_root_file_a_verb():
 
 
 def test_values_of_the_command_line_win_over_the_experiment_and_that_over_the_groups():
-    words = ["experiment=sft_llama2_13b_oasst_8gpu", "model.init=m", "data.train=t.jsonl", "output=o", "optimizer.lr=1e-3"]
+    words = [
+        "experiment=sft_llama2_13b_oasst_8gpu",
+        "model.init=m",
+        "data.train=t.jsonl",
+        "output=o",
+        "optimizer.lr=1e-3",
+    ]
     settings = load("train-sft", words)
     assert isinstance(settings, config.TrainSftConfig)
     assert (settings.trainer.max_epochs, settings.trainer.devices, settings.parallel.tensor) == (5.0, 8, 4)
@@ -51,7 +64,12 @@ def test_values_of_the_command_line_win_over_the_experiment_and_that_over_the_gr
 
 
 def test_free_text_needs_no_quoting_and_mappings_take_new_keys():
-    words = ["checkpoint=/a b/c=d", "prompt=What's 2 + 2, roughly? [a, {b}", "attributes.humor=4", "attributes.calm=1.5"]
+    words = [
+        "checkpoint=/a b/c=d",
+        "prompt=What's 2 + 2, roughly? [a, {b}",
+        "attributes.humor=4",
+        "attributes.calm=1.5",
+    ]
     settings = load("generate", words)
     assert settings.checkpoint == "/a b/c=d"
     assert settings.prompt == "What's 2 + 2, roughly? [a, {b}"
@@ -68,10 +86,17 @@ def test_attributes_are_taken_from_the_users_file_and_changed_in_place(tmp_path)
 
 def test_a_folder_of_the_users_own_groups_is_searched_too(tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "small.yaml").write_text("architecture: {num_layers: 3, hidden_size: 96}\ntokenizer: t.model\n")
+    (tmp_path / "model" / "small.yaml").write_text(
+        "architecture: {num_layers: 3, hidden_size: 96}\ntokenizer: t.model\n"
+    )
     words = [*SFT[:5], "model=small"]
     assert load("train-sft", words, config_dir=tmp_path).model.architecture.num_layers == 3
-    assert load("train-sft", [*words, "model.architecture.num_layers=5"], config_dir=tmp_path).model.architecture.num_layers == 5
+    assert (
+        load(
+            "train-sft", [*words, "model.architecture.num_layers=5"], config_dir=tmp_path
+        ).model.architecture.num_layers
+        == 5
+    )
     with pytest.raises(ConfigError, match="model=small: no such choice; there are .*llama_tiny"):
         load("train-sft", words)
     with pytest.raises(ConfigError, match="--config-dir .*nowhere: no such folder"):
@@ -94,7 +119,10 @@ WRONG = {
     "sweep": (["seed=1,2"], r"seed=1,2: expected one value; lists are written seed=\[1,2\]"),
     "malformed list": (["seed=[1"], r"seed=\[1: "),
     "choice": (["trainer.precision=fp16"], "trainer.precision=fp16: expected fp32 or bf16"),
-    "choice, suggestion": (["data.overlong=dropp"], "expected one of truncate_history, drop, error; did you mean 'drop'"),
+    "choice, suggestion": (
+        ["data.overlong=dropp"],
+        "expected one of truncate_history, drop, error; did you mean 'drop'",
+    ),
     "too small": (["trainer.devices=0"], "trainer.devices=0: expected at least 1"),
     "too large": (["data.label_dropout=1.5"], "data.label_dropout=1.5: expected at most 1"),
     "group": (["attributes=helpster"], "attributes=helpster: no such choice; .*did you mean 'helpsteer'"),

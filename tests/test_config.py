@@ -10,7 +10,9 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.template import PromptTemplate
 
-CLASSES = [kind for _, kind in inspect.getmembers(config, dataclasses.is_dataclass) if kind.__module__ == config.__name__]
+CLASSES = [
+    kind for _, kind in inspect.getmembers(config, dataclasses.is_dataclass) if kind.__module__ == config.__name__
+]
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

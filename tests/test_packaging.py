@@ -34,7 +34,10 @@ def test_the_wheel_carries_the_package_with_its_conf_and_nothing_else(wheel):
     conf = {f"nemo_steerlm/{file.relative_to(ROOT)}" for file in (ROOT / "conf").rglob("*.yaml")}
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "nemo_steerlm").rglob("*.py")}
     assert conf and conf | code <= names
-    assert {name.partition("/")[0] for name in names} == {"nemo_steerlm", f"nemo_steerlm-{nemo_steerlm.__version__}.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {
+        "nemo_steerlm",
+        f"nemo_steerlm-{nemo_steerlm.__version__}.dist-info",
+    }
 
 
 def test_the_installed_wheel_reads_its_own_conf(wheel, tmp_path):
@@ -56,7 +59,9 @@ def test_tested_versions_lie_within_the_bounds():
             pinned.setdefault(pin.name.lower().replace("_", "-"), []).append(pin)
     wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
     for requirement in map(Requirement, wanted):
-        assert any(bound.operator in ("<", "<=") for bound in requirement.specifier), f"{requirement} has no upper bound"
+        assert any(bound.operator in ("<", "<=") for bound in requirement.specifier), (
+            f"{requirement} has no upper bound"
+        )
         pins = pinned[requirement.name.lower().replace("_", "-")]
         for pin in pins:
             (version,) = [exact.version for exact in pin.specifier]
