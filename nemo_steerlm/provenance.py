@@ -23,7 +23,7 @@ def sha256_file(path: str | Path) -> str:
     """Return the sha256 of a file's bytes, read in blocks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 17):
             digest.update(block)
     return digest.hexdigest()
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import PrepareConfig
 from nemo_steerlm.conversation import Conversation, open_text, sync_folder
 from nemo_steerlm.data.sources import messages, oasst, steerlm
 from nemo_steerlm.data.sources.tally import Tally
@@ -364,3 +365,22 @@ class _Report:
                 for name, histogram in self.histograms.items()
             },
         }
+
+
+def main(config: PrepareConfig) -> str:
+    """`steerlm prepare`: write the files, return what came out of it as text."""
+    names = [field.name for field in dataclasses.fields(PrepareOptions) if field.name != "attributes"]
+    report = prepare({**{name: getattr(config, name) for name in names}, "attributes": config.attributes.load()})
+    return f"{config.output}:\n" + "\n".join(_counts(report))
+
+
+def _counts(report: Mapping[str, Any], indent: str = "  ") -> Iterator[str]:
+    """The report's numbers, one a line, its groups indented; zeros are left out."""
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            lines = list(_counts(value, indent + "  "))
+            if lines:
+                yield f"{indent}{name}"
+                yield from lines
+        elif value not in (0, None, [], ""):
+            yield f"{indent}{name:<28} {value}"

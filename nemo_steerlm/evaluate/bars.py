@@ -1,4 +1,4 @@
-"""The bars a run is held to, fixed before it: a report says for each whether it was reached, and judges nothing away."""
+"""The bars a run is held to, fixed before it; a report says for each whether it was reached."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def check_bars(data: Mapping[str, Any], bars: Bars | None = None) -> list[dict[s
         bars: limits that differ from the usual ones.
 
     Returns:
-        One dict a line: name, detail (which attribute decided), value, text (the value as shown), wanted, reached (True, False, or
-        None for figures that are shown without a bar). A figure that could not be computed counts as not reached.
+        One dict a line: name, detail (which attribute decided), value, text (the value as shown), wanted, reached
+        (True, False, or None for figures that are shown without a bar). A figure that could not be computed counts
+        as not reached.
     """
     bars, data = bars or Bars(), json_ready(data)
     lines: list[dict[str, Any]] = []

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from nemo_steerlm.evaluate.tables import number
+
+DOTS_PER_INCH = 144  # one and a half times a screen's 96, so that text stays sharp
 COLUMNS = 3  # panels in a row
 _MOST_DOTS = 600  # more only turn a cloud into a blot
 
@@ -106,14 +109,14 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    figure.canvas.print_png(buffer)  # savefig would lay the figure out twice
     return buffer.getvalue()
 
 
@@ -136,7 +139,8 @@ def _panels(names: Sequence[str], x_label: str, y_label: str) -> tuple[Any, dict
 
 def _square(axis: Any, low: float, high: float, theme: Theme) -> None:
     """Equal scales from low to high, whole-number ticks and the line where both sides agree."""
-    room = 0.08 * (high - low)
+    high = max(high, low + 1)
+    room = 0.1 * (high - low)
     axis.plot([low, high], [low, high], color=theme.quiet, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     step = max(1, round((high - low) / 5))
     ticks = np.arange(low, high + 0.5, step)
@@ -152,10 +156,13 @@ def _bounds(points: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     return _numbers([pair[0] for pair in pairs]), _numbers([pair[1] for pair in pairs])
 
 
-def _legend(figure: Any, axis: Any, **placing: Any) -> None:
+def _legend(figure: Any, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, **{"loc": "outside upper left", "ncols": len(labels), **placing})
+    legend = figure.legend(handles, labels, loc="outside upper left", ncols=max(1, len(labels)))
+    for handle in legend.legend_handles:
+        if hasattr(handle, "set_sizes"):  # the cloud's dots are too faint to be recognised alone
+            handle.set_sizes([26])
+            handle.set_alpha(0.8)
 
 
 def _regressor(data: Mapping[str, Any], arrays: Mapping[str, Any], theme: Theme) -> Any:
@@ -229,8 +236,8 @@ def _cross_talk(data: Mapping[str, Any], theme: Theme) -> Any:
     colours = LinearSegmentedColormap.from_list("slopes", [theme.orange, theme.page, theme.blue])
     axis.imshow(slopes, cmap=colours, vmin=-1.15, vmax=1.15, aspect="auto")
     for place, slope in np.ndenumerate(slopes):
-        text = "–" if math.isnan(slope) else f"{slope:.2f}".replace("-", "−")
-        # Weight marks what matters: the diagonal, and leaks of more than a fifth of a level.
+        text = number(float(slope), 2)
+        # Weight marks the diagonal and leaks of more than a fifth of a level.
         strong = rows[place[0]] == columns[place[1]]
         heavy = "bold" if strong or abs(slope) > 0.2 else "normal"
         bright = theme.page if abs(slope) > 0.6 else theme.ink

@@ -12,7 +12,7 @@ from typing import Any
 from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.evaluate.bars import bar_rows, check_bars, mean_spearman
 from nemo_steerlm.evaluate.metrics import json_ready
-from nemo_steerlm.evaluate.pictures import DARK, LIGHT, draw
+from nemo_steerlm.evaluate.pictures import DARK, DOTS_PER_INCH, LIGHT, draw
 from nemo_steerlm.evaluate.tables import NOTHING, interval, number
 
 Data = Mapping[str, Any]
@@ -25,8 +25,8 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
 
         title, summary   text at the top of the page
         attributes       AttributeSchema.to_dict(): order, ranges
-        regressor        {NAME: {pearson, spearman, mae, mse, kappa, accuracy, n, human: the same for the human labels}},
-                         as `attribute_metrics` returns it; "human" may be absent
+        regressor        {NAME: {pearson, spearman, mae, mse, kappa, accuracy, n, human}} as `attribute_metrics`
+                         returns it; human = the same for the human labels, may be absent
         steerability     {NAME: {spearman, interval, n, monotone, curve: [{level, mean, interval, n}]}}
         cross_talk       {REQUESTED: {MEASURED: slope}}; both as `steerability` returns them
         label_source     {none | permuted | human | predicted: {NAME: {spearman, interval, ...}}}
@@ -35,7 +35,7 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
         seconds          {STEP: seconds, ..., total: seconds}
         settings         nested dict; seed: int; versions: {package: version}
         bars             as `check_bars` returns them; worked out when absent
-        samples          [{prompt, requested: {NAME: level}, response, measured: {NAME: value} or None}]; samples of one
+        samples          [{prompt, requested: {NAME: level}, response, measured: {NAME: value} or None}]; those of one
                          prompt that follow each other are shown together
         arrays           {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`
 
@@ -90,7 +90,7 @@ def render_page(data: Data, samples: Sequence[Mapping[str, Any]], pictures: Mapp
         'img-src data:">\n'
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f'<header><h1>{title}</h1><p class="lead">{escape(_lead(data))}</p></header>\n<nav>{links}</nav>\n'
-        f"{sections}<footer>All figures: <code>report.json</code>. Pictures: the PNG files beside this page.</footer>\n"
+        f"{sections}<footer>All figures are in <code>report.json</code>, the pictures beside this page.</footer>\n"
         "</main>\n</body>\n</html>\n"
     )
 
@@ -139,7 +139,8 @@ def _regressor(data: Data) -> tuple[str, str]:
         rows.append(row)
     text = (
         "<p>The regressor scores responses it was not trained on; the oracle knows the true values. A dot is one "
-        "response, the dark line its mean score at each true level, the dashed diagonal perfect agreement.</p>"
+        "response, the line through round marks the mean score at each true level, the dashed diagonal perfect "
+        "agreement.</p>"
     )
     return text, _table(head, rows)
 
@@ -156,7 +157,7 @@ def _steerability(data: Data) -> tuple[str, str]:
         "measures each answer. ρ is the rank correlation of requested and measured value over single answers "
         f"(mean {number(mean_spearman(steered))}); bands and intervals resample the prompts.</p>"
     )
-    head = ["Attribute", "#Spearman", "#95% interval", "Means rise", "Mean at each level", "#n"]
+    head = ["Attribute", "#Spearman", "#95% interval", "Means rise", "#Mean at each level", "#n"]
     return text, _table(head, rows)
 
 
@@ -191,15 +192,18 @@ def _bootstrap(data: Data) -> tuple[str, str]:
     for name, one in (step.get("attributes") or {}).items():
         other = (control.get("attributes") or {}).get(name) or {}
         rows.append([escape(name), _with_interval(one, "gain", sign=True), _with_interval(other, "gain", sign=True)])
-    facts = {key: one for key, one in step.items() if isinstance(one, (int, float, str)) and key != "gain"}
-    shown = ", ".join(
-        f"{key.replace('_', ' ')} {one if isinstance(one, str) else number(one)}" for key, one in facts.items()
-    )
+    facts = [
+        f"{key.replace('_', ' ')} {number(one) if isinstance(one, (int, float)) else one}"
+        for key, one in step.items()
+        if isinstance(one, (int, float, str)) and key not in ("gain", "n")
+    ]
     text = (
-        "<p>The policy answers with the target attributes at their best, the regressor labels the answers, and the best "
-        "are trained on. The control arm takes as many more steps on the original data. Change of the measured values on "
-        f"new prompts, whatever its sign{escape(f' ({shown})' if shown else '')}.</p>"
+        "<p>The policy answers with the target attributes at their best, the regressor labels the answers, and the "
+        "policy trains on with the best of them. The control arm takes as many more steps on the original data. "
+        "The figures are changes of the measured values on prompts that neither saw, whatever their sign.</p>"
     )
+    if facts:
+        text += f"<p>{escape('; '.join(facts).capitalize())}.</p>"
     return text, _table(["Attribute", "#Step 4", "#Control arm"], rows)
 
 
@@ -261,7 +265,8 @@ def _sample(sample: Mapping[str, Any], turned: set[str]) -> str:
         got = f" → {number(measured.get(name), 1)}" if measured else ""
         look = ' class="turned"' if name in turned else ""
         lines += f"<div{look}><dt>{escape(name)}</dt><dd>{_level(level)}{got}</dd></div>"
-    return f'<div class="sample"><dl class="asked">{lines}</dl><p class="answer">{escape(str(sample["response"]))}</p></div>'
+    answer = escape(str(sample["response"]))
+    return f'<div class="sample"><dl class="asked">{lines}</dl><p class="answer">{answer}</p></div>'
 
 
 def _level(value: Any) -> str:
@@ -274,7 +279,7 @@ def _with_interval(figures: Mapping[str, Any], key: str, sign: bool = False) -> 
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; a header that starts with # is a column of numbers, with | one of bars."""
+    """A table of cells that are HTML already; # before a header makes a column of numbers, | one of bars."""
     looks = {"#": ' class="number"', "|": ' class="track"'}
     classes = [looks.get(header[:1], "") for header in headers]
     head = "".join(f"<th{look} scope=col>{header.lstrip('#|')}</th>" for header, look in zip(headers, classes))
@@ -288,19 +293,20 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _picture(name: str, pair: tuple[bytes, bytes] | None) -> str:
     if pair is None:
         return ""
+    width = int.from_bytes(pair[0][16:20], "big") * 96 // DOTS_PER_INCH  # a PNG's header has its width in pixels here
     light, dark = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pair)
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(_ALT[name])}"></picture></figure>'
+        f'<img src="{light}" width="{width}" alt="{_ALT[name]}"></picture></figure>'
     )
 
 
 _ALT = {
-    "regressor": "One panel for each attribute: the regressor's score over the true value. The table below has the figures.",
-    "steerability": "One panel for each attribute: the measured over the requested level. The table below has the figures.",
-    "cross_talk": "Table of slopes: rows are requested attributes, columns measured ones.",
-    "label_source": "Spearman for each attribute and source of labels. The table below has the figures.",
-    "bootstrap": "Gain of step 4 and of the control arm with intervals. The table below has the figures.",
+    "regressor": "The regressor's scores over the true values, one panel an attribute; figures in the table below",
+    "steerability": "Measured over requested levels, one panel an attribute; figures in the table below",
+    "cross_talk": "Slopes of the measured attributes for each requested one; figures in report.json",
+    "label_source": "Spearman for each attribute and source of labels; figures in the table below",
+    "bootstrap": "Gain of step 4 and of the control arm with intervals; figures in the table below",
 }
 
 

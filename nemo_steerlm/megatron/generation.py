@@ -67,7 +67,7 @@ class SamplingSettings:
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (no limit) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("stop", not isinstance(self.stop, str) and all(self.stop), "a tuple of texts, none of them empty"),
+            ("stop", type(self.stop) is not str and all(self.stop), "a tuple of texts, none of them empty"),
         ):
             if not valid:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected {expected}")
@@ -126,7 +126,7 @@ def generate(
     assert len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts"
     judge = _StopJudge(tokenizer, settings.stop, vocab_size)
     results: list[Generation | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: it fails at once if at all
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory fails at once
     with torch.inference_mode(), _inference_state(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -172,7 +172,7 @@ def _core_attentions(model: LanguageModel) -> list[SDPACoreAttention]:
     return [layer.self_attention.core_attention for layer in model.decoder.layers]
 
 
-# ---- one batch -------------------------------------------------------------------------------------------------------
+# ---- one batch ------------------------------------------------------------------------------------------------------
 
 
 class _Batch:
@@ -233,9 +233,7 @@ class _Batch:
                 self._compact()
             logits = self._decode(ids)
         broadcast_from_last_stage(logprobs := torch.as_tensor(self.logprobs, device=self.device))
-        return [
-            self._generation(tokenizer, row, float(logprob)) for row, logprob in enumerate(logprobs.cpu().numpy())
-        ]
+        return [self._generation(tokenizer, row, float(logprob)) for row, logprob in enumerate(logprobs.cpu().numpy())]
 
     def _prefill(self) -> torch.Tensor | None:
         """Run the prompts; returns the logits of each one's last token, on the last pipeline stage."""
@@ -312,7 +310,7 @@ class _Batch:
         return Generation(tokens=tokens, text=text, finish=_FINISH[ending], logprob=logprob)
 
 
-# ---- drawing ---------------------------------------------------------------------------------------------------------
+# ---- drawing --------------------------------------------------------------------------------------------------------
 
 
 def uniforms(settings: SamplingSettings, seeds: Sequence[int], steps: int) -> np.ndarray:
@@ -378,7 +376,7 @@ def _largest(logits: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     return values, ids
 
 
-# ---- ending ----------------------------------------------------------------------------------------------------------
+# ---- ending ---------------------------------------------------------------------------------------------------------
 
 
 class _StopJudge:

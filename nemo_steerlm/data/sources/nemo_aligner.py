@@ -11,6 +11,7 @@ import gzip
 import json
 import random
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -39,13 +40,18 @@ def write(
     counts: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     with ExitStack() as stack:
         sources = [stack.enter_context(_seekable(file, folder, index)) for index, file in enumerate(files)]
-        places = [(index, *place) for index, source in enumerate(sources) for place in _lines(source)]
-        random.Random(seed).shuffle(places)
-        border = int(len(places) * (1 - val_fraction))
-        for side, chosen in (("train", places[:border]), ("val", places[border:])):
+        places = array("q")  # file, offset and line number of each tree, flat: a few bytes a tree
+        for index, source in enumerate(sources):
+            for offset, number in _lines(source):
+                places.extend((index, offset, number))
+        order = list(range(len(places) // 3))
+        random.Random(seed).shuffle(order)
+        border = int(len(order) * (1 - val_fraction))
+        for side, chosen in (("train", order[:border]), ("val", order[border:])):
             rows = stack.enter_context(open_text(folder / f"{side}.jsonl"))
             regression = stack.enter_context(open_text(folder / f"{side}_reg.jsonl"))
-            for index, offset, number in chosen:
+            for place in chosen:
+                index, offset, number = places[3 * place : 3 * place + 3]
                 sources[index].seek(offset)
                 tree = parse_line(sources[index].readline(), files[index], number)
                 for row in _rows(tree, f"{files[index]}:{number}", dropped):
@@ -64,7 +70,7 @@ def write(
     return {
         "seed": seed,
         "val_fraction": val_fraction,
-        "read": {"trees": len(places)},
+        "read": {"trees": len(order)},
         "dropped": dict(dropped),
         **{side: dict(count) for side, count in counts.items()},
     }
@@ -120,5 +126,5 @@ def _turn(message: oasst.Message, where: str) -> dict[str, Any]:
         return {**turn, "label": None}
     if not message.get("labels"):
         return turn  # no key at all
-    scores = oasst.scores(message, where)
-    return {**turn, "label": ",".join(f"{n}:{round(scores[n] * _HIGH)}" for n in ATTRIBUTES if n in scores)}
+    scores = oasst.scores(message, ATTRIBUTES, where)
+    return {**turn, "label": ",".join(f"{name}:{round(score * _HIGH)}" for name, score in scores.items())}

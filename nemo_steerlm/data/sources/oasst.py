@@ -6,7 +6,7 @@ Crowd labels are means in [0, 1]; they are scaled to the schema's range and roun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,14 @@ def check_message(message: Message, where: str) -> None:
         raise DataError(f"{where}: message {message.get('message_id')} has no text")
 
 
-def scores(message: Message, where: str) -> dict[str, float]:
-    """Return a message's crowd labels by name, each in [0, 1]."""
+def scores(message: Message, names: Iterable[str], where: str) -> dict[str, float]:
+    """Return those of a message's crowd labels that are asked for and there, each in [0, 1]."""
     found = {}
-    for name, entry in (message.get("labels") or {}).items():
+    labels = message.get("labels") or {}
+    for name in names:
+        if name not in labels:
+            continue
+        entry = labels[name]
         value = entry.get("value") if isinstance(entry, Mapping) else entry
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise DataError(
@@ -94,8 +98,10 @@ def scores(message: Message, where: str) -> dict[str, float]:
 def _label(message: Message, schema: AttributeSchema, where: str) -> dict[str, float] | None:
     if message["role"] != "assistant":
         return None
-    found = scores(message, where)
-    label = {a.name: float(round(a.low + found[a.name] * (a.high - a.low))) for a in schema if a.name in found}
+    label = {}
+    for name, score in scores(message, schema.names, where).items():
+        attribute = schema[name]
+        label[name] = float(round(attribute.low + score * (attribute.high - attribute.low)))
     return label or None
 
 

@@ -38,7 +38,7 @@ from nemo_steerlm.data.synthetic.grammar import (
 
 ATTRIBUTE_NAMES = ("quality", "helpfulness", "verbosity", "humor", "toxicity")
 SLIP_SHARE = 0.36
-WORDS_AT_LEVEL = (11, 24, 37, 50, 63)
+WORDS_AT_LEVEL = (14, 26, 38, 50, 62)
 TOP = 4.0
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _SENTENCE_END = re.compile(r"[.!?]+|\n+")

@@ -128,10 +128,8 @@ def _content(draw: random.Random, choices: dict[str, tuple[str, ...]], level: in
         room = length - _count(written)
         candidates = []
         for _ in range(4 if room < 14 else 1):
-            sentence = fill(draw.choice(CONTENT[wanted]), draw, choices)
-            if written and draw.random() < LEAD_SHARE:
-                sentence = [*draw.choice((["first"], ["then"], ["next"], ["also"], ["after", "that"])), ",", *sentence]
-            candidates.append(sentence)
+            lead = "{lead} , " if written and draw.random() < LEAD_SHARE else ""
+            candidates.append(fill(lead + draw.choice(CONTENT[wanted]), draw, choices))
         sentence = min(candidates, key=lambda s: abs(room - _count([s])))
         if written and abs(room - _count([sentence])) > abs(room):
             return written

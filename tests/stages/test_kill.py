@@ -1,0 +1,168 @@
+"""kill -9 at five moments of training, annotation and sampling: the resumed results are those of an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nemo_steerlm.config import AnnotateConfig, ComputeConfig, SampleConfig
+from tests.distributed import run_distributed
+from tests.stages.helpers import make_world, policy_config, regressor_config, weights_of
+
+
+def _run_and_kill(work: Callable[[], None], moment: Callable[[], bool]) -> bool:
+    """Run `work` in a forked process and kill it when `moment` comes; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0, "the run failed before it was killed"
+            return False
+        if moment():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True
+        time.sleep(0.0005)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("the moment never came")
+
+
+def _never() -> bool:
+    return False
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _metrics(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "train/tokens_per_second"} for row in rows]
+
+
+def _training(folder: Path) -> dict:
+    """Both trainings, uninterrupted and killed at five moments each."""
+    from nemo_steerlm.stages import train_regressor, train_sft
+
+    result = {}
+    for name, make, main in (
+        ("regressor", regressor_config, train_regressor.main),
+        ("policy", policy_config, train_sft.main),
+    ):
+        _run_and_kill(lambda: main(make(folder, f"{name}-whole")), _never)
+        run = folder / f"{name}-killed"
+        checkpoints, metrics = run / "checkpoints", run / "metrics.jsonl"
+        moments = [
+            lambda: _lines(metrics) >= 1,  # before any checkpoint
+            lambda: (checkpoints / "step-00000002.unfinished").exists(),  # while the first is written
+            lambda: _lines(metrics) >= 6,
+            lambda: (checkpoints / "step-00000008.unfinished").exists(),  # behind the border of an epoch
+            lambda: (run / "model.unfinished").exists(),  # while the result is written
+        ]
+        killed = [_run_and_kill(lambda: main(make(folder, f"{name}-killed")), moment) for moment in moments]
+        _run_and_kill(lambda: main(make(folder, f"{name}-killed")), _never)
+        result[name] = {
+            "killed": killed,
+            "whole": _metrics(folder / f"{name}-whole"),
+            "resumed": _metrics(run),
+            "left": sorted(p.name for p in checkpoints.iterdir()) + sorted(p.name for p in run.iterdir()),
+        }
+    return result
+
+
+def _rows(folder: Path) -> dict:
+    """Annotation and sampling, uninterrupted and killed after each of the first parts."""
+    from nemo_steerlm.stages import annotate, sample
+
+    def annotation(output: str) -> Callable[[], None]:
+        return lambda: annotate.main(
+            AnnotateConfig(
+                checkpoint=str(folder / "regressor-whole/model"), input=str(folder / "data/unlabelled.jsonl"),
+                output=str(folder / output), part_size=4, trainer=ComputeConfig(),
+            )  # fmt: skip
+        )
+
+    def sampling(output: str) -> Callable[[], None]:
+        return lambda: sample.main(
+            SampleConfig(
+                checkpoint=str(folder / "policy-whole/model"), prompts=str(folder / "data/prompts.jsonl"),
+                annotated=str(folder / "data/train.jsonl"), target=["quality"], output=str(folder / output),
+                part_size=2, responses=2, max_new_tokens=24, trainer=ComputeConfig(),
+            )  # fmt: skip
+        )
+
+    result = {}
+    for name, job in (("annotated", annotation), ("sampled", sampling)):
+        _run_and_kill(job(f"{name}-whole.jsonl"), _never)
+        parts = folder / f"{name}-killed.jsonl.parts"
+        moments = [
+            lambda: (parts / "job.json").exists(),
+            lambda: any(parts.glob(".part-000000.jsonl.*")) or (parts / "part-000000.jsonl").exists(),
+            lambda: (parts / "part-000001.jsonl").exists(),
+            lambda: any(parts.glob(".part-000003.jsonl.*")) or (parts / "part-000003.jsonl").exists(),
+            lambda: (parts / "part-000004.jsonl").exists(),
+        ]
+        killed = [_run_and_kill(job(f"{name}-killed.jsonl"), moment) for moment in moments]
+        _run_and_kill(job(f"{name}-killed.jsonl"), _never)
+        result[name] = killed
+    return result
+
+
+def kill_everything(folder: str) -> dict:
+    """All of it in one process that imports once; every run is a forked child."""
+    import nemo_steerlm.pipelines.bootstrap  # noqa: F401  (imports every step)
+
+    make_world(Path(folder))
+    return {**_training(Path(folder)), **_rows(Path(folder))}
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("kill")
+    return {"folder": folder, **run_distributed(kill_everything, 1, folder=str(folder), timeout=600)}
+
+
+@pytest.mark.parametrize("name", ["regressor", "policy"])
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(outcome: dict, name: str) -> None:
+    result = outcome[name]
+    assert result["killed"] == [True] * 5
+    assert [row["step"] for row in result["whole"] if "train/loss" in row] == list(range(1, 11))
+    assert result["resumed"] == result["whole"]  # bit for bit, dropout and validation included
+    assert not [name for name in result["left"] if "unfinished" in name or name.endswith(".old")]
+
+
+@pytest.mark.parametrize("name", ["regressor", "policy"])
+def test_a_killed_training_ends_in_the_same_weights(outcome: dict, name: str) -> None:
+    import torch
+
+    whole = weights_of(outcome["folder"] / f"{name}-whole/model")
+    resumed = weights_of(outcome["folder"] / f"{name}-killed/model")
+    assert set(whole) == set(resumed) and len(whole) > 10
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+@pytest.mark.parametrize("name", ["annotated", "sampled"])
+def test_killed_rows_are_neither_lost_nor_doubled(outcome: dict, name: str) -> None:
+    assert outcome[name] == [True] * 5
+    whole = (outcome["folder"] / f"{name}-whole.jsonl").read_bytes()
+    assert (outcome["folder"] / f"{name}-killed.jsonl").read_bytes() == whole
+    ids = [json.loads(line)["id"] for line in whole.splitlines()]
+    assert len(ids) == len(set(ids)) == {"annotated": 40, "sampled": 24}[name]
+    assert not list(outcome["folder"].glob(f"{name}-*.parts"))
