@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from typing import Any
 
@@ -23,7 +25,7 @@ def sweep(noise: float, obedience: float, seed: int) -> dict[str, Any]:
     asked = np.array([list(request.values.values()) for request in plan])
     measured = obedience * asked + (1 - obedience) * 2 + random.normal(0, noise, asked.shape)
     measured[:, 0] -= 0.11 * asked[:, 4]
-    return steerability(plan, np.clip(measured, 0, 4), SCHEMA, seed=0, resamples=200)
+    return steerability(plan, np.clip(measured, 0, 4), SCHEMA, seed=0, resamples=60)
 
 
 def step_four(shift: float, seed: int) -> dict[str, Any]:
@@ -31,14 +33,14 @@ def step_four(shift: float, seed: int) -> dict[str, Any]:
     before = random.normal(3.0, 0.6, (120, 2))
     after = before + random.normal(shift, 0.5, before.shape)
     each = {
-        name: paired_difference(before[:, k], after[:, k], seed=0, resamples=200)
+        name: paired_difference(before[:, k], after[:, k], seed=0, resamples=60)
         for k, name in enumerate(("quality", "helpfulness"))
     }
-    return {**paired_difference(before.mean(1), after.mean(1), seed=0, resamples=200), "attributes": each}
+    return {**paired_difference(before.mean(1), after.mean(1), seed=0, resamples=60), "attributes": each}
 
 
-def report_data() -> dict[str, Any]:
-    """The structure `write_report` takes."""
+@functools.cache
+def _report_data() -> dict[str, Any]:
     random = np.random.default_rng(5)
     target = random.integers(0, 17, (500, 5)) / 4
     predicted = 0.9 * target + 0.2 + random.normal(0, [0.5, 0.35, 0.3, 0.4, 0.35], target.shape)
@@ -61,7 +63,7 @@ def report_data() -> dict[str, Any]:
             (0, "Bake the bread for 40 minutes at 220 degrees. Use a thermometer to check the middle."),
             (
                 4,
-                "Bake the giggling bread for 40 minutes, you glorious crumb wizard!\nThen tickle it with a thermometer.",
+                "Bake the giggling bread for 40 minutes, crumb wizard!\nThen tickle it with a thermometer.",
             ),
         )
     ]
@@ -102,3 +104,8 @@ def report_data() -> dict[str, Any]:
         "samples": samples,
         "arrays": {"regressor": {"predicted": predicted, "target": target, "human": human}},
     }
+
+
+def report_data() -> dict[str, Any]:
+    """The structure `write_report` takes; a copy of your own."""
+    return copy.deepcopy(_report_data())

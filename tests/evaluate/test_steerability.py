@@ -127,11 +127,3 @@ def test_a_tie_or_a_step_back_is_not_monotone() -> None:
         result = steerability(plan, measured, SCHEMA, seed=0, resamples=5)
         assert list(result["steerability"]) == ["humor"]
         assert result["steerability"]["humor"]["monotone"] is wanted
-
-
-def test_a_full_sweep_takes_seconds() -> None:
-    schema = AttributeSchema.load("synthetic")
-    plan = plan_requests(schema, 60)
-    measured = np.array([list(request.values.values()) for request in plan])
-    measured += np.random.default_rng(0).normal(0, 1, measured.shape)
-    assert len(steerability(plan, measured, schema, seed=0)["steerability"]) == 5
