@@ -67,7 +67,7 @@ class SamplingSettings:
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (no limit) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("stop", type(self.stop) is not str and all(self.stop), "a tuple of texts, none of them empty"),
+            ("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of texts, none of them empty"),
         ):
             if not valid:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected {expected}")
