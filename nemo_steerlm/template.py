@@ -101,7 +101,7 @@ class PromptTemplate:
     @functools.cached_property
     def _guard(self) -> _Guard:
         others = (self.end_of_name.strip(), self.end_of_turn.strip())
-        return _Guard([self.system_start, self.turn_start, self.label_start, *filter(None, others)])
+        return _guard((self.system_start, self.turn_start, self.label_start, *filter(None, others)))
 
     def clean(self, text: str) -> str:
         """Return ``text`` with every marker broken up, so that it cannot open a turn or a label line.
@@ -268,6 +268,12 @@ def _ignorable(character: str) -> bool:
     if character in "\t\n\r":
         return False
     return unicodedata.category(character)[0] in "CM" or character in _FILLERS
+
+
+@functools.lru_cache(maxsize=8)
+def _guard(markers: tuple[str, ...]) -> _Guard:
+    """One guard for all templates with the same markers: its table of characters fills up as it is used."""
+    return _Guard(markers)
 
 
 class _Guard:
