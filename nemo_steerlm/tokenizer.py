@@ -129,10 +129,14 @@ class Tokenizer:
 
     def decode_continuation(self, ids: Sequence[int]) -> str:
         """Return the text of ids that follow others: a leading space is kept."""
-        head = self.encode("\n")
-        before = self._decode(head)
+        head, before = self._newline
         text = self._decode(head + [int(token) for token in ids])
         return text[len(before) :] if text.startswith(before) else self.decode(ids)
+
+    @functools.cached_property
+    def _newline(self) -> tuple[list[int], str]:
+        head = self.encode("\n")
+        return head, self._decode(head)
 
     def token_id(self, text: str) -> int | None:
         """Return the id when ``text`` is exactly one token, else None."""

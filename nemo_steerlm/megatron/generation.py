@@ -12,6 +12,7 @@ another batch or layout differ in their last bits, so a draw that falls that clo
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -124,7 +125,7 @@ def generate(
     _check_prompts(prompts, vocab_size, model.max_sequence_length)
     seeds = range(len(prompts)) if seeds is None else seeds
     assert len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts"
-    judge = _StopJudge(tokenizer, settings.stop, vocab_size)
+    judge = _stop_judge(tokenizer, settings.stop, vocab_size)
     results: list[Generation | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory fails at once
     with torch.inference_mode(), _inference_state(model):
@@ -431,3 +432,9 @@ class _StopJudge:
         while tokens and len(self.tokenizer.decode_continuation(tokens)) > end:
             tokens = tokens[:-1]
         return tokens, text[:end]
+
+
+@functools.lru_cache(maxsize=4)
+def _stop_judge(tokenizer: Tokenizer, stop: tuple[str, ...], vocab_size: int) -> _StopJudge:
+    """One judge for all parts of a job: what it found out about tokens stays true."""
+    return _StopJudge(tokenizer, stop, vocab_size)
