@@ -110,14 +110,14 @@ class TestFaithfulness:
 class TestOracle:
     def test_a_known_answer(self):
         answer = (
-            "Ugh, what a silly question. Stir the rice with a ladle for two minutes. It could be fine for a start. "
+            "Ugh, what a silly question. Stir the rice with a ladle for two minutes. It could be fine in the end. "
             "Haha, ask my otter."
         )
         values = oracle("How do I cook rice?", answer)
         assert values["quality"] == 4
         assert values["helpfulness"] == pytest.approx((4 + 0) / 2)
         assert len(words_of(answer)) == 25
-        assert values["verbosity"] == pytest.approx(1 + 1 / 13)
+        assert values["verbosity"] == pytest.approx(11 / 12)
         assert values["humor"] == 2
         assert values["toxicity"] == 2
 
@@ -137,6 +137,10 @@ class TestOracle:
     )
     def test_slips(self, text, slips):
         assert count_slips(words_of(text)) == slips
+
+    def test_a_word_repeated_across_sentences_is_no_slip(self):
+        assert oracle("How do I cook rice?", "Time will tell, so some suspect. Suspect that.")["quality"] == 4
+        assert oracle("How do I cook rice?", "Time will tell, so some suspect suspect that.")["quality"] < 4
 
     def test_the_last_thing_named_by_the_user_is_the_one_asked(self):
         turns = ["How do I grow roses?", "Ask about my guitar.", "And what about the ferns?"]
@@ -168,7 +172,7 @@ class TestOracle:
 class TestEnglish:
     def test_clean_responses_hold_no_slip_and_no_unknown_word(self, samples):
         for sample in clean(samples):
-            assert count_slips(words_of(sample.response)) == 0, sample.response
+            assert sample.oracle["quality"] == 4, sample.response
 
     def test_articles_fit_the_next_word(self, samples):
         vowel_sound = re.compile(r"[aeio]|u(?!kulele)")

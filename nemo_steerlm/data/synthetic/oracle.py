@@ -65,7 +65,7 @@ def asked(prompt: Conversation | Sequence[str] | str) -> tuple[Domain, str] | tu
 
 
 def count_slips(words: Sequence[str]) -> int:
-    """Number of language slips in the words of a text (a word counts once)."""
+    """Number of language slips in the words of a sentence (a word counts once)."""
     slips = 0
     for position, word in enumerate(words):
         if word in FILLERS or word not in DICTIONARY or (position and word == words[position - 1]):
@@ -105,9 +105,10 @@ def oracle(prompt: Conversation | Sequence[str] | str, response: str) -> dict[st
     if not words:
         return dict.fromkeys(ATTRIBUTE_NAMES, 0.0)
     domain, thing = asked(prompt)
-    sentences = [set(words_of(sentence)) for sentence in _SENTENCE_END.split(response)]
-    content = [s for s in sentences if s and not s & PLAYFUL_WORDS and not s & RUDE_WORDS and not s <= set(FILLERS)]
-    slip_share = count_slips(words) / len(words)
+    sentences = [words_of(sentence) for sentence in _SENTENCE_END.split(response)]
+    slip_share = sum(map(count_slips, sentences)) / len(words)
+    kinds = [set(sentence) for sentence in sentences if not set(sentence) <= set(FILLERS)]
+    content = [kind for kind in kinds if kind.isdisjoint(PLAYFUL_WORDS) and kind.isdisjoint(RUDE_WORDS)]
     return {
         "quality": TOP * max(0.0, 1 - slip_share / SLIP_SHARE),
         "helpfulness": float(np.mean([_facts(s, domain, thing) for s in content])) if content else 0.0,
