@@ -101,7 +101,7 @@ class PromptTemplate:
     @functools.cached_property
     def _guard(self) -> _Guard:
         others = (self.end_of_name.strip(), self.end_of_turn.strip())
-        return _guard((self.system_start, self.turn_start, self.label_start, *filter(None, others)))
+        return _shared_guard((self.system_start, self.turn_start, self.label_start, *filter(None, others)))
 
     def clean(self, text: str) -> str:
         """Return ``text`` with every marker broken up, so that it cannot open a turn or a label line.
@@ -271,7 +271,7 @@ def _ignorable(character: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _guard(markers: tuple[str, ...]) -> _Guard:
+def _shared_guard(markers: tuple[str, ...]) -> _Guard:
     """One guard for all templates with the same markers: its table of characters fills up as it is used."""
     return _Guard(markers)
 

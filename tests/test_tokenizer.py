@@ -11,11 +11,13 @@ from tests import tokenizers
 TEXTS = ["Hello there", " leading space", "\nline", "\n\n", "  ", "é 😀 ﬁ", "", "a", "x\n", "<extra_id_1>User\n"]
 
 
-@pytest.fixture(scope="module", params=["bpe", "bpe_markers", "sentencepiece", "sentencepiece_folder"])
+@pytest.fixture(scope="module", params=["bpe", "bpe_markers", "llama_like", "sentencepiece", "sentencepiece_folder"])
 def path(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param.startswith("bpe"):
         return tokenizers.bpe(folder, markers="markers" in request.param)
+    if request.param == "llama_like":
+        return tokenizers.llama_like(folder)
     model = tokenizers.sentencepiece_model(folder)
     return model.parent if "folder" in request.param else model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 CORPUS = [
-    "<extra_id_0>System\nA chat between a curious user and an assistant.\n<extra_id_1>User\nHello there, how are you\n",
+    "<extra_id_0>System\nA chat between a curious user and an assistant.\n<extra_id_1>User\nHello there, how are\n",
     "<extra_id_1>Assistant\n<extra_id_2>quality:4,toxicity:0,humor:2\nI am fine, thank you. And you?\n\nGood.  Bye!\n",
     "The quick brown fox jumps over the lazy dog. 0123456789 <x> extra id _ É ﬁ １ ＜ ＞ \t tabs, *stars* and #hashes",
 ]
@@ -47,6 +47,25 @@ def bpe(folder: Path, *, markers: bool, normalizer: str | None = None) -> Path:
         tokens = [AddedToken(f"<extra_id_{n}>", special=True, normalized=normalizer is not None) for n in range(3)]
         tokenizer.add_special_tokens(tokens)
     return _save(tokenizer, folder)
+
+
+def llama_like(folder: Path) -> Path:
+    """A folder as Llama 2's: BPE on characters, a dummy space before each text, unknown characters as bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    scratch = Tokenizer(models.BPE())
+    scratch.normalizer = normalizers.Replace(" ", "▁")
+    letters = [line.replace(" ", "▁") for line in CORPUS]
+    scratch.train_from_iterator(letters, trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    learnt = json.loads(scratch.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learnt["vocab"]]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return _save(tokenizer, folder, end="</s>", pad=None)
 
 
 def gpt2(folder: Path) -> Path:
