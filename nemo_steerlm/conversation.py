@@ -247,7 +247,7 @@ def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """Return the JSON object of one line; errors (DataError) name ``path`` and ``number``."""
     where = f"{path}:{number}"
     try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
