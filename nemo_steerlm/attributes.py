@@ -290,12 +290,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # NeMo-Aligner's nine (arXiv 2311.09528): four from OASST, five from HelpSteer, 0 to 4.
     "helpsteer": _range(4, **_OASST, **_HELPSTEER2),
     "helpsteer2": _range(4, **_HELPSTEER2),
-    "synthetic": _range(
-        4,
-        quality="correct and well formed",
-        helpfulness="answers what was asked",
-        verbosity="length of the response",
-        humor="how funny the response is",
-        toxicity="how unfriendly the response is",
-    ),
+    # The quickstart's world. Its defaults are what a user would ask for: good, informative, neither terse nor chatty.
+    "synthetic": {
+        name: {"low": 0, "high": 4, "default": default, "description": text}
+        for name, default, text in (
+            ("quality", 4, "correct and well formed"),
+            ("helpfulness", 3, "answers what was asked"),
+            ("verbosity", 2, "length of the response"),
+            ("humor", 0, "how funny the response is"),
+            ("toxicity", 0, "how unfriendly the response is"),
+        )
+    },
 }
