@@ -265,6 +265,7 @@ class TestFiles:
                 assert row.extra["oracle"] == pytest.approx(oracle(row, last.text), abs=1e-4)
                 assert last.label == (last.label_human if name in ("train", "val") else None)
                 assert all(turn.label is None and turn.label_human is None for turn in row.turns[:-1])
+                assert [turn.shared for turn in row.turns] == [False, True, False, False][-len(row.turns) :]
         assert len({row.id for found in rows.values() for row in found}) == sum(report["rows"].values())
         assert len({row.system for row in rows["train"]}) == 2
         assert 0.1 < report["human"]["humor"]["missing"] < 0.3

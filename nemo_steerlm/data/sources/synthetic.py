@@ -96,7 +96,8 @@ def _conversations(
     """The rows of one file."""
     for index, (sample, values) in enumerate(zip(samples, human, strict=True)):
         speakers = ("User", "Assistant") * (len(sample.turns) // 2 + 1)
-        turns = [Turn(speaker, text) for speaker, text in zip(speakers, sample.turns, strict=False)]
+        # The stock replies inside a prompt are context: nobody rates them and no model trains on them.
+        turns = [Turn(s, text, shared=s == "Assistant") for s, text in zip(speakers, sample.turns, strict=False)]
         extra: dict[str, Any] = {}
         if not file.startswith("prompts"):
             given = dict(zip(ATTRIBUTE_NAMES, map(float, values), strict=True))
