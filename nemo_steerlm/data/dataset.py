@@ -58,7 +58,7 @@ def _chunked(conversations: Iterable[Conversation]) -> Iterator[list[Conversatio
         yield chunk
 
 
-def _without_oldest(conversation: Conversation, end: int) -> Conversation | None:
+def without_oldest(conversation: Conversation, end: int) -> Conversation | None:
     """Drop the oldest turns up to the next one of a masked speaker before ``end``; None when nothing may go.
 
     The system prompt and the last exchange (the last masked turn before ``end`` and what follows it) stay.
@@ -119,7 +119,7 @@ def fit_history(
 def _shorten_regression(
     conversation: Conversation, index: int, template: PromptTemplate, tokenizer: Tokenizer, limit: int, overlong: str
 ) -> list[int]:
-    while overlong == "truncate_history" and (shorter := _without_oldest(conversation, index)):
+    while overlong == "truncate_history" and (shorter := without_oldest(conversation, index)):
         index -= len(conversation.turns) - len(shorter.turns)
         conversation = shorter
         ids = template.encode_regression(conversation, index, tokenizer)
@@ -354,7 +354,7 @@ def _shorten_policy(
         ]
 
     before = len(trained(row))
-    while overlong == "truncate_history" and (shorter := _without_oldest(row, max(trained(row), default=0))):
+    while overlong == "truncate_history" and (shorter := without_oldest(row, max(trained(row), default=0))):
         row = shorter
         ids, mask = encode([row], [True])[0]
         if ids and len(ids) <= limit:

@@ -1,7 +1,9 @@
 """The engine room: everything that touches megatron-core. Importing it makes "cuda" the CPU where CUDA is absent."""
 
+import logging
 import warnings
 
+logging.getLogger("megatron").setLevel(logging.ERROR)
 for _message in (
     ".*(Transformer Engine|Apex).* (is|are) not installed.*",
     ".*full scope is deprecated.*",

@@ -26,6 +26,18 @@ def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def schedule(optimizer: Any, config: OptimizerConfig, step: int, max_steps: int) -> float:
+    """Set every parameter group's rate and weight decay for optimizer step `step`; returns the rate.
+
+    megatron-core marks norms and biases with `wd_mult` 0 and leaves it to its training loop to act on that.
+    """
+    rate = learning_rate(config, step, max_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_mult", 1.0)
+        group["weight_decay"] = config.weight_decay * group.get("wd_mult", 1.0)
+    return rate
+
+
 def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataParallel]:
     """Put each model chunk into megatron-core's data-parallel wrapper, which owns the gradient buffers (fp32)."""
     transformer = chunks[0].config

@@ -113,8 +113,6 @@ class MegatronStrategy(DDPStrategy):
         loop = loaded["common"]["loops"]["fit_loop"]
         # A checkpoint of the last step says "the epoch is over"; a run with more steps goes on all the same.
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False
-        # It was made before Lightning counted the step for its loggers.
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = loaded["common"]["global_step"]
         # Lightning validates again where a checkpoint was due at the same step: from the first batch on, please.
         for name in loop:
             if "val_loop" in name:

@@ -232,9 +232,7 @@ class MegatronModel(ModelPT):
         """One optimizer step over this rank's share of the global batch."""
         started = time.perf_counter()
         step, shim = self.trainer.global_step, self.optimizers()
-        rate = optim.learning_rate(self._optimizer_config, step, int(self.cfg.max_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_mult", 1.0)
+        rate = optim.schedule(self.optimizer, self._optimizer_config, step, int(self.cfg.max_steps))
         # dropout is a function of (seed, step): a resumed run draws what the uninterrupted one drew
         parallel.seed_everything(int(self.cfg.seed) + step)
         for model in self._wrapped[0]:
@@ -250,6 +248,7 @@ class MegatronModel(ModelPT):
         )
         elapsed = time.perf_counter() - started
         metrics = {
+            "step": float(self.trainer.global_step),  # optimizer steps done; Lightning's own count is off after a resume
             "train/loss": total / max(count, 1.0),
             "train/grad_norm": shim.optimizer.grad_norm,  # type: ignore[union-attr]
             "train/learning_rate": rate,
@@ -270,6 +269,7 @@ class MegatronModel(ModelPT):
 
     def on_validation_epoch_end(self, sync_metrics: bool = False) -> dict:
         """Log the validation metrics, computed over all ranks and every item once."""
+        self.log("step", float(self.trainer.global_step), batch_size=1)
         for name, value in self.validation_metrics(self._kept).items():
             self.log(name, value, batch_size=1, prog_bar=name == "val/loss")
         self._kept = []

@@ -61,7 +61,7 @@ class JSONLLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line; a NaN is written as null."""
         values = {k: v for k, v in metrics.items() if k != "epoch"}
-        row = {"step": (step or 0) + 1, **{k: None if not math.isfinite(v) else v for k, v in values.items()}}
+        row = {"step": int(step or 0), **{k: None if not math.isfinite(v) else v for k, v in values.items()}}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

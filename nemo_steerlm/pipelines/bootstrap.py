@@ -188,15 +188,17 @@ class _Bootstrap:
 def _best_responses(annotated: Path, target: list[str], keep: float) -> tuple[list[Conversation], dict[str, Any]]:
     """The best answer of each prompt by predicted targets, then the best share of those.
 
-    Answers that were cut off at the length limit, are empty or could not be judged are left out and counted.
+    Prompts too long to answer and answers that were cut off, are empty or could not be judged are counted, not used.
     """
-    counts = {"sampled": 0, "cut_off": 0, "empty": 0, "unjudged": 0}
+    counts = {"sampled": 0, "overlong": 0, "cut_off": 0, "empty": 0, "unjudged": 0}
     best: dict[str, tuple[float, Conversation]] = {}
     scores = []
     for row in read_conversations(annotated):
         counts["sampled"] += 1
         answer = row.turns[-1]
-        if row.extra.get("finish") == "length":
+        if row.extra.get("finish") == "overlong":
+            counts["overlong"] += 1
+        elif row.extra.get("finish") == "length":
             counts["cut_off"] += 1
         elif not answer.text.strip():
             counts["empty"] += 1

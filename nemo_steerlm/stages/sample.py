@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import SampleConfig
 from nemo_steerlm.conversation import Conversation, Turn, read_conversations
+from nemo_steerlm.data.dataset import without_oldest
 from nemo_steerlm.errors import CheckpointError, DataError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.generation import SamplingSettings
@@ -79,10 +80,11 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
     }  # fmt: skip
 
     def part(index: int, rows: list[Conversation], bar: tqdm) -> list[Record]:
-        tokens = [model.prompt_tokens(row, row.extra["requested"]) for row in rows]
-        seeds = [_number(config.seed, row.id) for row in rows]
-        answers = model.sample(tokens, settings, seeds=seeds, batch_size=config.batch_size)
-        for row, answer in zip(rows, answers, strict=True):
+        room = model.card.architecture.max_position_embeddings - config.max_new_tokens
+        requests_ = [(row, tokens) for row in rows if (tokens := _fit(model, row, room))]
+        seeds = [_number(config.seed, row.id) for row, _ in requests_]
+        answers = model.sample([tokens for _, tokens in requests_], settings, seeds=seeds, batch_size=config.batch_size)
+        for (row, _), answer in zip(requests_, answers, strict=True):
             text = model.card.template.parse_response(answer.text)
             row.turns.append(Turn(model.card.template.assistant, text))
             row.extra |= {"finish": answer.finish, "logprob": round(answer.logprob, 4)}
@@ -97,6 +99,20 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
     if parallel.is_rank_zero():
         inputs, name = [prompts, config.annotated], f"{output.name.split('.')[0]}.run.json"
         write_run_json(output.parent, "sample", config, inputs, schema, name=name, combinations=len(combinations))
+
+
+def _fit(model: AttributeConditionedGPT, row: Conversation, room: int) -> list[int]:
+    """Prompt tokens of a row; where they leave no room for an answer, the oldest turns of the row go.
+
+    Empty when that is not enough: the row stays without an answer, marked `finish: overlong`.
+    """
+    while len(tokens := model.prompt_tokens(row, row.extra["requested"])) > room:
+        shorter = without_oldest(row, len(row.turns) - 1)
+        if shorter is None:
+            row.extra["finish"] = "overlong"
+            return []
+        row.turns = shorter.turns
+    return tokens
 
 
 def _requests(

@@ -158,9 +158,12 @@ def test_learning_rate_schedules() -> None:
 
 def weight_decay_groups() -> dict:
     """Which parameters of a regressor decay."""
+    from nemo_steerlm.megatron import optim
+
     model = make_model("regressor", ParallelConfig())
     model.configure_model()
     model.configure_optimizers()
+    optim.schedule(model.optimizer, OPTIMIZER, 0, 4)
     names = {id(p): n for chunk in model.chunks for n, p in chunk.named_parameters()}
     decayed = []
     inner = model.optimizer.chained_optimizers[0] if hasattr(model.optimizer, "chained_optimizers") else model.optimizer

@@ -84,4 +84,5 @@ def weights_of(folder: Path) -> dict[str, Any]:
     from nemo_steerlm.megatron import parallel
 
     parallel.initialize(ParallelConfig())
-    return dist_checkpointing.load_plain_tensors(str(folder / "weights"))
+    loaded = dist_checkpointing.load_plain_tensors(str(folder / "weights"))
+    return {name: value for name, value in loaded.items() if name != "common"}
