@@ -144,6 +144,35 @@ def test_few_prompts_leave_no_side_empty(count, fraction, tmp_path):
         assert (report["val"]["conversations"] > 0) == (fraction > 0 and count > 1)
 
 
+@pytest.mark.real_data
+def test_real_trees_train_each_labelled_message_once(tmp_path):
+    source = real_data("oasst1_en_val.dev.trees.jsonl.gz")
+    report, sides = run("oasst", source, tmp_path / "out", attributes="helpsteer")
+    names, expected = ("quality", "toxicity", "humor", "creativity", "helpfulness"), {}
+
+    def walk(message, history):
+        history = (*history, message["text"])
+        if not message["deleted"]:
+            scores = message.get("labels") or {}
+            label = {name: round(scores[name]["value"] * 4) for name in names if name in scores}
+            if message["role"] == "assistant" and label:
+                expected[history] = label
+            for reply in message["replies"]:
+                walk(reply, history)
+
+    with gzip.open(source, "rt", encoding="utf-8") as file:
+        for line in file:
+            walk(json.loads(line)["prompt"], ())
+    found = [
+        (tuple(turn.text for turn in row.turns[: index + 1]), row.turns[index].label)
+        for row in rows_of(sides)
+        for index in row.response_indices
+        if row.turns[index].label
+    ]
+    assert len(found) == len(expected) == 778 and dict(found) == expected
+    assert report["dropped"]["deleted_message"] == 11 and report["shared_turns"] == 240
+
+
 # -- recipe=nemo_aligner ----------------------------------------------------------------------------------------------
 
 
@@ -303,11 +332,13 @@ BAD_INPUTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", ["default", "nemo_aligner"])
-@pytest.mark.parametrize(("source", "content", "message"), BAD_INPUTS)
-def test_bad_input_is_one_line_and_leaves_nothing(source, content, message, recipe, tmp_path):
-    if recipe == "nemo_aligner" and (source != "oasst" or "is left" in message):
-        pytest.skip("not of this recipe")
+BAD_FOR_BOTH = [("nemo_aligner", *bad) for bad in BAD_INPUTS if bad[0] == "oasst" and "is left" not in bad[2]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "source", "content", "message"), [("default", *bad) for bad in BAD_INPUTS] + BAD_FOR_BOTH
+)
+def test_bad_input_is_one_line_and_leaves_nothing(recipe, source, content, message, tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
