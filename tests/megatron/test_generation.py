@@ -75,7 +75,9 @@ class World:
     def expected(self, prompt: list[int]) -> tuple[list[int], float]:
         """transformers' greedy continuation up to the model's limit or EOS, and its log probability."""
         count = min(NEW, CONTEXT - len(prompt))
-        ids = self.reference.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)
+        given = torch.tensor([prompt])  # without a mask transformers takes tokens that equal its padding for padding
+        mask = torch.ones_like(given)
+        ids = self.reference.generate(given, attention_mask=mask, max_new_tokens=count, do_sample=False)
         new = ids[0, len(prompt) :].tolist()
         if self.tokenizer.eos_id in new:
             new = new[: new.index(self.tokenizer.eos_id) + 1]
