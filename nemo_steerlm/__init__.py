@@ -1,3 +1,16 @@
-"""SteerLM on NVIDIA NeMo: attribute-conditioned language models that people steer at inference."""
+"""SteerLM on NeMo and Megatron: train attribute regressors, label data with them, train and steer policies."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+_MODELS = {"AttributeConditionedGPT": "policy", "AttributeRegressor": "regressor"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a model class, and torch with it, when it is first asked for."""
+    if name in _MODELS:
+        return getattr(importlib.import_module(f"nemo_steerlm.models.{_MODELS[name]}"), name)
+    raise AttributeError(f"module 'nemo_steerlm' has no attribute '{name}'")
