@@ -2,22 +2,26 @@
 
     result = run_distributed(check_layouts, 4, folder=str(tmp_path))
 
-`check_layouts` is an ordinary function of the test module: every process imports the module and calls it. Starting the
-processes costs seconds, so batch several checks in one function and let it return what the test asserts on.
+`check_layouts` is an ordinary function of the test module: every process calls it as one rank of a job. Batch several
+checks in one function and let it return what the test asserts on: starting the processes costs seconds.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import importlib.util
 import inspect
 import json
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,15 +33,18 @@ def run_distributed(
     target: Callable | str,
     world_size: int,
     *,
-    timeout: float = 240.0,
+    timeout: float = 300.0,
     env: dict[str, str] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Call `target(**kwargs)` in `world_size` processes of one thread each, as ranks of one job.
 
+    One fresh process imports everything and forks the ranks, so that the imports are paid once; where there is a GPU,
+    which does not survive a fork, it starts them anew.
+
     Args:
         target: a module-level function, or its name as "package.module:function" or "path/to/file.py::function".
-        timeout: seconds until all processes are ended and the test fails.
+        timeout: seconds until all processes are ended and the test fails, with every rank's stack.
         env: more environment variables for every process.
         kwargs: JSON-able arguments.
 
@@ -49,53 +56,88 @@ def run_distributed(
     """
     if not isinstance(target, str):
         target = f"{inspect.getfile(target)}::{target.__qualname__}"
-    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
-        folder, processes = Path(name), []
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        job = {"target": target, "kwargs": kwargs, "folder": folder, "world_size": world_size, "timeout": timeout}
+        leader = subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed", json.dumps(job)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
-            for rank in range(world_size):
-                command = [sys.executable, "-m", "tests.distributed", target, json.dumps(kwargs), str(folder)]
-                variables = _environment(rank, world_size, folder, env)
-                with open(folder / f"{rank}.stderr", "w") as stderr:
-                    process = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=stderr, stdout=stderr)
-                processes.append(process)
-            _wait(processes, folder, timeout)
+            _, errors = leader.communicate(timeout=timeout + 300)  # it keeps the time itself, once it has imported
+            assert leader.returncode == 0, errors[-12000:]
         finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        return json.loads((folder / "result.json").read_text())
+            try:
+                os.killpg(leader.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            leader.wait()
+        return json.loads((Path(folder) / "result.json").read_text())
 
 
-def _environment(rank: int, world_size: int, folder: Path, extra: dict[str, str] | None) -> dict[str, str]:
-    port_file = folder / "port"
-    if not port_file.exists():
-        with socket.socket() as probe:  # a port that is free now; rank 0 binds it seconds later
-            probe.bind(("127.0.0.1", 0))
-            port_file.write_text(str(probe.getsockname()[1]))
-    own = dict(
-        RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, LOCAL_WORLD_SIZE=world_size,
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=port_file.read_text(), OMP_NUM_THREADS=1,
-    )  # fmt: skip
-    return {**os.environ, **{name: str(value) for name, value in own.items()}, **(extra or {})}
+def _lead(job: dict[str, Any]) -> str | None:
+    """Start the ranks and wait for them; returns what went wrong."""
+    import torch
+
+    import nemo_steerlm.megatron.parallel  # noqa: F401  (imported before the ranks are forked)
+
+    torch.set_num_threads(1)
+    _resolve(job["target"])
+    gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    context: Any = multiprocessing.get_context("spawn" if gpu else "fork")
+    with socket.socket() as probe:  # a port that is free now; rank 0 binds it next
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [context.Process(target=_rank, args=(job, rank, port)) for rank in range(job["world_size"])]
+    for process in ranks:
+        process.start()
+    return _wait(ranks, Path(job["folder"]), job["timeout"])
 
 
-def _wait(processes: list[subprocess.Popen], folder: Path, timeout: float) -> None:
-    """Return when all ended well; fail as soon as one did not."""
+def _rank(job: dict[str, Any], rank: int, port: int) -> None:
+    """One rank: its output goes to a file, its stack too when time is nearly up."""
+    with open(Path(job["folder"]) / f"{rank}.stderr", "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    size = job["world_size"]
+    own = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, MASTER_PORT=port)
+    os.environ.update({name: str(value) for name, value in own.items()}, MASTER_ADDR="127.0.0.1")
+    faulthandler.dump_traceback_later(max(1.0, job["timeout"] - 5), file=2)
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        result = _resolve(job["target"])(**job["kwargs"])
+        if rank == 0:
+            (Path(job["folder"]) / "result.json").write_text(json.dumps(result))
+        sys.modules["nemo_steerlm.megatron.parallel"].shutdown()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # an orderly end may wait for ranks that wait for this one
+    os._exit(0)
+
+
+def _wait(ranks: list[Any], folder: Path, timeout: float) -> str | None:
+    """Wait until all ended well, one did not, or time is up."""
     deadline = time.monotonic() + timeout
     while True:
-        codes = [process.poll() for process in processes]
+        codes = [process.exitcode for process in ranks]
         failed = [rank for rank, code in enumerate(codes) if code]
         if failed:
             # The first to fail takes the others down with lost connections: its own traceback is the one to show.
             rank = min(failed, key=lambda r: (folder / f"{r}.stderr").stat().st_mtime)
-            raise AssertionError(f"rank {rank} exited with {codes[rank]}:\n{_tail(folder, rank)}")
+            return f"rank {rank} exited with {codes[rank]}:\n{_tail(folder, rank)}"
         if None not in codes:
-            return
+            return None
         if time.monotonic() > deadline:
             waiting = [rank for rank, code in enumerate(codes) if code is None]
-            tails = "\n".join(f"--- rank {rank}\n{_tail(folder, rank, 1500)}" for rank in waiting)
-            raise AssertionError(f"ranks {waiting} still ran after {timeout:.0f} s:\n{tails}")
-        time.sleep(0.05)
+            tails = "\n".join(f"--- rank {rank}\n{_tail(folder, rank, 2500)}" for rank in waiting)
+            return f"ranks {waiting} still ran after {timeout:.0f} s:\n{tails}"
+        time.sleep(0.02)
 
 
 def _tail(folder: Path, rank: int, characters: int = 6000) -> str:
@@ -120,17 +162,9 @@ def _resolve(target: str) -> Callable:
     return getattr(module, name)
 
 
-def _main(target: str, arguments: str, folder: str) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    result = _resolve(target)(**json.loads(arguments))
-    if os.environ["RANK"] == "0":
-        (Path(folder) / "result.json").write_text(json.dumps(result))
-    parallel = sys.modules.get("nemo_steerlm.megatron.parallel")
-    if parallel is not None:
-        parallel.shutdown()
-
-
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    problem = _lead(json.loads(sys.argv[1]))
+    if problem is not None:
+        sys.stderr.write(problem)
+        sys.stderr.flush()
+        os._exit(1)  # the ranks that still run are ended with this process's group
