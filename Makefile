@@ -8,16 +8,10 @@ VENV := .venv
 COMPAT := .venv-compat
 PYTEST_ARGS ?=
 
-# Bytecode is written for what runs here and not for all 1.7 GB: that saves a minute. Without it, every process would
-# compile these anew where PYTHONDONTWRITEBYTECODE is set.
-WARM = import hydra, lightning.pytorch, matplotlib.pyplot, megatron.core.dist_checkpointing, nemo.core, nemo.utils.exp_manager, \
-    pytest, safetensors.torch, scipy.stats, tensorboard, torch.distributed.checkpoint, transformers.models.llama
 define venv
-	test -n "$(2)" || { echo "no Python 3.10 to 3.12 found; give one: make $@ PYTHON=/path/to/python" >&2; exit 1; }
-	test -x $(1)/bin/python || "$(2)" -m venv $(1)
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
-	PYTHONDONTWRITEBYTECODE= $(1)/bin/python -W ignore -c '$(WARM)' >/dev/null 2>&1
-	touch $@
+	@test -n "$(2)" || { echo "no fitting Python found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	tools/make_venv $(1) "$(2)"
+	@touch $@
 endef
 
 .PHONY: install quickstart test test-compat checks constraints print-python312 clean

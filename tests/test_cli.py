@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -37,13 +37,12 @@ def verb(monkeypatch):
 
 
 def test_help_is_fast_and_imports_nothing_heavy(tmp_path):
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = steerlm("--help", cwd=tmp_path)
-        times.append(time.perf_counter() - began)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = steerlm("--help", cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and "usage: steerlm VERB key=value" in done.stdout and done.stderr == ""
-    assert min(times) < 1.0
+    # Processor time: a busy machine stretches the clock's.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     code = "import sys; from nemo_steerlm import cli; cli.main(['--help']); cli.main(['prepare', '--help']);"
     code += "print([name for name in ('torch', 'nemo', 'transformers', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
