@@ -11,7 +11,7 @@ What a reader must know:
 * Where CUDA is available `install` does nothing: a GPU run uses stock torch and stock megatron-core.
 * Only calls that would have raised change, except three that quietly answer differently: ``device_count()`` (1),
   ``torch.cuda.manual_seed`` (seeds the CPU generator; stock torch silently does nothing, so that every
-  tensor-parallel rank would drop the same units) and ``Tensor.type()``, which names the CUDA type to megatron-core only.
+  tensor-parallel rank would drop the same units) and ``Tensor.type()``, which tells megatron-core alone the CUDA name.
 * Plain wrappers, not a ``TorchFunctionMode``: a mode is thread-local and torch leaves it while ``backward`` runs, so
   hooks, custom backward functions and recomputation would not see it.
 """

@@ -46,7 +46,9 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
             f"divide the model's num_layers={architecture.num_layers}"
         )
     if architecture.num_layers < parallel.pipeline:
-        raise ConfigError(f"parallel.pipeline={parallel.pipeline} exceeds the model's num_layers={architecture.num_layers}")
+        raise ConfigError(
+            f"parallel.pipeline={parallel.pipeline} exceeds the model's num_layers={architecture.num_layers}"
+        )
 
 
 def last_stage_layers(architecture: Architecture, parallel: ParallelConfig) -> int | None:
@@ -182,7 +184,10 @@ class RegressionModel(LanguageModel):
 
 
 def build(
-    architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype = torch.float32, outputs: int | None = None
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    dtype: torch.dtype = torch.float32,
+    outputs: int | None = None,
 ) -> list[LanguageModel]:
     """Build this rank's model chunks, one without virtual pipeline stages.
 

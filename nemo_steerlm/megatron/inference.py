@@ -9,7 +9,9 @@ from megatron.core import parallel_state
 from nemo_steerlm.megatron.gpt import LanguageModel
 
 
-def forward(model: LanguageModel, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor | None:
+def forward(
+    model: LanguageModel, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor | None:
     """Run `tokens` `[batch, seq]` through all pipeline stages.
 
     Args:

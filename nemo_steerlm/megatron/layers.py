@@ -197,7 +197,7 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Transf
     else:
         layer, norm = get_gpt_layer_local_spec(normalization="RMSNorm"), TorchRMSNorm
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchRMSNorm
-    # Our own core attention in both: TE's has no cache of rotated keys, and torch's SDPA picks flash attention on CUDA.
+    # Our own core attention in both: TE's has no cache of rotated keys, and torch's SDPA is flash attention on CUDA.
     layer.submodules.self_attention.submodules.core_attention = SDPACoreAttention
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)

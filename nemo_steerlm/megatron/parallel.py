@@ -39,7 +39,13 @@ def _start_processes(timeout: timedelta) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # no port and no other process needed
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(
+            backend,
+            store=torch.distributed.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+            timeout=timeout,
+        )
     else:
         dist.init_process_group(backend, timeout=timeout)
 

@@ -117,7 +117,7 @@ class MegatronStrategy(DDPStrategy):
         for name in loop:
             if "val_loop" in name:
                 loop[name] = _zeroed(loop[name])
-        progress = {"state_dict": {}, "callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
+        progress: dict[str, Any] = {"state_dict": {}, "callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
         return {**loaded["common"], **progress, "sharded": loaded}
 
     def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What both SteerLM models share: a megatron-core GPT inside a NeMo model, trained through megatron-core's schedules."""
+"""What both SteerLM models share: a megatron-core GPT in a NeMo model, trained through megatron-core's schedules."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class MegatronModel(ModelPT):
         self.card = ModelCard(
             kind=self.kind,
             architecture=_typed(Architecture, cfg.architecture),
-            template=PromptTemplate.from_dict(OmegaConf.to_container(cfg.template)),
-            schema=None if cfg.get("attributes") is None else AttributeSchema.load(OmegaConf.to_container(cfg.attributes)),
+            template=PromptTemplate.from_dict(_mapping(cfg.template)),
+            schema=None if cfg.get("attributes") is None else AttributeSchema.load(_mapping(cfg.attributes)),
         )
         self.tokenizer = tokenizer
         self.parallel = _typed(ParallelConfig, cfg.get("parallel") or {})
@@ -176,7 +176,9 @@ class MegatronModel(ModelPT):
         """Lightning's hook: build the network and put it into megatron-core's data-parallel wrapper."""
         self.build()
         if not hasattr(self, "_wrapped"):
-            self._wrapped = (optim.wrap(self.chunks, self._optimizer_config),)  # a tuple hides it from torch's registry
+            self._wrapped = (
+                optim.wrap(self.chunks, self._optimizer_config),
+            )  # a tuple hides it from torch's registry
 
     @property
     def _optimizer_config(self) -> OptimizerConfig:
@@ -200,7 +202,9 @@ class MegatronModel(ModelPT):
         """Micro-batches of the validation data, every item once."""
         return loader(self.validation_batches) if self.validation_batches is not None else []
 
-    def forward_loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    def forward_loss(
+        self, output: torch.Tensor, batch: MicroBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Loss of one micro-batch on the last pipeline stage: sum, count, and what to keep for metrics."""
         raise AssertionError("each model has its own")
 
@@ -248,7 +252,9 @@ class MegatronModel(ModelPT):
         )
         elapsed = time.perf_counter() - started
         metrics = {
-            "step": float(self.trainer.global_step),  # optimizer steps done; Lightning's own count is off after a resume
+            "step": float(
+                self.trainer.global_step
+            ),  # optimizer steps done; Lightning's own count is off after a resume
             "train/loss": total / max(count, 1.0),
             "train/grad_norm": shim.optimizer.grad_norm,  # type: ignore[union-attr]
             "train/learning_rate": rate,
@@ -318,3 +324,9 @@ def model_config(
 
 def _typed(cls: type, values: Any) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+
+
+def _mapping(values: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(values)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}

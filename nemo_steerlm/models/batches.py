@@ -98,7 +98,9 @@ class StepBatches(Dataset):
         cuts = [rows[i : i + size] for i in range(0, len(rows), size)]
         common = self._width(rows) if self.layout.equal_lengths else None
         # neighbours in length go to different ranks, so that all ranks have about the same work
-        return [self._micro_batch(cut, common or self._width(cut)) for cut in cuts[self.layout.rank :: self.layout.ranks]]
+        return [
+            self._micro_batch(cut, common or self._width(cut)) for cut in cuts[self.layout.rank :: self.layout.ranks]
+        ]
 
     def _micro_batch(self, rows: list[tuple[int, int]], width: int) -> MicroBatch:
         items = [None if index == EMPTY else self.item(index, epoch) for index, epoch in rows]

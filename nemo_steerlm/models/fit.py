@@ -201,8 +201,8 @@ def _enter_run_folder(output: Path, config: Any) -> None:
             one, two = OmegaConf.select(theirs, key), OmegaConf.select(mine, key)
             if one != two:
                 raise ConfigError(
-                    f"{output} holds a run with another {key} ({str(one)[:200]}, now {str(two)[:200]}); choose another "
-                    "output, or resume=false to start over"
+                    f"{output} holds a run with another {key} ({str(one)[:200]}, now {str(two)[:200]}); "
+                    "choose another output, or resume=false to start over"
                 )
     parallel.barrier()
     if parallel.is_rank_zero():
@@ -215,7 +215,9 @@ def _enter_run_folder(output: Path, config: Any) -> None:
     parallel.barrier()
 
 
-def fit(model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool) -> None:
+def fit(
+    model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool
+) -> None:
     """Train `model` on its `training_batches` up to `model.cfg.max_steps`; checkpoints go to `output/checkpoints`.
 
     A run that was killed goes on from its newest complete checkpoint; one that had ended changes nothing.

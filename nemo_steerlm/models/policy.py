@@ -19,7 +19,7 @@ from nemo_steerlm.models.losses import masked_cross_entropy
 
 
 class AttributeConditionedGPT(MegatronModel):
-    """A GPT fine-tuned on answers that follow a line with their attributes (SteerLM, arXiv 2310.05344, section 3.3)."""
+    """A GPT fine-tuned on answers that follow a line with their attributes (arXiv 2310.05344, section 3.3)."""
 
     kind = "policy"
 
@@ -29,11 +29,11 @@ class AttributeConditionedGPT(MegatronModel):
         if card.kind != "language_model":
             super().check_kind(card, path)
 
-    def forward_loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Cross-entropy of `output` `[batch, seq, vocabulary / tp]` on the response tokens and their closing marker."""
-        total, count = masked_cross_entropy(
-            output, batch["targets"], batch["mask"], self.card.architecture.vocab_size
-        )
+    def forward_loss(
+        self, output: torch.Tensor, batch: MicroBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Cross-entropy of `output` `[batch, seq, vocabulary / tp]` on the responses and their closing marker."""
+        total, count = masked_cross_entropy(output, batch["targets"], batch["mask"], self.card.architecture.vocab_size)
         return total, count, {}
 
     def prompt_tokens(self, conversation: Conversation, attributes: Mapping[str, float] | None) -> list[int]:
@@ -45,13 +45,13 @@ class AttributeConditionedGPT(MegatronModel):
         schema = self.card.schema
         if schema is None:
             if attributes:
-                raise ConfigError(f"attributes.{next(iter(attributes))}: this is a plain language model; run train-sft first")
+                raise ConfigError(
+                    f"attributes.{next(iter(attributes))}: this is a plain language model; run train-sft first"
+                )
             schema = AttributeSchema.load("helpsteer")  # writes no label line: nothing is asked for
         return self.card.template.encode_prompt(conversation, schema, attributes, self.tokenizer)
 
-    def sample(
-        self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, **kwargs: Any
-    ) -> list[Generation]:
+    def sample(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, **kwargs: Any) -> list[Generation]:
         """Continue token prompts; see `nemo_steerlm.megatron.generation.generate`."""
         self.build()
         return generate(

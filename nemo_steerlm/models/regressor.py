@@ -46,7 +46,9 @@ class AttributeRegressor(MegatronModel):
             if hasattr(chunk, "score"):
                 chunk.score.bias.copy_(torch.tensor(list(values)))
 
-    def forward_loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    def forward_loss(
+        self, output: torch.Tensor, batch: MicroBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Masked squared error of `output` `[batch, seq, K]` at each row's last token."""
         values = output[torch.arange(len(output), device=output.device), batch["last"]]
         total, count = masked_mse(values, batch["labels"])
@@ -57,7 +59,11 @@ class AttributeRegressor(MegatronModel):
     def validation_metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
         """Loss, and Pearson correlation and mean absolute error of every attribute."""
         result = super().validation_metrics(kept)
-        rows = torch.cat([torch.cat((k["values"], k["labels"]), 1)[k["indices"] != EMPTY] for k in kept]) if kept else None
+        rows = (
+            torch.cat([torch.cat((k["values"], k["labels"]), 1)[k["indices"] != EMPTY] for k in kept])
+            if kept
+            else None
+        )
         for k, name in enumerate(self.schema.names):
             sums = _moments(rows, k, len(self.schema)) if rows is not None else [0.0] * 7
             n, p, y, pp, yy, py, error = sum_over_ranks(*sums, on_last_stage=kept != [])

@@ -61,7 +61,9 @@ def _random(model: ModelConfig) -> tuple[Architecture, Tokenizer]:
             "conf/model) with model.tokenizer=FOLDER"
         )
     if model.tokenizer is None:
-        raise ConfigError("model.tokenizer is missing; random weights need a tokenizer (a Hugging Face folder or .model)")
+        raise ConfigError(
+            "model.tokenizer is missing; random weights need a tokenizer (a Hugging Face folder or .model)"
+        )
     tokenizer = load_tokenizer(model.tokenizer)
     size = model.architecture.vocab_size or tokenizer.vocab_size
     if tokenizer.vocab_size > size:
@@ -91,4 +93,3 @@ def _make(cls: type[Model], config: Any, card: ModelCard, tokenizer: Tokenizer) 
 
 def _describe(schema: AttributeSchema | None) -> str:
     return "none" if schema is None else ", ".join(f"{a.name} {a.low}-{a.high}" for a in schema)
-

@@ -78,7 +78,9 @@ class _Bootstrap:
                 "they must know the same attributes"
             )
         if self.change_prompts is None:
-            raise ConfigError("data.change_prompts is missing: held-out prompts to measure the change on (or data.val)")
+            raise ConfigError(
+                "data.change_prompts is missing: held-out prompts to measure the change on (or data.val)"
+            )
         assert policy.schema is not None
         for name in config.target:
             policy.schema[name]
@@ -129,8 +131,15 @@ class _Bootstrap:
         settings = {f.name: getattr(config.sampling, f.name) for f in dataclasses.fields(config.sampling)}
         sample.main(
             SampleConfig(
-                checkpoint=policy, prompts=prompts, annotated=config.data.train, target=config.target,
-                output=str(output), seed=seed, trainer=config.trainer, parallel=config.parallel, **{**settings, **changes},
+                checkpoint=policy,
+                prompts=prompts,
+                annotated=config.data.train,
+                target=config.target,
+                output=str(output),
+                seed=seed,
+                trainer=config.trainer,
+                parallel=config.parallel,
+                **{**settings, **changes},
             )  # fmt: skip
         )
 
@@ -140,8 +149,13 @@ class _Bootstrap:
         if not output.exists():
             annotate.main(
                 AnnotateConfig(
-                    checkpoint=config.regressor, input=str(path), output=str(output), parallel=config.parallel,
-                    trainer=config.trainer, turns="missing", batch_tokens=config.batch_tokens,
+                    checkpoint=config.regressor,
+                    input=str(path),
+                    output=str(output),
+                    parallel=config.parallel,
+                    trainer=config.trainer,
+                    turns="missing",
+                    batch_tokens=config.batch_tokens,
                 )  # fmt: skip
             )
         return output
@@ -154,9 +168,15 @@ class _Bootstrap:
         settings = {**{n: getattr(config.data, n) for n in names}, "train": data}
         train_sft.main(
             TrainSftConfig(
-                output=str(folder), data=PolicyDataConfig(**settings), model=ModelConfig(init=policy),
-                attributes=AttributesConfig(preset=str(Path(policy) / "attributes.yaml")), trainer=trainer,
-                parallel=config.parallel, optimizer=config.optimizer, logging=config.logging, seed=config.seed,
+                output=str(folder),
+                data=PolicyDataConfig(**settings),
+                model=ModelConfig(init=policy),
+                attributes=AttributesConfig(preset=str(Path(policy) / "attributes.yaml")),
+                trainer=trainer,
+                parallel=config.parallel,
+                optimizer=config.optimizer,
+                logging=config.logging,
+                seed=config.seed,
                 resume=config.resume,
             )  # fmt: skip
         )
@@ -250,7 +270,14 @@ def summary(report: dict[str, Any]) -> str:
     rows = []
     for arm, values in (("bootstrap", report), ("control", report.get("control"))):
         if values is not None:
-            rows.append([arm, "mean of the targets", number(values["gain"], sign=True), interval(values["interval"], sign=True)])
+            rows.append(
+                [
+                    arm,
+                    "mean of the targets",
+                    number(values["gain"], sign=True),
+                    interval(values["interval"], sign=True),
+                ]
+            )
             rows += [
                 [arm, name, number(change["gain"], sign=True), interval(change["interval"], sign=True)]
                 for name, change in values["attributes"].items()

@@ -113,7 +113,9 @@ class Quickstart:
     def _train_regressor(self) -> None:
         config = TrainRegressorConfig(
             output=str(self.output / "regressor"),
-            data=DataConfig(train=str(self.data / "train.jsonl"), val=str(self.data / "val.jsonl"), max_length=MAX_LENGTH),
+            data=DataConfig(
+                train=str(self.data / "train.jsonl"), val=str(self.data / "val.jsonl"), max_length=MAX_LENGTH
+            ),
             attributes=AttributesConfig(preset="synthetic"),
             model=RegressorModelConfig(**self._random_weights(), head_bias_init="mean"),
             trainer=self._trainer(self.recipe.regressor_steps),
@@ -132,7 +134,9 @@ class Quickstart:
 
     def _trainer(self, steps: int) -> TrainerConfig:
         size = self.recipe.batch_size
-        return TrainerConfig(max_steps=steps, global_batch_size=size, micro_batch_size=size, val_every=max(1, steps // 3))
+        return TrainerConfig(
+            max_steps=steps, global_batch_size=size, micro_batch_size=size, val_every=max(1, steps // 3)
+        )
 
     def _optimizer(self, rate: float) -> OptimizerConfig:
         return OptimizerConfig(lr=rate, min_lr=rate * 0.05, schedule="cosine", warmup_steps=30, weight_decay=0.05)
@@ -191,7 +195,9 @@ class Quickstart:
         return steerability(requests, vectors, self.schema, seed=self.config.seed), samples
 
     def _prompts(self, count: int) -> list[Conversation]:
-        return [row for row, _ in zip(read_conversations(self.data / "prompts_test.jsonl"), range(count), strict=False)]
+        return [
+            row for row, _ in zip(read_conversations(self.data / "prompts_test.jsonl"), range(count), strict=False)
+        ]
 
     def _sampling(self, stop: str) -> SamplingSettings:
         return SamplingSettings(
@@ -279,4 +285,3 @@ class Quickstart:
         if parallel.is_rank_zero():
             write_run_json(self.output, "quickstart", self.config, [], self.schema)
         return write_report(self.output, data)
-

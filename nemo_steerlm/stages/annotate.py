@@ -120,8 +120,10 @@ def _report(output: Path, model: AttributeRegressor) -> dict[str, Any]:
                     pairs[name] += (1, value, human, value * value, human * human, value * human)
     attributes = {}
     for name, (n, total, square) in sums.items():
-        mean = total / n if n else None
-        spread = math.sqrt(max(0.0, square / n - mean * mean)) if n else None
+        mean, spread = None, None
+        if n:
+            mean = float(total / n)
+            spread = math.sqrt(max(0.0, float(square / n) - mean * mean))
         attributes[name] = {"mean": mean, "std": spread, "pearson_with_human": _pearson(*pairs[name])}
     return {**counts, "attributes": attributes}
 

@@ -66,7 +66,9 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
     """
     schema = model.card.schema
     if schema is None:
-        raise CheckpointError(f"{config.checkpoint}: an imported language model knows no attributes; run train-sft first")
+        raise CheckpointError(
+            f"{config.checkpoint}: an imported language model knows no attributes; run train-sft first"
+        )
     combinations = observed_combinations(read_conversations(config.annotated, schema), schema, list(config.target))
     prompts, output = Path(config.prompts), Path(config.output)
     settings = SamplingSettings(
@@ -83,7 +85,9 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
         room = model.card.architecture.max_position_embeddings - config.max_new_tokens
         requests_ = [(row, tokens) for row in rows if (tokens := _fit(model, row, room))]
         seeds = [_number(config.seed, row.id) for row, _ in requests_]
-        answers = model.sample([tokens for _, tokens in requests_], settings, seeds=seeds, batch_size=config.batch_size)
+        answers = model.sample(
+            [tokens for _, tokens in requests_], settings, seeds=seeds, batch_size=config.batch_size
+        )
         for (row, _), answer in zip(requests_, answers, strict=True):
             text = model.card.template.parse_response(answer.text)
             row.turns.append(Turn(model.card.template.assistant, text))
@@ -97,7 +101,8 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
         total=None if rows is None else rows * config.responses, unit="responses",
     )  # fmt: skip
     if parallel.is_rank_zero():
-        inputs, name = [prompts, config.annotated], f"{output.name.split('.')[0]}.run.json"
+        inputs: list[str | Path] = [prompts, config.annotated]
+        name = f"{output.name.split('.')[0]}.run.json"
         write_run_json(output.parent, "sample", config, inputs, schema, name=name, combinations=len(combinations))
 
 
@@ -120,7 +125,10 @@ def _requests(
 ) -> Iterator[Conversation]:
     """For each prompt `responses` copies without its last answer, each with a combination drawn uniformly."""
     for conversation in conversations:
-        last = max((i for i, turn in enumerate(conversation.turns) if turn.speaker in conversation.masked_speakers), default=-1)
+        last = max(
+            (i for i, turn in enumerate(conversation.turns) if turn.speaker in conversation.masked_speakers),
+            default=-1,
+        )
         if last < 0:
             raise DataError(f"{config.prompts}: row '{conversation.id}' has no turn of {conversation.mask} to answer")
         for number in range(config.responses):

@@ -48,7 +48,9 @@ def random_items(kind: str, count: int, seed: int = 0) -> list[dict[str, np.ndar
     return items
 
 
-def make_model(kind: str, parallel: ParallelConfig, *, architecture: Architecture = ARCHITECTURE, **training: Any) -> Any:
+def make_model(
+    kind: str, parallel: ParallelConfig, *, architecture: Architecture = ARCHITECTURE, **training: Any
+) -> Any:
     """A regressor of three attributes or a policy, with the training settings of these tests."""
     from omegaconf import OmegaConf
 
@@ -68,7 +70,9 @@ def make_model(kind: str, parallel: ParallelConfig, *, architecture: Architectur
     return cls(cfg, NumberTokenizer())
 
 
-def make_batches(kind: str, items: list, *, steps: int, micro_batch_size: int, parallel: ParallelConfig, once: bool = False) -> Any:
+def make_batches(
+    kind: str, items: list, *, steps: int, micro_batch_size: int, parallel: ParallelConfig, once: bool = False
+) -> Any:
     """Batches of this rank over the items, in order or once through."""
     from functools import partial
 
@@ -99,8 +103,18 @@ def make_batches(kind: str, items: list, *, steps: int, micro_batch_size: int, p
 
 
 def train(
-    kind: str, output: Path, *, init: Path | None, parallel: ParallelConfig, micro_batch_size: int = 2, steps: int = 4,
-    checkpoint_every: int | None = None, validate: bool = True, precision: str = "fp32", resume: bool = True, **training: Any,
+    kind: str,
+    output: Path,
+    *,
+    init: Path | None,
+    parallel: ParallelConfig,
+    micro_batch_size: int = 2,
+    steps: int = 4,
+    checkpoint_every: int | None = None,
+    validate: bool = True,
+    precision: str = "fp32",
+    resume: bool = True,
+    **training: Any,
 ) -> list[dict]:
     """Train through the real Lightning loop; return the lines of metrics.jsonl."""
     from nemo_steerlm.megatron import parallel as processes

@@ -1,4 +1,4 @@
-"""The models in a notebook: from_pretrained, score, generate, `.nemo` archives, at one process and at other layouts."""
+"""The models in a notebook: from_pretrained, score, generate, `.nemo` archives, at one process and other layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ QUESTIONS = ("What should I cook?", "Hi", "Tell me about my garden, please. " * 
 
 
 def _conversations() -> list[Conversation]:
-    return [Conversation(turns=[Turn("User", q), Turn("Assistant", f"Well, {q.lower()} Let us see.")]) for q in QUESTIONS]
+    return [
+        Conversation(turns=[Turn("User", q), Turn("Assistant", f"Well, {q.lower()} Let us see.")]) for q in QUESTIONS
+    ]
 
 
 def train_both(folder: str) -> dict:
@@ -40,7 +42,9 @@ def train_both(folder: str) -> dict:
         "nemo": again.score(_conversations()),
         "last hidden": _score_by_hand(regressor),
         "answers": [policy.generate(q, {"humor": 4}, max_new_tokens=12) for q in QUESTIONS],
-        "sampled": [policy.generate(QUESTIONS[0], {"humor": 4}, max_new_tokens=12, temperature=1.0, seed=s) for s in (1, 1, 2)],
+        "sampled": [
+            policy.generate(QUESTIONS[0], {"humor": 4}, max_new_tokens=12, temperature=1.0, seed=s) for s in (1, 1, 2)
+        ],
     }
 
 

@@ -36,7 +36,9 @@ def train_layouts(folder: str, names: list[str], kinds: list[str], **settings) -
             model.build()
             checkpoint.save(init, checkpoint.model_state(model.chunks))
         for name in names:
-            lines = train(kind, Path(folder) / f"{kind}-{name}", init=init, parallel=ParallelConfig(**LAYOUTS[name]), **settings)
+            lines = train(
+                kind, Path(folder) / f"{kind}-{name}", init=init, parallel=ParallelConfig(**LAYOUTS[name]), **settings
+            )
             keys = ("train/loss", "train/grad_norm", "val/loss", "val/humor/pearson", "val/humor/mae")
             curves[f"{kind} {name}"] = [{k: line[k] for k in keys if k in line} for line in lines]
     return curves

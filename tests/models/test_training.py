@@ -1,4 +1,4 @@
-"""What training promises beside the layouts: accumulation, bf16, clipping, schedules, resharded resume, dropout streams."""
+"""What training promises beside the layouts: accumulation, bf16, clipping, schedules, resharded resume, dropout."""
 
 from __future__ import annotations
 
@@ -62,9 +62,13 @@ def train_alone(folder: str) -> dict:
 def resume_elsewhere(folder: str) -> dict:
     """In two processes: go on from the one-process checkpoint of step 4 at other layouts."""
     curves = {}
-    for name, layout in {
-        "tp2+sp": dict(tensor=2, sequence=True), "pp2": dict(pipeline=2), "dp2": {}, "pp2+vpp2": dict(pipeline=2, virtual_pipeline=2)
-    }.items():  # fmt: skip
+    layouts: dict[str, dict] = {
+        "tp2+sp": dict(tensor=2, sequence=True),
+        "pp2": dict(pipeline=2),
+        "pp2+vpp2": dict(pipeline=2, virtual_pipeline=2),
+        "dp2": {},
+    }
+    for name, layout in layouts.items():
         from nemo_steerlm.megatron import parallel
 
         parallel.initialize(ParallelConfig(**layout), seed=1)
@@ -166,7 +170,9 @@ def weight_decay_groups() -> dict:
     optim.schedule(model.optimizer, OPTIMIZER, 0, 4)
     names = {id(p): n for chunk in model.chunks for n, p in chunk.named_parameters()}
     decayed = []
-    inner = model.optimizer.chained_optimizers[0] if hasattr(model.optimizer, "chained_optimizers") else model.optimizer
+    inner = (
+        model.optimizer.chained_optimizers[0] if hasattr(model.optimizer, "chained_optimizers") else model.optimizer
+    )
     for parameters, group in zip(inner.model_fp32_groups, inner.optimizer.param_groups, strict=True):
         decayed += [names[id(p)] for p in parameters if group["weight_decay"] > 0]
     return {"decayed": decayed, "all": sorted(names.values())}

@@ -42,7 +42,12 @@ def _common(folder: Path, output: str, steps: int, **changes: Any) -> dict[str, 
         output=str(folder / output),
         attributes=AttributesConfig(preset="synthetic"),
         trainer=TrainerConfig(
-            max_steps=steps, global_batch_size=8, micro_batch_size=4, val_every=3, checkpoint_every=2, progress_bar=False
+            max_steps=steps,
+            global_batch_size=8,
+            micro_batch_size=4,
+            val_every=3,
+            checkpoint_every=2,
+            progress_bar=False,
         ),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2),
         logging=LoggingConfig(tensorboard=False),
@@ -84,5 +89,11 @@ def weights_of(folder: Path) -> dict[str, Any]:
     from nemo_steerlm.megatron import parallel
 
     parallel.initialize(ParallelConfig())
-    loaded = dist_checkpointing.load_plain_tensors(str(folder / "weights"))
-    return {name: value for name, value in loaded.items() if name != "common"}
+    return _flat(dist_checkpointing.load_plain_tensors(str(folder / "weights")))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Tensors of nested dicts under dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: tensor for k, v in value.items() for key, tensor in _flat(v, f"{name}.{k}").items()}

