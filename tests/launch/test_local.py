@@ -151,7 +151,8 @@ def test_under_torchrun_the_number_of_processes_must_match():
 
 SLURM = {
     "SLURM_JOB_ID": "123456", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "9",
-    "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[3-4]", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7",
+    "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[3-4]",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7",
 }  # fmt: skip
 
 
