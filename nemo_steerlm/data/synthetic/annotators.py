@@ -32,9 +32,9 @@ class AnnotatorPool:
     raters: int = 12
     votes: int = 3
     bias: float = 0.5
-    ambiguity: float = 0.7
+    ambiguity: float = 0.9
     noise: float = 1.0
-    contrast: float = 1.2
+    contrast: float = 1.4
     missing: float = 0.2
     low: int = 0
     high: int = 4
