@@ -127,6 +127,9 @@ def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
 class LanguageModel(GPTModel):
     """GPTModel with its own RoPE table; returns vocabulary-parallel logits `[batch, seq, padded vocabulary / tp]`.
 
+    Called with a `loss_mask` `[batch, seq]` it returns the logits of the True positions only, `[n, padded vocabulary /
+    tp]`: prompts never go through the vocabulary projection.
+
     Attributes:
         last_positions: None for the logits of all positions, or one position `[batch]` a row: only these go through
             the vocabulary projection, and logits are `[batch, 1, padded vocabulary / tp]`.
@@ -144,12 +147,21 @@ class LanguageModel(GPTModel):
         self.rotary_pos_emb = RotaryTable(inverse_frequencies(architecture))
         self.last_positions: torch.Tensor | None = None
 
-    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _postprocess(
+        self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
         """Choose the positions before the vocabulary projection (a private hook of GPTModel; tested)."""
-        if self.post_process and self.last_positions is not None:
+        if not self.post_process:
+            return hidden_states
+        if self.last_positions is not None:
             rows = torch.arange(hidden_states.shape[1], device=hidden_states.device)
             hidden_states = hidden_states[self.last_positions, rows][None]
-        return super()._postprocess(hidden_states, *args, **kwargs)
+        if loss_mask is None:
+            return super()._postprocess(hidden_states, *args, **kwargs)
+        if self.config.sequence_parallel:  # this rank holds a part of the sequence: choose after the projection
+            return super()._postprocess(hidden_states, *args, **kwargs)[loss_mask]
+        chosen = hidden_states.transpose(0, 1)[loss_mask][:, None]
+        return super()._postprocess(chosen, *args, **kwargs)[0]
 
 
 class RegressionModel(LanguageModel):

@@ -210,7 +210,7 @@ class MegatronModel(ModelPT):
 
     def _forward_step(self, batches: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
         batch = {name: value.to(parallel.device()) for name, value in next(batches).items()}
-        return chunk(batch["tokens"], None, None), partial(self._loss, batch=batch)
+        return chunk(batch["tokens"], None, None, loss_mask=batch.get("mask")), partial(self._loss, batch=batch)
 
     def _loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         total, count, kept = self.forward_loss(output, batch)

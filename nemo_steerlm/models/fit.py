@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from nemo_steerlm.config import LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.data.dataset import GlobalBatches, PolicyDataset, RegressionDataset
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron import parallel
+from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 from nemo_steerlm.megatron.strategy import MegatronStrategy
 from nemo_steerlm.models.base import MegatronModel
@@ -228,7 +228,9 @@ def fit(
     step = int(start.name.removeprefix("step-")) if start is not None else 0
     metrics = JSONLLogger(output / "metrics.jsonl")
     metrics.rewind(step)
-    if step >= last:
+    if start is not None and step >= last:  # trained to the end, then killed before the model was written
+        loaded = checkpoint.load(start, {"model": checkpoint.model_state(model.chunks)})
+        checkpoint.load_model_state(model.chunks, loaded["model"])
         return
     validates = model.validation_batches is not None
     trainer = lightning.Trainer(

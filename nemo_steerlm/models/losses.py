@@ -26,23 +26,21 @@ def masked_mse(values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
     return (error * error).sum(), present.sum().int()
 
 
-def masked_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Next-token cross-entropy at the masked-in positions.
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Next-token cross-entropy of the tokens that carry loss.
 
     Args:
-        logits: this tensor-parallel rank's part `[batch, seq, padded vocabulary / tp]`.
-        targets: `[batch, seq]` token ids.
-        mask: `[batch, seq]`, True where the token carries loss.
+        logits: this tensor-parallel rank's part `[n, padded vocabulary / tp]`; may be changed in place.
+        targets: `[n]` token ids.
         vocab_size: the true size; columns that only pad the vocabulary take no part.
 
     Returns:
-        The sum over masked-in tokens in fp32, and their number (int).
+        The sum over the tokens in fp32, and their number (int).
     """
-    rows = logits[mask].float()
+    rows = logits.float()
     first = parallel_state.get_tensor_model_parallel_rank() * rows.shape[-1]
     real = max(0, vocab_size - first)  # columns of this rank that stand for tokens
     if real < rows.shape[-1]:
         rows[:, real:] = torch.finfo(torch.float32).min
-    return vocab_parallel_cross_entropy(rows, targets[mask]).sum(), mask.sum().int()
+    count = torch.tensor(len(targets), dtype=torch.int, device=targets.device)
+    return vocab_parallel_cross_entropy(rows, targets).sum(), count

@@ -15,7 +15,7 @@ from nemo_steerlm.megatron.generation import Generation, SamplingSettings, gener
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import MicroBatch
-from nemo_steerlm.models.losses import masked_cross_entropy
+from nemo_steerlm.models.losses import cross_entropy
 
 
 class AttributeConditionedGPT(MegatronModel):
@@ -32,9 +32,9 @@ class AttributeConditionedGPT(MegatronModel):
     def forward_loss(
         self, output: torch.Tensor, batch: MicroBatch
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Cross-entropy of `output` `[batch, seq, vocabulary / tp]` on the responses and their closing marker."""
-        total, count = masked_cross_entropy(output, batch["targets"], batch["mask"], self.card.architecture.vocab_size)
-        return total, count, {}
+        """Cross-entropy of `output` `[n, vocabulary / tp]`, the n tokens of responses and their closing markers."""
+        targets = batch["targets"][batch["mask"]]
+        return *cross_entropy(output, targets, self.card.architecture.vocab_size), {}
 
     def prompt_tokens(self, conversation: Conversation, attributes: Mapping[str, float] | None) -> list[int]:
         """Token ids up to where the answer starts, the label line included.
