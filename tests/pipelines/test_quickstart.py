@@ -1,0 +1,78 @@
+"""The quickstart at a hundredth of its size: every file and figure, twice the same, and the README's Python."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import ROOT, run_distributed
+
+TINY = dict(
+    train_rows=160, unlabelled_rows=160, test_rows=40, regressor_steps=6, policy_steps=6, steer_prompts=2,
+    bootstrap_prompts=10, bootstrap_responses=2, bootstrap_steps=3, change_prompts=8,
+)  # fmt: skip
+
+
+def run_twice(folder: str) -> None:
+    """Two runs of one seed and one of another, the first with all label sources; then the README's code."""
+    from nemo_steerlm.config import QuickstartConfig, QuickstartRecipe
+    from nemo_steerlm.pipelines.quickstart import main
+
+    for name, seed, compare in (("first", 7, True), ("again", 7, False), ("other", 8, False)):
+        recipe = QuickstartRecipe(**TINY)
+        main(QuickstartConfig(output=f"{folder}/{name}", seed=seed, compare_labels=compare, recipe=recipe))
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert code is not None
+    names: dict = {}
+    exec(code[1].replace("outputs/quickstart", f"{folder}/first"), names)
+    assert isinstance(names["answer"], str)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart")
+    run_distributed(run_twice, 1, folder=str(folder), timeout=500)
+    return folder
+
+
+def _report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_every_file_is_where_the_readme_says(folder: Path) -> None:
+    for name in (
+        "data/train.jsonl", "data/tokenizer/tokenizer.json", "regressor/model/model_config.yaml", "annotated.jsonl",
+        "policy/model/attributes.yaml", "bootstrap/model/weights/metadata.json", "bootstrap/report.json", "report.html",
+        "report.json", "run.json", "steerability.png", "cross_talk.png", "regressor/metrics.jsonl",
+    ):  # fmt: skip
+        assert (folder / "first" / name).is_file(), name
+    assert "<img" in (folder / "first/report.html").read_text()
+
+
+def test_the_report_holds_every_figure(folder: Path) -> None:
+    report = _report(folder / "first")
+    names = ["quality", "helpfulness", "verbosity", "humor", "toxicity"]
+    for name in names:
+        assert {"pearson", "mae", "kappa", "human"} <= set(report["regressor"][name])
+        assert {"spearman", "monotone", "curve", "interval"} <= set(report["steerability"][name])
+        assert [point["level"] for point in report["steerability"][name]["curve"]] == [0, 1, 2, 3, 4]
+        assert set(report["cross_talk"][name]) == set(names)
+        for source in ("none", "human", "permuted", "predicted"):
+            assert "spearman" in report["label_source"][source][name]
+    assert report["bootstrap"]["n"] == 8 and len(report["bootstrap"]["interval"]) == 2
+    assert {"gain", "interval", "attributes"} <= set(report["bootstrap"]["control"])
+    assert report["bootstrap"]["rounds"][0]["sampled"] == 20
+    assert report["seconds"]["total"] >= sum(v for k, v in report["seconds"].items() if k != "total") - 1
+    assert "label_source" not in _report(folder / "again")
+
+
+def test_a_seed_decides_every_figure(folder: Path) -> None:
+    first, again, other = (_report(folder / name) for name in ("first", "again", "other"))
+    for key in ("regressor", "steerability", "cross_talk", "bootstrap"):
+        assert first[key] == again[key], key
+        assert first[key] != other[key], key
+    for name in ("data/train.jsonl", "annotated.jsonl", "bootstrap/round-1/responses.jsonl"):
+        assert (folder / "first" / name).read_bytes() == (folder / "again" / name).read_bytes(), name

@@ -1,0 +1,60 @@
+"""The README's four steps on real data, as a newcomer would type them, at three layouts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import ROOT
+
+pytestmark = pytest.mark.real_data
+
+
+def _block() -> str:
+    match = re.search(r"<!-- the tests run this block.*?```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert match is not None
+    return match[1]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("layout", ["", "trainer.devices=2 parallel=tp2", "trainer.devices=2 parallel=pp2"])
+def test_the_four_steps_run_on_real_data(layout: str, real_data: Path, tmp_path: Path) -> None:
+    assert not layout or f"`{layout}`" in (ROOT / "README.md").read_text()
+    with gzip.open(real_data / "oasst1_en_val.dev.trees.jsonl.gz", "rt") as file:
+        trees = [next(file) for _ in range(24)]
+    (tmp_path / "trees.jsonl").write_text("".join(trees))
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TREES": "trees.jsonl",
+        "LLAMA": str(real_data / "stories260K/stories260K.bin"),
+        "TOKENIZER": str(real_data / "stories260K/tok512.model"),
+        "LAYOUT": layout,
+    }
+    block = _block().replace("max_steps=60", "max_steps=6").replace("max_steps=20", "max_steps=3")
+    assert block.count("max_steps=6 ") == 2 and "max_steps=3 " in block  # shorter, otherwise as it stands there
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+
+    def lines(name: str) -> list[dict]:
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    metrics = lines("regressor/metrics.jsonl")
+    assert metrics[-1]["val/loss"] > 0 and -1 <= metrics[-1]["val/quality/pearson"] <= 1
+    labelled, prepared = lines("labelled.jsonl"), lines("data/train.jsonl")
+    assert [row["id"] for row in labelled] == [row["id"] for row in prepared]
+    turns = [turn for row in labelled for turn in row["conversations"] if turn["from"] == "Assistant"]
+    assert sum("label_human" in turn for turn in turns) > 50 and all("label_predicted" in turn for turn in turns)
+    change = json.loads((tmp_path / "bootstrap/report.json").read_text())
+    assert len(change["interval"]) == 2 and change["rounds"][0]["sampled"] == 2 * len(prepared)
+    assert "mean of the targets" in run.stdout
+    assert (tmp_path / "policy-hf/model.safetensors").is_file()
