@@ -283,7 +283,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "linear, old notation": ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
     "half a llama3": ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "lacks low_freq_factor"),
     "no sizes": ({"hidden_size": None}, "hidden_size is None"),
-    "shapes of another": ({"intermediate_size": 96}, "gate_proj.weight has shape [88, 64], its configuration asks for [96"),
+    "shapes of another": ({"intermediate_size": 96}, "gate_proj.weight has shape [88, 64], its configuration asks"),
     "more layers": ({"num_hidden_layers": 5}, "9 tensors are missing: model.layers.4.input_layernorm"),
     "fewer layers": ({"num_hidden_layers": 3}, "9 tensors that a Llama model does not have: model.layers.3"),
 }  # fmt: skip

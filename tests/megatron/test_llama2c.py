@@ -14,8 +14,6 @@ import torch
 
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import parallel
-from nemo_steerlm.megatron.llama2c import Llama2cFile
 from nemo_steerlm.stages import convert
 from tests import tokenizers
 from tests.distributed import run_distributed
@@ -31,8 +29,9 @@ def write_bin(path: Path, *, tied: bool) -> dict[str, np.ndarray]:
     keys, n = s.groups * head, s.layers
     shapes = dict(
         embedding=(s.vocabulary, s.dim), attention_norm=(n, s.dim), wq=(n, s.dim, s.dim), wk=(n, keys, s.dim),
-        wv=(n, keys, s.dim), wo=(n, s.dim, s.dim), ffn_norm=(n, s.dim), w1=(n, s.hidden, s.dim), w2=(n, s.dim, s.hidden),
-        w3=(n, s.hidden, s.dim), norm=(s.dim,), cosines=(s.length, head // 2), sines=(s.length, head // 2),
+        wv=(n, keys, s.dim), wo=(n, s.dim, s.dim), ffn_norm=(n, s.dim), w1=(n, s.hidden, s.dim),
+        w2=(n, s.dim, s.hidden), w3=(n, s.hidden, s.dim), norm=(s.dim,),
+        cosines=(s.length, head // 2), sines=(s.length, head // 2),
     )  # fmt: skip
     if not tied:
         shapes["classifier"] = (s.vocabulary, s.dim)
@@ -125,7 +124,7 @@ def test_refusals(tmp_path: Path, case: str, message: str) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-# ---- stories260K, the real model -------------------------------------------------------------------------------------
+# ---- stories260K, the real model ----
 
 
 def compare_with_gold(folder: Path, data: Path, layout: ParallelConfig) -> dict[str, Any]:
