@@ -221,7 +221,7 @@ def save(
     chunks: list[LanguageModel],
     architecture: Architecture,
     dtype: torch.dtype,
-    max_file_bytes: int = 4 * 2**30,
+    max_file_bytes: int = 2 * 2**30,
 ) -> None:
     """Write the weights as safetensors, by all ranks together; rank 0 writes, into an existing folder.
 
@@ -297,7 +297,8 @@ class _Writer:
     """Collects tensors in the order of `tensor_shapes` and writes each file as soon as it is complete."""
 
     def __init__(self, folder: Path, architecture: Architecture, dtype: torch.dtype, max_file_bytes: int) -> None:
-        self.folder, self.total, self.weight_map = folder, 0, {}
+        self.folder, self.total = folder, 0
+        self.weight_map: dict[str, str] = {}
         self.plan: list[list[str]] = [[]]
         self.pending: dict[str, torch.Tensor] = {}
         filled = 0
