@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def run_twice(folder: str) -> None:
     names: dict = {}
     exec(code[1].replace("outputs/quickstart", f"{folder}/first"), names)
     assert isinstance(names["answer"], str)
+    runpy.run_path(str(ROOT / "examples/steer.py"))["main"](f"{folder}/first", "humor", "How do I grow tomatoes?")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,27 @@
+"""Ask one question at every level of one attribute, and let the regressor judge the answers.
+
+    python examples/steer.py outputs/quickstart humor "How do I grow tomatoes?"
+"""
+
+from __future__ import annotations
+
+import sys
+
+from nemo_steerlm import AttributeConditionedGPT, AttributeRegressor
+from nemo_steerlm.conversation import Conversation, Turn
+
+
+def main(run: str, attribute: str, question: str) -> None:
+    """Print requested level, judged level and answer, one level a line."""
+    policy = AttributeConditionedGPT.from_pretrained(f"{run}/policy/model")
+    regressor = AttributeRegressor.from_pretrained(f"{run}/regressor/model")
+    schema = policy.schema
+    for level in range(schema[attribute].low, schema[attribute].high + 1):
+        wanted = {**schema.defaults(), attribute: level}
+        answer = policy.generate(question, wanted, temperature=0.85, top_k=50, max_new_tokens=160, seed=level)
+        judged = regressor.score([Conversation([Turn("User", question), Turn("Assistant", answer)])])[0][attribute]
+        sys.stdout.write(f"{attribute} asked {level}, judged {judged:.1f}: {answer}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
