@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shutil
@@ -55,8 +56,23 @@ def train_alone(folder: str) -> dict:
     }
     run("bf16-parts", steps=6, precision="bf16", checkpoint_every=4)
     again = _copy_checkpoint(root / "bf16-parts", 4, root / "bf16-again")
+    curves["five layers"] = _five_layers(root, "five-alone", one)
     curves["bf16 resumed"] = run(again.name, steps=6, precision="bf16")
     return curves
+
+
+def _five_layers(root: Path, name: str, layout: ParallelConfig) -> list[dict]:
+    """Train a network that two stages cannot share evenly."""
+    from nemo_steerlm.megatron import checkpoint, parallel
+
+    architecture = dataclasses.replace(ARCHITECTURE, num_layers=5)
+    init = root / "init-five"
+    if not init.exists():
+        parallel.initialize(layout, seed=1)
+        model = make_model("policy", layout, architecture=architecture)
+        model.build()
+        checkpoint.save(init, checkpoint.model_state(model.chunks))
+    return _curve(train("policy", root / name, init=init, parallel=layout, steps=2, architecture=architecture))
 
 
 def resume_elsewhere(folder: str) -> dict:
@@ -77,6 +93,7 @@ def resume_elsewhere(folder: str) -> dict:
             _copy_checkpoint(Path(folder) / "reference", 4, target)
         parallel.barrier()
         curves[name] = _curve(train("policy", target, init=None, parallel=ParallelConfig(**layout), steps=6))
+    curves["five layers on two stages"] = _five_layers(Path(folder), "five-pp2", ParallelConfig(pipeline=2))
     return {**curves, **_dropout_streams()}
 
 
@@ -123,6 +140,10 @@ def test_a_checkpoint_goes_on_at_another_layout_with_its_optimizer(curves: dict,
     later = [line for line in curves["reference"]][-4:]  # validation of step 4, steps 5 and 6, validation of step 6
     assert "val/loss" in later[0] and len(later) == 4
     _same(curves[layout], later, 1e-5)
+
+
+def test_stages_need_not_be_even(curves: dict) -> None:
+    _same(curves["five layers on two stages"], curves["five layers"], 1e-5)
 
 
 def test_bf16_follows_fp32_and_resumes_exactly(curves: dict) -> None:
