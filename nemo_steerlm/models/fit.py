@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -116,6 +117,8 @@ class _ProgressBar(TQDMProgressBar):
 
 def _loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
     """TensorBoard and W&B through NeMo's exp_manager, under `output/logs`."""
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("logging.wandb=true needs the package wandb: pip install 'nemo_steerlm[wandb]'")
     if config.wandb and config.wandb_offline:
         os.environ.setdefault("WANDB_MODE", "offline")
     exp_manager(

@@ -31,6 +31,7 @@ def train_both(folder: str) -> dict:
     make_world(world)
     train_regressor.main(regressor_config(world, steps=3))
     train_sft.main(policy_config(world, steps=3))
+    _train_with_loggers(world)
     regressor = AttributeRegressor.from_pretrained(world / "regressor/model")
     regressor.save_to(str(world / "regressor.nemo"))
     again = AttributeRegressor.restore_from(world / "regressor.nemo")
@@ -46,6 +47,16 @@ def train_both(folder: str) -> dict:
             policy.generate(QUESTIONS[0], {"humor": 4}, max_new_tokens=12, temperature=1.0, seed=s) for s in (1, 1, 2)
         ],
     }
+
+
+def _train_with_loggers(world: Path) -> None:
+    import importlib.util
+
+    from nemo_steerlm.config import LoggingConfig
+    from nemo_steerlm.stages import train_regressor
+
+    loggers = LoggingConfig(tensorboard=True, wandb=importlib.util.find_spec("wandb") is not None)
+    train_regressor.main(regressor_config(world, "logged", steps=2, logging=loggers))
 
 
 def _score_by_hand(regressor) -> list[list[float]]:
@@ -90,6 +101,13 @@ def test_scores_do_not_depend_on_batch_or_archive(alone: dict) -> None:
     np.testing.assert_allclose(_values(alone["one by one"]), alone["last hidden"], rtol=1e-5, atol=1e-5)
     assert alone["nemo"] == alone["scores"]
     assert np.ptp(_values(alone["scores"]), axis=0).max() > 0  # the text matters
+
+
+def test_loggers_write_under_the_run_folder(alone: dict) -> None:
+    logs = Path(alone["folder"]) / "logged" / "logs"
+    assert list(logs.glob("**/events.out.tfevents.*"))
+    if pytest.importorskip("wandb", reason="the wandb extra is not installed"):
+        assert list(logs.glob("wandb/offline-run-*"))
 
 
 def test_generation_is_seeded(alone: dict) -> None:
