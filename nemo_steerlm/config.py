@@ -299,13 +299,11 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
-class TrainRegressorConfig:
-    """Settings of `steerlm train-regressor`."""
+class TrainConfig:
+    """What both trainings share."""
 
-    output: str = option(MISSING, "run folder", example="outputs/regressor")
-    data: DataConfig = option(DataConfig, "training data")
+    output: str = option(MISSING, "run folder", example="outputs/run")
     attributes: AttributesConfig = option(AttributesConfig, "attribute schema")
-    model: RegressorModelConfig = option(RegressorModelConfig, "model")
     template: TemplateConfig = option(TemplateConfig, "strings of the prompt")
     trainer: TrainerConfig = option(TrainerConfig, "training loop")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
@@ -316,20 +314,19 @@ class TrainRegressorConfig:
 
 
 @dataclass(kw_only=True)
-class TrainSftConfig:
+class TrainRegressorConfig(TrainConfig):
+    """Settings of `steerlm train-regressor`."""
+
+    data: DataConfig = option(DataConfig, "training data")
+    model: RegressorModelConfig = option(RegressorModelConfig, "model")
+
+
+@dataclass(kw_only=True)
+class TrainSftConfig(TrainConfig):
     """Settings of `steerlm train-sft`."""
 
-    output: str = option(MISSING, "run folder", example="outputs/policy")
     data: PolicyDataConfig = option(PolicyDataConfig, "training data")
-    attributes: AttributesConfig = option(AttributesConfig, "attribute schema")
     model: ModelConfig = option(ModelConfig, "model")
-    template: TemplateConfig = option(TemplateConfig, "strings of the prompt")
-    trainer: TrainerConfig = option(TrainerConfig, "training loop")
-    parallel: ParallelConfig = option(ParallelConfig, "layout")
-    optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
-    logging: LoggingConfig = option(LoggingConfig, "loggers")
-    seed: int = option(1234, "seed of weights, data order and dropout")
-    resume: bool = option(True, "go on from the newest complete checkpoint in the run folder")
 
 
 @dataclass(kw_only=True)
