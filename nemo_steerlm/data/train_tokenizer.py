@@ -35,7 +35,7 @@ def train_tokenizer(
 
     Args:
         texts: Training texts, see `corpus`.
-        vocab_size: Size before the `attribute:value` tokens are added; at least the bytes, the padding and the markers.
+        vocab_size: Size before the `attribute:value` tokens; at least the bytes, the padding and the markers.
         template: Its three markers become special tokens; its turn start is the end-of-sequence token.
         schema: Gives one added token per attribute and whole value.
         folder: Where the files go.

@@ -1,13 +1,13 @@
 """`source=synthetic`: the dialogue world as files, ready for the four steps.
 
-| file                 | rows                                                                                          |
-|----------------------|-----------------------------------------------------------------------------------------------|
-| `train.jsonl`        | dialogues with human labels, to train the regressor (some labels are missing)                 |
-| `val.jsonl`          | more of the same, to watch its training                                                       |
-| `unlabelled.jsonl`   | dialogues to annotate, then to train the policy on; human labels only under `label_human`     |
-| `test.jsonl`         | held-out dialogues to compare a regressor with the oracle; human labels under `label_human`   |
-| `prompts.jsonl`      | prompts without a response, to sample from (step 4)                                           |
-| `prompts_test.jsonl` | held-out prompts, to measure steering and gains                                               |
+| file                 | rows                                                                                 |
+|----------------------|--------------------------------------------------------------------------------------|
+| `train.jsonl`        | dialogues with human labels, to train the regressor (some labels are missing)        |
+| `val.jsonl`          | more of the same, to watch its training                                              |
+| `unlabelled.jsonl`   | dialogues to annotate and train the policy on; human labels only in `label_human`    |
+| `test.jsonl`         | held-out dialogues to judge a regressor by the oracle; human labels in `label_human` |
+| `prompts.jsonl`      | prompts without a response, to sample from (step 4)                                  |
+| `prompts_test.jsonl` | held-out prompts, to measure steering and gains                                      |
 
 Every row with a response carries the oracle's values under `oracle`, for evaluation only: no step trains on them.
 """
