@@ -424,7 +424,7 @@ class QuickstartRecipe:
     batch_size: int = option(32, "samples an optimizer step", least=1)
     regressor_steps: int = option(450, "optimizer steps of the regressor", least=1)
     regressor_lr: float = option(4e-3, "its peak learning rate", least=0.0)
-    policy_steps: int = option(550, "optimizer steps of the policy", least=1)
+    policy_steps: int = option(450, "optimizer steps of the policy", least=1)
     policy_lr: float = option(3e-3, "its peak learning rate", least=0.0)
     steer_prompts: int = option(40, "prompts a level and attribute when steering is measured", least=1)
     temperature: float = option(0.85, "of every draw", least=0.0)
