@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import ROOT
+from tests.tokenizers import real_data
 
 pytestmark = pytest.mark.real_data
 
@@ -25,17 +26,17 @@ def _block() -> str:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", ["", "trainer.devices=2 parallel=tp2", "trainer.devices=2 parallel=pp2"])
-def test_the_four_steps_run_on_real_data(layout: str, real_data: Path, tmp_path: Path) -> None:
+def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     assert not layout or f"`{layout}`" in (ROOT / "README.md").read_text()
-    with gzip.open(real_data / "oasst1_en_val.dev.trees.jsonl.gz", "rt") as file:
+    with gzip.open(real_data("oasst1_en_val.dev.trees.jsonl.gz"), "rt") as file:
         trees = [next(file) for _ in range(24)]
     (tmp_path / "trees.jsonl").write_text("".join(trees))
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "TREES": "trees.jsonl",
-        "LLAMA": str(real_data / "stories260K/stories260K.bin"),
-        "TOKENIZER": str(real_data / "stories260K/tok512.model"),
+        "LLAMA": str(real_data("stories260K/stories260K.bin")),
+        "TOKENIZER": str(real_data("stories260K/tok512.model")),
         "LAYOUT": layout,
     }
     block = _block().replace("max_steps=60", "max_steps=6").replace("max_steps=20", "max_steps=3")
