@@ -29,7 +29,7 @@ def _block() -> str:
 def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     assert not layout or f"`{layout}`" in (ROOT / "README.md").read_text()
     with gzip.open(real_data("oasst1_en_val.dev.trees.jsonl.gz"), "rt") as file:
-        trees = [next(file) for _ in range(24)]
+        trees = [next(file) for _ in range(60)]
     (tmp_path / "trees.jsonl").write_text("".join(trees))
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
