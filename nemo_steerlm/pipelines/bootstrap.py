@@ -208,34 +208,40 @@ class _Bootstrap:
 def _best_responses(annotated: Path, target: list[str], keep: float) -> tuple[list[Conversation], dict[str, Any]]:
     """The best answer of each prompt by predicted targets, then the best share of those.
 
-    Prompts too long to answer and answers that were cut off, are empty or could not be judged are counted, not used.
+    Prompts too long to answer and answers that are empty or could not be judged are counted, not used. Answers cut
+    off at the length limit are used only where no answer at all came to its end (a policy at its very beginning).
     """
     counts = {"sampled": 0, "overlong": 0, "cut_off": 0, "empty": 0, "unjudged": 0}
-    best: dict[str, tuple[float, Conversation]] = {}
-    scores = []
+    complete: dict[str, tuple[float, Conversation]] = {}
+    cut_off: dict[str, tuple[float, Conversation]] = {}
     for row in read_conversations(annotated):
         counts["sampled"] += 1
         answer = row.turns[-1]
         if row.extra.get("finish") == "overlong":
             counts["overlong"] += 1
-        elif row.extra.get("finish") == "length":
-            counts["cut_off"] += 1
         elif not answer.text.strip():
             counts["empty"] += 1
         elif answer.label_predicted is None:
             counts["unjudged"] += 1
         else:
             score = sum(answer.label_predicted[name] for name in target)
-            scores.append(score)
             prompt = (row.id or "").rpartition("/")[0]
+            counts["cut_off"] += row.extra.get("finish") == "length"
+            best = cut_off if row.extra.get("finish") == "length" else complete
             if prompt not in best or score > best[prompt][0]:
                 best[prompt] = (score, row)
+    best = complete or cut_off
     if not best:
         raise DataError(f"{annotated}: no answer is fit to learn from ({counts}); sample with other settings")
     ranked = sorted(best.values(), key=lambda pair: (-pair[0], pair[1].id))
     kept = ranked[: max(1, round(keep * len(ranked)))]
-    means = {"mean_score": float(np.mean(scores)), "mean_score_kept": float(np.mean([score for score, _ in kept]))}
-    return [row for _, row in kept], {**counts, "kept": len(kept), **means}
+    means = {name: float(np.mean([s for s, _ in rows])) for name, rows in (("best", ranked), ("kept", kept))}
+    return [row for _, row in kept], {
+        **counts,
+        "kept": len(kept),
+        "mean_score_of_best": means["best"],
+        "mean_score_of_kept": means["kept"],
+    }
 
 
 def _with_replay(best: list[Conversation], original: str, ratio: float, seed: int) -> list[Conversation]:
