@@ -96,7 +96,7 @@ def _patch_torch() -> None:
 
     cuda: Any = torch.cuda
     cuda.current_device, cuda.device_count = lambda: _CPU, lambda: 1
-    cuda.is_available = lambda: False  # a CUDA build would ask device_count() where NVML is to answer (Lightning sets that)
+    cuda.is_available = lambda: False  # under Lightning a CUDA build would ask device_count() instead
     for name in _NO_OPERATION:
         if hasattr(cuda, name):
             setattr(cuda, name, lambda *_, **__: None)  # one object a name: dynamo's tables key on identity
