@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tarfile
 import tempfile
 import time
@@ -108,6 +109,8 @@ class MegatronModel(ModelPT):
     ) -> Model:
         """Load a model folder (or a `.nemo` archive of one) for inference, at any layout.
 
+        Sequence parallelism and virtual stages help training only: a layout that has them is used without.
+
         Raises:
             CheckpointError: the folder is missing, damaged or of another kind.
         """
@@ -116,6 +119,8 @@ class MegatronModel(ModelPT):
             return cls.restore_from(path, parallel=parallel, precision=precision)
         card = model_folder.read(path)
         cls.check_kind(card, path)
+        if parallel is not None:
+            parallel = dataclasses.replace(parallel, sequence=False, virtual_pipeline=None)
         model = cls(model_config(card, parallel=parallel, precision=precision), model_folder.read_tokenizer(path))
         model.load_weights(path)
         return model.eval()

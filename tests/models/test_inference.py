@@ -115,7 +115,7 @@ def test_generation_is_seeded(alone: dict) -> None:
     assert first == again != other
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}])
+@pytest.mark.parametrize("layout", [{"tensor": 2, "sequence": True}, {"pipeline": 2, "virtual_pipeline": 2}])
 def test_scores_and_answers_are_the_same_at_any_layout(alone: dict, layout: dict) -> None:
     other = run_distributed(score_and_generate, 2, folder=alone["folder"], layout=layout)
     np.testing.assert_allclose(_values(other["scores"]), _values(alone["scores"]), rtol=1e-4, atol=1e-5)
