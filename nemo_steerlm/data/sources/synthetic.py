@@ -42,11 +42,11 @@ _log = logging.getLogger(__name__)
 class SyntheticSizes:
     """Rows per file; the defaults are those of the quickstart."""
 
-    train: int = 10000
+    train: int = 8000
     val: int = 300
-    unlabelled: int = 8000
+    unlabelled: int = 6000
     test: int = 600
-    prompts: int = 600
+    prompts: int = 400
     prompts_test: int = 300
 
 
