@@ -443,5 +443,5 @@ class QuickstartConfig:
 
     output: str = option("outputs/quickstart", "folder of data, models and report")
     seed: int = option(0, "seed of everything: world, weights, samples")
-    compare_labels: bool = option(False, "also train policies on no, human and permuted labels (15 minutes more)")
+    compare_labels: bool = option(False, "also train policies on no, human and permuted labels")
     recipe: QuickstartRecipe = option(QuickstartRecipe, "sizes; the defaults are what the report's bars are for")
