@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
+from nemo_steerlm.conversation import sync_folder
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, is_rank_zero
 
@@ -103,9 +104,7 @@ def replace_folder(partial: Path, folder: Path) -> None:
         if folder.exists():
             os.rename(folder, old)
         os.rename(partial, folder)
-        descriptor = os.open(folder.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     barrier()
 
