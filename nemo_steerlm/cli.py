@@ -74,6 +74,8 @@ def _run(verb: str, *words: str) -> int:
     if trainer is not None:
         if trainer.accelerator == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch is not imported yet: for it there are no GPUs
+        if trainer.accelerator == "gpu":
+            local.require_gpu()
         if not local.join(trainer.devices, trainer.num_nodes):
             return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR

@@ -30,7 +30,7 @@ from nemo_steerlm.conversation import Conversation, atomic_writer, read_conversa
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.evaluate.metrics import json_ready, paired_difference
 from nemo_steerlm.evaluate.tables import interval, number, text_table
-from nemo_steerlm.megatron import model_folder, parallel
+from nemo_steerlm.megatron import checkpoint, model_folder, parallel
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.stages import annotate, sample, train_sft
 
@@ -190,12 +190,12 @@ class _Bootstrap:
         return path
 
     def _finish(self, policy: str, report: dict[str, Any]) -> None:
+        partial = self.output / ("model" + checkpoint.UNFINISHED)
         if parallel.is_rank_zero():
-            partial = self.output / "model.unfinished"
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(policy, partial)
-            shutil.rmtree(self.output / "model", ignore_errors=True)
-            partial.rename(self.output / "model")
+        checkpoint.replace_folder(partial, self.output / "model")
+        if parallel.is_rank_zero():
             with atomic_writer(self.output / "report.json") as file:
                 json.dump(json_ready(report), file, indent=2)
                 file.write("\n")
