@@ -45,8 +45,8 @@ def test_help_is_fast_and_imports_nothing_heavy(tmp_path):
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path):
-    words = ("train-sft", "data.train=x.jsonl", "output=out", "model.init=base", "optimizer.lr=1", "trainer.accelerator=gpu")
-    done = steerlm(*words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    words = "annotate checkpoint=regressor input=data.jsonl output=out trainer.accelerator=gpu"
+    done = steerlm(*words.split(), cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
     assert "sees no GPU" in done.stderr and "trainer=cpu" in done.stderr
 
