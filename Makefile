@@ -6,7 +6,8 @@ PYTHON312 ?= $(shell for p in python3.12 $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/
     $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 COMPAT := .venv-compat
-PYTEST_ARGS ?=
+# Most tests wait for one process at a time: two workers keep two cores busy.
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 define venv
 	@test -n "$(2)" || { echo "no fitting Python found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -43,7 +44,7 @@ print-python312:
 
 # Newest versions the bounds in pyproject.toml allow, for every Python; run the suite before committing them.
 constraints:
-	{ head -n 2 constraints.txt; echo 'torch==2.13.0' | uv pip compile pyproject.toml --extra test --extra wandb --universal \
+	{ head -n 2 constraints.txt; echo 'torch==2.13.0' | uv pip compile pyproject.toml --extra test --extra bench --extra wandb --universal \
 	    --python-version 3.10 -c - --no-annotate --no-header --quiet | grep -vE '^(nvidia-|cuda-|triton)'; } > constraints.new
 	mv constraints.new constraints.txt
 

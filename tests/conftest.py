@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # Before torch is imported anywhere: the distributed tests start more processes than there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,3 +13,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "offline")
 for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR", "SLURM_STEP_NUM_TASKS"):
     os.environ.pop(_name, None)
+
+
+# Under pytest-xdist: long files first, one file on one worker, because its tests share what was costly to make.
+_LONG_FIRST = ("test_readme", "test_quickstart", "test_training", "test_kill", "test_generation", "test_mistakes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order and group the tests; those of the README have nothing in common and stand alone."""
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group(item.name if name == "test_readme" else str(item.path)))
+    items.sort(key=lambda item: _LONG_FIRST.index(item.path.stem) if item.path.stem in _LONG_FIRST else 99)
