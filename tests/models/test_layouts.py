@@ -1,4 +1,4 @@
-"""Every layout computes the same training: loss and gradient norm over four optimizer steps, for both models."""
+"""Every layout, packed or not, computes the same training: loss and gradient norm over four steps, for both models."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ def train_layouts(folder: str, names: list[str], kinds: list[str], **settings) -
             model = make_model(kind, ParallelConfig())
             model.build()
             checkpoint.save(init, checkpoint.model_state(model.chunks))
-        for name in names:
+        for name in [*names, *(f"{name} packed" for name in names)]:
+            layout, _, packed = name.partition(" ")
             lines = train(
-                kind, Path(folder) / f"{kind}-{name}", init=init, parallel=ParallelConfig(**LAYOUTS[name]), **settings
-            )
+                kind, Path(folder) / f"{kind}-{name}", init=init, parallel=ParallelConfig(**LAYOUTS[layout]),
+                pack_length=64 if packed else None, **settings,
+            )  # fmt: skip
             keys = ("train/loss", "train/grad_norm", "val/loss", "val/humor/pearson", "val/humor/mae")
             curves[f"{kind} {name}"] = [{k: line[k] for k in keys if k in line} for line in lines]
     return curves
@@ -55,7 +57,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "tp1"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, *(f"{name} packed" for name in LAYOUTS)][1:])
 def test_loss_and_gradient_norm_are_those_of_one_process(curves: dict, kind: str, layout: str) -> None:
     expected, found = curves[f"{kind} tp1"], curves[f"{kind} {layout}"]
     assert [set(line) for line in found] == [set(line) for line in expected]
