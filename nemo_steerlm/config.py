@@ -235,6 +235,7 @@ class DataConfig:
     overlong: str = option("truncate_history", "what happens to a longer sample", choices=_OVERLONG)
     packing: bool = option(False, "put several samples into a row instead of padding; micro_batch_size is then unused")
     pack_length: int | None = option(None, "longest packed row, tokens; null = max_length", least=2)
+    cache: str | None = option(None, "folder of tokenised data; null = .steerlm-cache beside the data")
 
     def row_length(self) -> int | None:
         """Most tokens of a packed row, None without packing.

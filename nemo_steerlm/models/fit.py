@@ -195,12 +195,12 @@ def check_batch_sizes(trainer: TrainerConfig, ranks: int) -> None:
 
 # What a resumed run must share with the run it goes on from; layout, packing, steps and logging may change.
 _IDENTITY = ("data", "attributes", "model", "template", "optimizer", "seed", "trainer.global_batch_size")
+_FREE = ("packing", "pack_length", "cache")  # of data
 
 
-def _without_packing(section: Any) -> Any:
-    if not OmegaConf.is_dict(section):
-        return section
-    return {key: value for key, value in section.items() if key not in ("packing", "pack_length")}
+def _identity(config: Any, key: str) -> Any:
+    section = OmegaConf.select(config, key)
+    return {k: v for k, v in section.items() if k not in _FREE} if key == "data" else section
 
 
 def _enter_run_folder(output: Path, config: Any) -> None:
@@ -210,7 +210,7 @@ def _enter_run_folder(output: Path, config: Any) -> None:
     if config.resume and path.is_file():
         theirs = OmegaConf.load(path)
         for key in _IDENTITY:
-            one, two = _without_packing(OmegaConf.select(theirs, key)), _without_packing(OmegaConf.select(mine, key))
+            one, two = _identity(theirs, key), _identity(mine, key)
             if one != two:
                 raise ConfigError(
                     f"{output} holds a run with another {key} ({str(one)[:200]}, now {str(two)[:200]}); "
