@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +21,8 @@ import numpy as np
 
 from nemo_steerlm.conversation import sync_folder
 from nemo_steerlm.provenance import sha256_file
+
+logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
 Tokenised = tuple[Arrays, dict[str, int]]  # arrays by name, and the counts that go into a report
@@ -74,7 +76,7 @@ def _read(entry: Path, key: Mapping[str, Any]) -> Tokenised | None:
             return {n: np.load(entry / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in names}, about["report"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    warnings.warn(f"{entry}: damaged, tokenising again", stacklevel=3)
+    logger.warning("%s: damaged, tokenising again", entry)
     return None
 
 
@@ -106,6 +108,6 @@ def _write(entry: Path, key: Mapping[str, Any], made: Tokenised) -> Tokenised:
             partial.rename(entry)
             sync_folder(entry.parent)
     except OSError as error:
-        warnings.warn(f"{entry.parent}: tokenised data cannot be kept here ({error}); see data.cache", stacklevel=3)
+        logger.warning("%s: tokenised data cannot be kept here (%s); see data.cache", entry.parent, error)
         return made
     return _read(entry, key) or made

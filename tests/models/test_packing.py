@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError
 from tests.distributed import run_distributed
-from tests.models.helpers import GLOBAL_BATCH, NumberTokenizer, make_model, random_items, train  # noqa: F401
+from tests.models.helpers import GLOBAL_BATCH, make_model, random_items, train
 
 LENGTHS = [7, 1, 12, 4]
 
@@ -97,7 +98,8 @@ def in_one_process(folder: str) -> dict:
         with torch.no_grad():
             outputs[f"{kind} packed"] = packed(samples)
             outputs[f"{kind} alone"] = [network(row[None], None, None)[0].tolist() for row in samples]
-            outputs[f"{kind} beside others"] = packed([(row + 7) % 500 if i != 2 else row for i, row in enumerate(samples)])
+            others = [(row + 7) % 500 if i != 2 else row for i, row in enumerate(samples)]
+            outputs[f"{kind} beside others"] = packed(others)
     outputs["angles"] = _angles(network.rotary_pos_emb)
     return {**outputs, **_resumed(Path(folder))}
 
@@ -118,7 +120,8 @@ def _resumed(folder: Path) -> dict:
     shutil.copytree(folder / "whole/checkpoints/step-00000002", folder / "again/checkpoints/step-00000002")
     again = train("policy", folder / "again", **settings)
     keys = ("step", "train/loss", "train/grad_norm", "train/pack_efficiency", "val/loss")
-    return {name: [{k: r[k] for k in keys if k in r} for r in rows] for name, rows in (("whole", whole), ("again", again))}
+    curves = {"whole": whole, "again": again}
+    return {name: [{k: row[k] for k in keys if k in row} for row in rows] for name, rows in curves.items()}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,6 @@ def test_a_resumed_run_goes_on_with_the_same_rows(alone: dict) -> None:
 @pytest.mark.parametrize(("ranks", "unit", "equal"), [(1, 1, False), (3, 1, False), (2, 2, True), (1, 4, True)])
 def test_ranks_share_the_samples_of_a_step(kind: str, ranks: int, unit: int, equal: bool) -> None:
     from nemo_steerlm.models import batches
-    from functools import partial
 
     items = random_items(kind, 20)
     lengths = np.array([len(item["tokens"]) for item in items])
@@ -164,8 +166,9 @@ def test_ranks_share_the_samples_of_a_step(kind: str, ranks: int, unit: int, equ
         layout = batches.Layout(
             micro_batch_size=99, rank=rank, ranks=ranks, unit=unit, equal_lengths=equal, pack_length=50, multiple=4
         )
-        plan = batches.once_through(lengths, 8)
-        return [batches.StepBatches(plan, lambda i, _: items[i], lengths, collate, layout, 3)[step] for step in range(3)]
+        plan = batches.once_through(lengths, GLOBAL_BATCH)
+        steps = batches.StepBatches(plan, lambda index, _: items[index], lengths, collate, layout, 3)
+        return [steps[step] for step in range(3)]
 
     shares, seen = [share(rank) for rank in range(ranks)], []
     for step in range(3):
