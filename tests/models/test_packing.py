@@ -239,7 +239,8 @@ def test_the_verbs_pack_and_nothing_changes(tmp_path: Path) -> None:
         unpacked, packed = metrics[f"{make} False"], metrics[f"{make} True"]
         for row, reference in zip(packed, unpacked, strict=True):
             for key in reference.keys() - {"train/tokens_per_second", "train/pack_efficiency"}:
-                assert row[key] == pytest.approx(reference[key], rel=1e-5, abs=1e-6), key
+                rel = 1e-3 if "pearson" in key else 1e-5  # correlations of near-constant predictions magnify rounding
+                assert row[key] == pytest.approx(reference[key], rel=rel, abs=1e-6), key
         key = "train/pack_efficiency"
         efficiency = [[row[key] for row in rows if key in row] for rows in (packed, unpacked)]
         assert min(efficiency[0]) > 0.95 and np.mean(efficiency[0]) > np.mean(efficiency[1])
