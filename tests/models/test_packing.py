@@ -211,19 +211,23 @@ def train_both_ways(folder: str) -> dict:
 
     world, metrics = Path(folder), {}
     make_world(world)
+
+    def settings(make, name: str, packing: bool):
+        config = make(world, name, steps=3)
+        plain = dataclasses.replace(config.model.architecture, hidden_dropout=0.0, attention_dropout=0.0)
+        config.model.architecture = plain
+        config.data.packing, config.data.pack_length = packing, 600
+        if packing:
+            config.trainer.micro_batch_size = 3  # divides nothing; not read
+        return config
+
     for main, make in ((train_regressor.main, regressor_config), (train_sft.main, policy_config)):
         for packing in (False, True):
             name = f"{make.__name__} {packing}"
-            config = make(world, name, steps=3)
-            config.model.architecture = dataclasses.replace(
-                config.model.architecture, hidden_dropout=0.0, attention_dropout=0.0
-            )
-            config.data.packing, config.data.pack_length = packing, 600
-            if packing:
-                config.trainer.micro_batch_size = 3  # divides nothing; not read
-            main(config)
+            main(settings(make, name, packing))
             rows = (world / name / "metrics.jsonl").read_text().splitlines()
             metrics[name] = [json.loads(row) for row in rows]
+    train_regressor.main(settings(regressor_config, "regressor_config False", True))  # goes on, packed now
     config = regressor_config(world, "refused")
     config.data.packing = True
     try:
