@@ -181,11 +181,12 @@ class SDPACoreAttention(MegatronModule):
                 query[:, 0], key[:, 0], value[:, 0], bounds, bounds, longest, longest,
                 scale=self.scale, window_size=(-1, 0), enable_gqa=grouped,
             )  # fmt: skip
+            assert isinstance(out, torch.Tensor)  # and no statistics beside it
             return out.flatten(1)[:, None]
-        parts = zip(*(x.permute(1, 2, 0, 3).split(segments.lengths, dim=2) for x in (query, key, value)), strict=True)
+        parts = (x.permute(1, 2, 0, 3).split(segments.lengths, dim=2) for x in (query, key, value))
         outs = [
-            F.scaled_dot_product_attention(*part, is_causal=True, scale=self.scale, enable_gqa=grouped)
-            for part in parts
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+            for q, k, v in zip(*parts, strict=True)
         ]
         return torch.cat(outs, dim=2).permute(2, 0, 1, 3).flatten(2)
 
