@@ -104,7 +104,9 @@ def check(config: Any) -> None:
         config.attributes.require()
         _check_model(config.model)
     if hasattr(config, "parallel"):
-        _check_layout(config.trainer, config.parallel)
+        data = getattr(config, "data", None)
+        packed = isinstance(data, configs.DataConfig) and data.row_length() is not None
+        _check_layout(config.trainer, config.parallel, packed)
 
 
 def _check_model(model: configs.ModelConfig) -> None:
@@ -119,7 +121,7 @@ def _check_model(model: configs.ModelConfig) -> None:
         raise ConfigError("model.tokenizer is missing: random weights need one, e.g. model.tokenizer=tokenizer.model")
 
 
-def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConfig) -> None:
+def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConfig, packed: bool) -> None:
     world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
     if world % model:
         raise ConfigError(
@@ -134,6 +136,8 @@ def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConf
         return
     if trainer.max_steps is None and not trainer.max_epochs:
         raise ConfigError("trainer.max_steps is missing; give it or trainer.max_epochs, e.g. trainer.max_steps=800")
+    if packed:  # the micro-batches follow from the data
+        return
     data_parallel = world // model
     share = trainer.micro_batch_size * data_parallel
     if trainer.global_batch_size % share:

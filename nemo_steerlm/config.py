@@ -233,6 +233,22 @@ class DataConfig:
     val: str | None = option(None, "conversations to validate on; null = no validation")
     max_length: int = option(4096, "longest sample, tokens", least=2)
     overlong: str = option("truncate_history", "what happens to a longer sample", choices=_OVERLONG)
+    packing: bool = option(False, "put several samples into a row instead of padding; micro_batch_size is then unused")
+    pack_length: int | None = option(None, "longest packed row, tokens; null = max_length", least=2)
+    cache: str | None = option(None, "folder of tokenised data; null = .steerlm-cache beside the data")
+
+    def row_length(self) -> int | None:
+        """Most tokens of a packed row, None without packing.
+
+        Raises:
+            ConfigError: a sample may not fit into a row.
+        """
+        if self.packing and self.pack_length is not None and self.pack_length < self.max_length:
+            raise ConfigError(
+                f"data.pack_length={self.pack_length} is smaller than data.max_length={self.max_length}: a sample must"
+                " fit into a row; raise data.pack_length or lower data.max_length"
+            )
+        return (self.pack_length or self.max_length) if self.packing else None
 
 
 @dataclass(kw_only=True)

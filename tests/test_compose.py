@@ -178,3 +178,15 @@ def test_help_shows_every_key_once_and_no_more(verb):
     branches = {key.rpartition(".")[0] for key in every}
     folded = "model.architecture"  # twenty keys that a group fills
     assert shown == [key for key in every if key == folded or not (key in branches or key.startswith(f"{folded}."))]
+
+
+def test_a_packed_batch_is_cut_by_tokens():
+    batch = ["trainer.global_batch_size=6", "trainer.micro_batch_size=4"]
+    with pytest.raises(ConfigError, match="trainer.global_batch_size=6 is not a multiple of"):
+        load("train-sft", SFT + batch)
+    words = SFT + batch + ["data.max_length=300", "data.packing=true"]
+    assert load("train-sft", words).data.row_length() == 300
+    assert load("train-sft", [*words, "data.pack_length=512"]).data.row_length() == 512
+    assert load("train-sft", SFT + ["trainer=cpu", "data.pack_length=512"]).data.row_length() is None
+    with pytest.raises(ConfigError, match="data.pack_length=256 is smaller than data.max_length=300: a sample must"):
+        load("train-sft", [*words, "data.pack_length=256"])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.template import Label, PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
@@ -23,26 +26,46 @@ OVERLONG = ("drop", "truncate_history", "error")
 _CHUNK = 256  # conversations tokenised in one call
 
 
+class _Rows:
+    """Collects rows of different length flat, without a Python object a row or a number."""
+
+    def __init__(self, typecode: str) -> None:
+        self._flat, self._lengths = array(typecode), array("q")
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def append(self, row: Sequence[int] | bytes) -> None:
+        self._flat.extend(row)
+        self._lengths.append(len(row))
+
+    def arrays(self, name: str) -> Arrays:
+        return {name: np.asarray(self._flat), f"{name}_lengths": np.asarray(self._lengths)}
+
+
 class _Ragged:
-    """Rows of different length in one flat array: no Python object per row."""
+    """Rows of different length in one flat array, in memory or in a file."""
 
-    def __init__(self, dtype: Any) -> None:
-        self._dtype = dtype
-        self._chunks: list[np.ndarray] = []
-        self.lengths: Any = []
-
-    def append(self, row: Sequence[int]) -> None:
-        self._chunks.append(np.asarray(row, self._dtype))
-        self.lengths.append(len(row))
-
-    def freeze(self) -> None:
-        self._flat = np.concatenate(self._chunks) if self._chunks else np.zeros(0, self._dtype)
-        self._chunks = []
-        self.lengths = np.asarray(self.lengths, np.int64)
+    def __init__(self, arrays: Arrays, name: str) -> None:
+        self._flat = arrays[name]
+        self.lengths: np.ndarray = np.array(arrays[f"{name}_lengths"], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._flat[self._starts[index] : self._starts[index + 1]]
+
+
+def _settings(
+    kind: str, schema: AttributeSchema, template: PromptTemplate, tokenizer: Tokenizer, max_length: int, overlong: str
+) -> dict[str, Any]:
+    """All but the text that decides the tokens."""
+    return {
+        "kind": kind, "attributes": schema.to_dict(), "template": template.to_dict(),
+        "tokenizer": tokenizer.fingerprint, "max_length": max_length, "overlong": overlong,
+    }  # fmt: skip
 
 
 def _check_settings(max_length: int, overlong: str) -> None:
@@ -137,10 +160,10 @@ class RegressionDataset:
         report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (responses), tokens.
     """
 
-    def __init__(self, tokens: _Ragged, labels: np.ndarray, report: dict[str, int]) -> None:
-        self._tokens = tokens
-        self.labels = labels
-        self.lengths: np.ndarray = tokens.lengths
+    def __init__(self, arrays: Arrays, report: dict[str, int]) -> None:
+        self._tokens = _Ragged(arrays, "tokens")
+        self.labels = arrays["labels"]
+        self.lengths: np.ndarray = self._tokens.lengths
         self.report = report
 
     @classmethod
@@ -152,6 +175,7 @@ class RegressionDataset:
         tokenizer: Tokenizer,
         max_length: int,
         overlong: str = "drop",
+        cache: TokenCache | None = None,
     ) -> RegressionDataset:
         """Tokenise conversations.
 
@@ -162,14 +186,30 @@ class RegressionDataset:
             tokenizer: The model's.
             max_length: Most tokens an item may have.
             overlong: "drop" (counted), "truncate_history" (oldest turns go; dropped when still too long) or "error".
+            cache: Of the file that `conversations` come from; these are read only when it holds no entry.
 
         Raises:
             DataError: No labelled response at all, nothing left, or too long under "error".
             ConfigError: A setting is not usable.
         """
         _check_settings(max_length, overlong)
-        tokens = _Ragged(np.int32)
-        labels: list[list[float]] = []
+        arguments = (schema, template, tokenizer, max_length, overlong)
+
+        def tokenise() -> Tokenised:
+            return cls._tokenise(conversations, *arguments)
+
+        return cls(*(tokenise() if cache is None else cache.get(_settings("regression", *arguments), tokenise)))
+
+    @staticmethod
+    def _tokenise(
+        conversations: Iterable[Conversation],
+        schema: AttributeSchema,
+        template: PromptTemplate,
+        tokenizer: Tokenizer,
+        max_length: int,
+        overlong: str,
+    ) -> Tokenised:
+        tokens, labels = _Rows("i"), array("f")
         report = Counter(dict.fromkeys(("conversations", "kept", "dropped_overlong", "truncated", "unlabelled"), 0))
         for chunk in _chunked(conversations):
             report["conversations"] += len(chunk)
@@ -190,12 +230,12 @@ class RegressionDataset:
                     report["truncated" if ids else "dropped_overlong"] += 1
                 if ids:
                     tokens.append(ids)
-                    labels.append(vector)
-        report["kept"] = len(labels)
-        _require_items(len(labels), report)
-        tokens.freeze()
-        report["tokens"] = int(tokens.lengths.sum())
-        return cls(tokens, np.asarray(labels, np.float32), dict(report))
+                    labels.extend(vector)
+        report["kept"] = len(tokens)
+        _require_items(len(tokens), report)
+        arrays = tokens.arrays("tokens") | {"labels": np.asarray(labels).reshape(len(tokens), len(schema))}
+        report["tokens"] = len(arrays["tokens"])
+        return arrays, dict(report)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -216,21 +256,18 @@ class PolicyDataset:
 
     def __init__(
         self,
-        tokens: _Ragged,
-        masks: _Ragged,
-        conversations: list[Conversation],
+        arrays: Arrays,
         report: dict[str, int],
         encode: Any,
         dropout: tuple[float, float],
         seed: int,
     ) -> None:
-        self._tokens = tokens
-        self._masks = masks
-        self._conversations = conversations
+        self._tokens, self._masks = _Ragged(arrays, "tokens"), _Ragged(arrays, "masks")
+        self._conversations = _Ragged(arrays, "conversations")  # as JSON; none without dropout
         self._encode = encode
         self._attribute_dropout, self._label_dropout = dropout
         self._seed = seed
-        self.lengths: np.ndarray = tokens.lengths
+        self.lengths: np.ndarray = self._tokens.lengths
         self.report = report
 
     @classmethod
@@ -245,6 +282,7 @@ class PolicyDataset:
         attribute_dropout: float = 0.0,
         label_dropout: float = 0.0,
         seed: int = 0,
+        cache: TokenCache | None = None,
     ) -> PolicyDataset:
         """Tokenise conversations.
 
@@ -258,6 +296,7 @@ class PolicyDataset:
             attribute_dropout: Share of samples that see a random subset of their attributes, drawn anew each epoch.
             label_dropout: Share of samples that see no label line, drawn anew each epoch.
             seed: Of both draws.
+            cache: As :meth:`RegressionDataset.build`.
 
         Raises:
             DataError: No labelled response at all, nothing left, or too long under "error".
@@ -274,8 +313,20 @@ class PolicyDataset:
             prompts = [template.segments(row, schema, labels) for row, labels in zip(rows, shown, strict=True)]
             return [_trim(*pair) for pair in template.encode_segments(prompts, tokenizer)]
 
-        keep_rows = attribute_dropout + label_dropout > 0
-        tokens, masks, kept = _Ragged(np.int32), _Ragged(np.uint8), []
+        keep = attribute_dropout + label_dropout > 0
+        settings = _settings("policy", schema, template, tokenizer, max_length, overlong) | {"conversations": keep}
+
+        def tokenise() -> Tokenised:
+            return cls._tokenise(conversations, encode, max_length, overlong, keep)
+
+        arrays, report = tokenise() if cache is None else cache.get(settings, tokenise)
+        return cls(arrays, report, encode, (attribute_dropout, label_dropout), seed)
+
+    @staticmethod
+    def _tokenise(
+        conversations: Iterable[Conversation], encode: Any, max_length: int, overlong: str, keep_rows: bool
+    ) -> Tokenised:
+        tokens, masks, kept = _Rows("i"), _Rows("B"), _Rows("B")
         names = ("conversations", "kept", "dropped_overlong", "truncated", "unlabelled", "turns_lost")
         report = Counter(dict.fromkeys(names, 0))
         for chunk in _chunked(conversations):
@@ -295,13 +346,12 @@ class PolicyDataset:
                     masks.append(mask)
                     report["loss_tokens"] += sum(mask)
                     if keep_rows:
-                        kept.append(row)
-        tokens.freeze()
-        masks.freeze()
-        report["kept"] = len(tokens.lengths)
-        _require_items(report["kept"], report)
-        report["tokens"] = int(tokens.lengths.sum())
-        return cls(tokens, masks, kept, dict(report), encode, (attribute_dropout, label_dropout), seed)
+                        kept.append(json.dumps(row.to_record()).encode())
+        report["kept"] = len(tokens)
+        _require_items(len(tokens), report)
+        arrays = tokens.arrays("tokens") | masks.arrays("masks") | kept.arrays("conversations")
+        report["tokens"] = len(arrays["tokens"])
+        return arrays, dict(report)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -315,11 +365,14 @@ class PolicyDataset:
         shown = self._draw(index, epoch)
         if shown is None:
             return {"tokens": self._tokens[index], "loss_mask": self._masks[index]}
-        ids, mask = self._encode([self._conversations[index]], [shown])[0]
+        ids, mask = self._encode([self._conversation(index)], [shown])[0]
         return {"tokens": np.asarray(ids, np.int32), "loss_mask": np.asarray(mask, np.uint8)}
 
+    def _conversation(self, index: int) -> Conversation:
+        return Conversation.from_record(json.loads(self._conversations[index].tobytes()))
+
     def _draw(self, index: int, epoch: int) -> bool | list[Label] | None:
-        if not self._conversations:
+        if not len(self._conversations):
             return None
         random = np.random.default_rng([self._seed, epoch, index])
         draw = random.random()
@@ -327,7 +380,7 @@ class PolicyDataset:
             return False
         if draw >= self._label_dropout + self._attribute_dropout:
             return None
-        labels = [turn.label or {} for turn in self._conversations[index].turns]
+        labels = [turn.label or {} for turn in self._conversation(index).turns]
         names = sorted(set().union(*labels))
         if len(names) < 2:
             return None

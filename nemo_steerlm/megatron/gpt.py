@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron.layers import RotaryTable, layer_spec
+from nemo_steerlm.megatron.layers import RotaryTable, Segments, layer_spec
 
 
 def padded_vocabulary(architecture: Architecture) -> int:
@@ -146,6 +146,11 @@ class LanguageModel(GPTModel):
         )
         self.rotary_pos_emb = RotaryTable(inverse_frequencies(architecture))
         self.last_positions: torch.Tensor | None = None
+
+    def forward(self, *args: Any, packed_seq_params: Segments | None = None, **kwargs: Any) -> torch.Tensor:
+        """As GPTModel's; with `packed_seq_params` the batch is one row of several samples."""
+        self.rotary_pos_emb.segments = packed_seq_params
+        return super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)
 
     def _postprocess(
         self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any

@@ -15,6 +15,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -80,6 +81,28 @@ class KeyValueCache:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
 
+class Segments(PackedSeqParams):
+    """Where the samples of one packed row of `s` tokens lie.
+
+    It travels through megatron-core as `packed_seq_params`. Its format is "sbhd", which leaves shapes and RoPE to us:
+    under "thd" every layer's RoPE reads the lengths back from the device.
+
+    Attributes:
+        lengths: tokens of each segment, their sum is `s`; kept on the host, so that no layer waits for the device.
+        positions: `[s]`, from 0 in every segment.
+        bounds: int32 `[segments + 1]`, where the segments start, and `s`.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        longest = max(lengths)
+        super().__init__(qkv_format="sbhd", max_seqlen_q=longest, max_seqlen_kv=longest)
+        self.lengths = lengths
+        bounds = torch.tensor([0, *lengths]).cumsum(0)
+        positions = torch.arange(int(bounds[-1])) - bounds[:-1].repeat_interleave(torch.tensor(lengths))
+        self.positions = positions.to(device, non_blocking=True)
+        self.bounds = bounds.to(device, torch.int32, non_blocking=True)
+
+
 class SDPACoreAttention(MegatronModule):
     """Core attention through ``torch.nn.functional.scaled_dot_product_attention``, with an optional cache.
 
@@ -110,7 +133,7 @@ class SDPACoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: Segments | None = None,
     ) -> torch.Tensor:
         """Attend causally.
 
@@ -120,12 +143,15 @@ class SDPACoreAttention(MegatronModule):
                 forbidden (megatron-core's convention). Not read while decoding: the cache knows the padding.
             attn_mask_type: ignored; this decoder is always causal.
             attention_bias: not supported.
-            packed_seq_params: not supported.
+            packed_seq_params: None, or the segments of a batch of one row: no token sees another segment's.
 
         Returns:
             `[s, b, n * d]`.
         """
-        assert attention_bias is None and packed_seq_params is None, "neither a bias nor packing is supported"
+        assert attention_bias is None, "a bias is not supported"
+        if packed_seq_params is not None:
+            assert attention_mask is None and self.cache is None and not self.dropout
+            return self._packed(query, key, value, packed_seq_params)
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         if self.cache is not None:
             key, value = self.cache.append(key, value)
@@ -141,6 +167,28 @@ class SDPACoreAttention(MegatronModule):
                 enable_gqa=query.shape[1] != key.shape[1],
             )  # fmt: skip
         return out.permute(2, 0, 1, 3).reshape(length, query.shape[0], -1)
+
+    def _packed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
+    ) -> torch.Tensor:
+        """Attend causally within each segment of `[s, 1, n or g, d]`; returns `[s, 1, n * d]`."""
+        grouped = query.shape[2] != key.shape[2]
+        if query.is_cuda and query.dtype != torch.float32:  # flash attention over all segments at once
+            from torch.nn.attention.varlen import varlen_attn
+
+            bounds, longest = segments.bounds, segments.max_seqlen_q
+            out = varlen_attn(
+                query[:, 0], key[:, 0], value[:, 0], bounds, bounds, longest, longest,
+                scale=self.scale, window_size=(-1, 0), enable_gqa=grouped,
+            )  # fmt: skip
+            assert isinstance(out, torch.Tensor)  # and no statistics beside it
+            return out.flatten(1)[:, None]
+        parts = (x.permute(1, 2, 0, 3).split(segments.lengths, dim=2) for x in (query, key, value))
+        outs = [
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+            for q, k, v in zip(*parts, strict=True)
+        ]
+        return torch.cat(outs, dim=2).permute(2, 0, 1, 3).flatten(2)
 
     def _decode(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
@@ -163,19 +211,23 @@ class RotaryTable(RotaryEmbedding):
     Attributes:
         positions: None to serve positions 0, 1, ... (training, prefill); while decoding the position `[b]` of each
             row's one token.
+        segments: None, or the segments of a packed row: positions start anew in each.
     """
 
     def __init__(self, inverse_frequencies: torch.Tensor) -> None:
         torch.nn.Module.__init__(self)
         self.inv_freq = inverse_frequencies
         self.positions: torch.Tensor | None = None
+        self.segments: Segments | None = None
         self._table = torch.empty(0)
 
     def forward(self, max_seq_len: int, *_: Any, **__: Any) -> torch.Tensor:
-        """Angles `[max_seq_len, 1, 1, d]`, or `[1, b, 1, d]` of `positions`."""
+        """Angles `[max_seq_len, 1, 1, d]`, of `segments` `[s, 1, 1, d]`, or of `positions` `[1, b, 1, d]`."""
         if self.positions is not None:
             return self._table[self.positions].transpose(0, 1)
         self.reserve(max_seq_len)
+        if self.segments is not None:
+            return self._table[self.segments.positions]
         return self._table[:max_seq_len]
 
     def reserve(self, length: int) -> None:

@@ -22,6 +22,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, OptimizerConfig, ParallelConfig
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import gpt, model_folder, optim, parallel
+from nemo_steerlm.megatron.layers import Segments
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
 from nemo_steerlm.template import PromptTemplate
@@ -214,8 +215,12 @@ class MegatronModel(ModelPT):
         raise AssertionError("each model has its own")
 
     def _forward_step(self, batches: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
-        batch = {name: value.to(parallel.device()) for name, value in next(batches).items()}
-        return chunk(batch["tokens"], None, None, loss_mask=batch.get("mask")), partial(self._loss, batch=batch)
+        batch, device = dict(next(batches)), parallel.device()
+        lengths = batch.pop("segments", None)
+        segments = None if lengths is None else Segments(lengths, device)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        output = chunk(batch["tokens"], None, None, loss_mask=batch.get("mask"), packed_seq_params=segments)
+        return output, partial(self._loss, batch=batch)
 
     def _loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         total, count, kept = self.forward_loss(output, batch)
@@ -249,10 +254,11 @@ class MegatronModel(ModelPT):
         self.optimizer.zero_grad()
         kept = self.run(batch, forward_only=False)
         shim.step()  # type: ignore[union-attr]
-        total, count, tokens = sum_over_ranks(
+        total, count, tokens, computed = sum_over_ranks(
             sum(float(k["sum"]) for k in kept),
             sum(float(k["count"]) for k in kept),
             sum(float(b["real_tokens"]) for b in batch),
+            sum(b["tokens"].numel() for b in batch),
             on_last_stage=kept != [],
         )
         elapsed = time.perf_counter() - started
@@ -265,6 +271,7 @@ class MegatronModel(ModelPT):
             "train/learning_rate": rate,
             "train/labels": count,
             "train/tokens_per_second": tokens / elapsed,
+            "train/pack_efficiency": tokens / computed,  # 1 = no padding
         }
         self.log_dict(metrics, batch_size=1)
         self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)

@@ -11,38 +11,58 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemo_steerlm.data.dataset import GlobalBatches
+from nemo_steerlm.data.packing import pack
 
 Item = dict[str, np.ndarray]
-MicroBatch = dict[str, torch.Tensor]
+MicroBatch = dict[str, Any]  # tensors, and of a packed row the lengths of its segments as a list
 EMPTY = -1  # index of a row that only fills a batch: no tokens, no labels, no loss
 
 
-def collate_policy(items: Sequence[Item | None], width: int) -> MicroBatch:
-    """Tokens and next-token targets, `[batch, width]`; `mask` is True where the *target* carries loss."""
-    tokens = np.zeros((len(items), width + 1), dtype=np.int64)
-    mask = np.zeros((len(items), width + 1), dtype=bool)
-    for row, item in enumerate(items):
+def collate_policy(items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int]) -> MicroBatch:
+    """Tokens and next-token targets, `[batch, width]`; `mask` is True where the *target* carries loss.
+
+    Args:
+        items: the samples, None for an empty row.
+        starts: where each sample begins in the flattened batch.
+        shape: (batch, width).
+    """
+    size = shape[0] * shape[1]
+    tokens, targets = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    mask = np.zeros(size, dtype=bool)
+    for item, start in zip(items, starts, strict=True):
         if item is not None:
-            tokens[row, : len(item["tokens"])] = item["tokens"]
-            mask[row, : len(item["tokens"])] = item["loss_mask"]
+            end = start + len(item["tokens"])
+            tokens[start:end] = item["tokens"]
+            targets[start : end - 1] = item["tokens"][1:]
+            mask[start : end - 1] = item["loss_mask"][1:]
     return {
-        "tokens": torch.from_numpy(tokens[:, :-1].copy()),
-        "targets": torch.from_numpy(tokens[:, 1:].copy()),
-        "mask": torch.from_numpy(mask[:, 1:].copy()),
+        "tokens": torch.from_numpy(tokens.reshape(shape)),
+        "targets": torch.from_numpy(targets.reshape(shape)),
+        "mask": torch.from_numpy(mask.reshape(shape)),
     }
 
 
-def collate_regression(items: Sequence[Item | None], width: int, *, outputs: int) -> MicroBatch:
-    """Tokens `[batch, width]`, the place of the last one `[batch]`, and labels `[batch, outputs]` (NaN = missing)."""
-    tokens = np.zeros((len(items), width), dtype=np.int64)
+def collate_regression(
+    items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int], *, outputs: int
+) -> MicroBatch:
+    """Tokens `[batch, width]`, and of each sample its labels `[samples, outputs]` (NaN = missing).
+
+    `last` `[samples]` is the place of each sample's last token in the flattened batch; arguments as `collate_policy`.
+    """
+    tokens = np.zeros(shape[0] * shape[1], dtype=np.int64)
     labels = np.full((len(items), outputs), np.nan, dtype=np.float32)
-    last = np.zeros(len(items), dtype=np.int64)
-    for row, item in enumerate(items):
+    last = np.array(starts, dtype=np.int64)
+    for number, (item, start) in enumerate(zip(items, starts, strict=True)):
         if item is not None:
-            tokens[row, : len(item["tokens"])] = item["tokens"]
-            labels[row] = item["labels"]
-            last[row] = len(item["tokens"]) - 1
-    return {"tokens": torch.from_numpy(tokens), "last": torch.from_numpy(last), "labels": torch.from_numpy(labels)}
+            end = start + len(item["tokens"])
+            tokens[start:end] = item["tokens"]
+            labels[number] = item["labels"]
+            last[number] = end - 1
+    return {
+        "tokens": torch.from_numpy(tokens.reshape(shape)),
+        "last": torch.from_numpy(last),
+        "labels": torch.from_numpy(labels),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +70,13 @@ class Layout:
     """How a global batch is cut.
 
     Attributes:
-        micro_batch_size: rows of one micro-batch.
+        micro_batch_size: rows of one micro-batch; one with packing.
         rank, ranks: this data-parallel rank and how many there are.
         multiple: sequence lengths are padded to a multiple of this (sequence parallelism cuts them).
         equal_lengths: pad all micro-batches of a step to one length, as pipeline stages expect.
+        pack_length: None for one sample a row; else samples share rows of at most this many tokens, and how many
+            rows there are follows from the data.
+        unit: with packing every rank gets a multiple of this many micro-batches (interleaved pipeline schedules).
     """
 
     micro_batch_size: int
@@ -61,6 +84,8 @@ class Layout:
     ranks: int = 1
     multiple: int = 8
     equal_lengths: bool = False
+    pack_length: int | None = None
+    unit: int = 1
 
 
 class StepBatches(Dataset):
@@ -78,7 +103,7 @@ class StepBatches(Dataset):
         plan: Callable[[int], list[tuple[int, int]]],
         item: Callable[[int, int], Item],
         lengths: np.ndarray,
-        collate: Callable[[Sequence[Item | None], int], MicroBatch],
+        collate: Callable[[Sequence[Item | None], Sequence[int], tuple[int, int]], MicroBatch],
         layout: Layout,
         steps: int,
     ) -> None:
@@ -88,26 +113,43 @@ class StepBatches(Dataset):
     def __len__(self) -> int:
         return self.steps
 
-    def _width(self, rows: list[tuple[int, int]]) -> int:
-        longest = max((int(self.lengths[i]) for i, _ in rows if i != EMPTY), default=1)
-        return -(-longest // self.layout.multiple) * self.layout.multiple
-
     def __getitem__(self, step: int) -> list[MicroBatch]:
-        rows = sorted(self.plan(step), key=lambda row: (0 if row[0] == EMPTY else -int(self.lengths[row[0]]), row))
-        size = self.layout.micro_batch_size
-        cuts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        common = self._width(rows) if self.layout.equal_lengths else None
+        cuts = self._cuts(self.plan(step))
+        common = max(map(self._width, cuts)) if self.layout.equal_lengths else None
         # neighbours in length go to different ranks, so that all ranks have about the same work
         return [
             self._micro_batch(cut, common or self._width(cut)) for cut in cuts[self.layout.rank :: self.layout.ranks]
         ]
 
+    def _cuts(self, rows: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """The samples of each micro-batch of all ranks, the longest first."""
+        layout = self.layout
+        if layout.pack_length is not None:
+            rows = [row for row in rows if row[0] != EMPTY]
+            lengths = self.lengths[[index for index, _ in rows]]
+            bins = pack(lengths, layout.pack_length, layout.ranks * layout.unit)
+            return [[rows[i] for i in members] for members in bins]
+        rows = sorted(rows, key=lambda row: (0 if row[0] == EMPTY else -int(self.lengths[row[0]]), row))
+        return [rows[i : i + layout.micro_batch_size] for i in range(0, len(rows), layout.micro_batch_size)]
+
+    def _width(self, rows: list[tuple[int, int]]) -> int:
+        lengths = [int(self.lengths[index]) for index, _ in rows if index != EMPTY] or [1]
+        tokens = max(lengths) if self.layout.pack_length is None else sum(lengths)
+        return -(-tokens // self.layout.multiple) * self.layout.multiple
+
     def _micro_batch(self, rows: list[tuple[int, int]], width: int) -> MicroBatch:
         items = [None if index == EMPTY else self.item(index, epoch) for index, epoch in rows]
+        sizes = [0 if item is None else len(item["tokens"]) for item in items]
+        if self.layout.pack_length is None:
+            batch = self.collate(items, range(0, len(rows) * width, width), (len(rows), width))
+        else:
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            batch = self.collate(items, starts, (1, width))
+            batch["segments"] = [size for size in (*sizes, width - sum(sizes)) if size]  # the rest sees only itself
         return {
-            **self.collate(items, width),
-            "indices": torch.tensor([index for index, _ in rows]),
-            "real_tokens": torch.tensor(sum(len(item["tokens"]) for item in items if item is not None)),
+            **batch,
+            "indices": torch.tensor([index for index, _ in rows], dtype=torch.long),
+            "real_tokens": torch.tensor(sum(sizes)),
         }
 
 

@@ -161,8 +161,11 @@ def train(
         ranks=parallel_state.get_data_parallel_world_size(),
         multiple=math.lcm(8, config.parallel.tensor),
         equal_lengths=config.parallel.pipeline > 1,
+        pack_length=config.data.row_length(),
+        unit=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
     )
-    check_batch_sizes(trainer, layout.ranks)
+    if layout.pack_length is None:
+        check_batch_sizes(trainer, layout.ranks)
     size = trainer.global_batch_size
     plan = shuffled(GlobalBatches(training.lengths, size, config.seed))
     model.training_batches = StepBatches(plan, training.item, training.lengths, collate, layout, steps)
@@ -190,8 +193,14 @@ def check_batch_sizes(trainer: TrainerConfig, ranks: int) -> None:
         )
 
 
-# What a resumed run must share with the run it goes on from; layout, steps and logging may change.
+# What a resumed run must share with the run it goes on from; layout, packing, steps and logging may change.
 _IDENTITY = ("data", "attributes", "model", "template", "optimizer", "seed", "trainer.global_batch_size")
+_FREE = ("packing", "pack_length", "cache")  # of data
+
+
+def _identity(config: Any, key: str) -> Any:
+    section = OmegaConf.select(config, key)
+    return {k: v for k, v in section.items() if k not in _FREE} if key == "data" else section
 
 
 def _enter_run_folder(output: Path, config: Any) -> None:
@@ -201,7 +210,7 @@ def _enter_run_folder(output: Path, config: Any) -> None:
     if config.resume and path.is_file():
         theirs = OmegaConf.load(path)
         for key in _IDENTITY:
-            one, two = OmegaConf.select(theirs, key), OmegaConf.select(mine, key)
+            one, two = _identity(theirs, key), _identity(mine, key)
             if one != two:
                 raise ConfigError(
                     f"{output} holds a run with another {key} ({str(one)[:200]}, now {str(two)[:200]}); "

@@ -49,8 +49,8 @@ class AttributeRegressor(MegatronModel):
     def forward_loss(
         self, output: torch.Tensor, batch: MicroBatch
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Masked squared error of `output` `[batch, seq, K]` at each row's last token."""
-        values = output[torch.arange(len(output), device=output.device), batch["last"]]
+        """Masked squared error of `output` `[batch, seq, K]` at each sample's last token."""
+        values = output.flatten(0, 1)[batch["last"]]
         total, count = masked_mse(values, batch["labels"])
         if self.training:
             return total, count, {}

@@ -80,6 +80,12 @@ def _make(cls: type[Model], config: Any, card: ModelCard, tokenizer: Tokenizer) 
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {card.architecture.vocab_size}: "
             "this is not the tokenizer the model was made with"
         )
+    dropout = card.architecture.attention_dropout
+    if dropout and config.data.row_length() is not None:
+        raise ConfigError(
+            f"data.packing=true with attention_dropout={dropout:g} in the model's architecture: the kernels of packed "
+            "attention drop nothing; use data.packing=false, or a model without"
+        )
     cfg = model_config(
         card,
         parallel=config.parallel,

@@ -8,6 +8,7 @@ import numpy as np
 
 from nemo_steerlm.config import TrainRegressorConfig
 from nemo_steerlm.conversation import read_conversations
+from nemo_steerlm.data.cache import TokenCache
 from nemo_steerlm.data.dataset import RegressionDataset
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.batches import collate_regression
@@ -29,8 +30,9 @@ def main(config: TrainRegressorConfig) -> None:
         rows = read_conversations(path, schema)
         data = config.data
         return RegressionDataset.build(
-            rows, schema, model.card.template, model.tokenizer, data.max_length, data.overlong
-        )
+            rows, schema, model.card.template, model.tokenizer, data.max_length, data.overlong,
+            TokenCache(path, data.cache, writer=parallel.is_rank_zero(), wait=parallel.barrier),
+        )  # fmt: skip
 
     training = tokenised(config.data.train)
     validation = tokenised(config.data.val) if config.data.val else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nemo_steerlm.config import TrainSftConfig
 from nemo_steerlm.conversation import read_conversations
+from nemo_steerlm.data.cache import TokenCache
 from nemo_steerlm.data.dataset import PolicyDataset
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.batches import collate_policy
@@ -26,6 +27,7 @@ def main(config: TrainSftConfig) -> None:
         return PolicyDataset.build(
             rows, schema, model.card.template, model.tokenizer, data.max_length, data.overlong,
             attribute_dropout, label_dropout, config.seed,
+            TokenCache(path, data.cache, writer=parallel.is_rank_zero(), wait=parallel.barrier),
         )  # fmt: skip
 
     training = tokenised(config.data.train, config.data.attribute_dropout, config.data.label_dropout)

@@ -71,7 +71,14 @@ def make_model(
 
 
 def make_batches(
-    kind: str, items: list, *, steps: int, micro_batch_size: int, parallel: ParallelConfig, once: bool = False
+    kind: str,
+    items: list,
+    *,
+    steps: int,
+    micro_batch_size: int,
+    parallel: ParallelConfig,
+    once: bool = False,
+    pack_length: int | None = None,
 ) -> Any:
     """Batches of this rank over the items, in order or once through."""
     from functools import partial
@@ -85,6 +92,8 @@ def make_batches(
         rank=parallel_state.get_data_parallel_rank(),
         ranks=parallel_state.get_data_parallel_world_size(),
         equal_lengths=parallel.pipeline > 1,
+        pack_length=pack_length,
+        unit=parallel.pipeline if parallel.virtual_pipeline else 1,
     )
 
     def in_order(step: int) -> list[tuple[int, int]]:
@@ -114,6 +123,7 @@ def train(
     validate: bool = True,
     precision: str = "fp32",
     resume: bool = True,
+    pack_length: int | None = None,
     **training: Any,
 ) -> list[dict]:
     """Train through the real Lightning loop; return the lines of metrics.jsonl."""
@@ -128,14 +138,11 @@ def train(
 
         state = checkpoint.load(init, checkpoint.model_state(model.chunks))
         checkpoint.load_model_state(model.chunks, state)
-    model.training_batches = make_batches(
-        kind, random_items(kind, 20), steps=steps, micro_batch_size=micro_batch_size, parallel=parallel
-    )
+    cut: dict[str, Any] = dict(micro_batch_size=micro_batch_size, parallel=parallel, pack_length=pack_length)
+    model.training_batches = make_batches(kind, random_items(kind, 20), steps=steps, **cut)
     if validate:
         held_out = random_items(kind, 11, seed=1)
-        model.validation_batches = make_batches(
-            kind, held_out, steps=2, micro_batch_size=micro_batch_size, parallel=parallel, once=True
-        )
+        model.validation_batches = make_batches(kind, held_out, steps=2, once=True, **cut)
     config = TrainerConfig(max_steps=steps, val_every=2, checkpoint_every=checkpoint_every, progress_bar=False)
     fit(model, config, LoggingConfig(tensorboard=False), output, resume=resume)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

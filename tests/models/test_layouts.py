@@ -1,4 +1,4 @@
-"""Every layout computes the same training: loss and gradient norm over four optimizer steps, for both models."""
+"""Every layout, packed or not, computes the same training: loss and gradient norm over four steps, for both models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.distributed import run_distributed
 from tests.models.helpers import ARCHITECTURE, make_model, train
 
 KINDS = ("regressor", "policy")
-LAYOUTS = {
+LAYOUTS: dict[str, dict] = {
     "tp1": dict(),
     "tp2+sp": dict(tensor=2, sequence=True),
     "tp2": dict(tensor=2),
@@ -30,15 +30,17 @@ def train_layouts(folder: str, names: list[str], kinds: list[str], **settings) -
     curves = {}
     for kind in kinds:
         init = Path(folder) / f"init-{kind}"
-        if names == ["tp1"]:
+        if "tp1" in names:
             parallel.initialize(ParallelConfig(), seed=1)
             model = make_model(kind, ParallelConfig())
             model.build()
             checkpoint.save(init, checkpoint.model_state(model.chunks))
         for name in names:
+            layout, _, packed = name.partition(" ")
             lines = train(
-                kind, Path(folder) / f"{kind}-{name}", init=init, parallel=ParallelConfig(**LAYOUTS[name]), **settings
-            )
+                kind, Path(folder) / f"{kind}-{name}", init=init, parallel=ParallelConfig(**LAYOUTS[layout]),
+                pack_length=64 if packed else None, **settings,
+            )  # fmt: skip
             keys = ("train/loss", "train/grad_norm", "val/loss", "val/humor/pearson", "val/humor/mae")
             curves[f"{kind} {name}"] = [{k: line[k] for k in keys if k in line} for line in lines]
     return curves
@@ -47,15 +49,16 @@ def train_layouts(folder: str, names: list[str], kinds: list[str], **settings) -
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = str(tmp_path_factory.mktemp("layouts"))
-    one = run_distributed(train_layouts, 1, folder=folder, names=["tp1"], kinds=list(KINDS))
+    one = run_distributed(train_layouts, 1, folder=folder, names=["tp1", "tp1 packed"], kinds=list(KINDS))
     names = ["tp2+sp", "tp2", "pp2", "pp2+vpp2", "dp2"]
-    two = run_distributed(train_layouts, 2, folder=folder, names=names, kinds=list(KINDS))
+    names += [f"{name} packed" for name in names]
+    two = run_distributed(train_layouts, 2, folder=folder, names=names, kinds=list(KINDS), timeout=500)
     four = run_distributed(train_layouts, 4, folder=folder, names=["tp2xpp2", "tp2xpp2+sp"], kinds=list(KINDS))
     return {**one, **two, **four}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "tp1"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, *(f"{name} packed" for name in LAYOUTS if "x" not in name)][1:])
 def test_loss_and_gradient_norm_are_those_of_one_process(curves: dict, kind: str, layout: str) -> None:
     expected, found = curves[f"{kind} tp1"], curves[f"{kind} {layout}"]
     assert [set(line) for line in found] == [set(line) for line in expected]
