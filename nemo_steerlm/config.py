@@ -60,7 +60,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "nemotron")
 
 @dataclass(kw_only=True)
 class Architecture:
-    """Shape of a network: rotary positions, grouped-query attention, and what its family has (megatron/families.py)."""
+    """Shape of a network: rotary positions, grouped-query attention, what its family has (megatron/families.py)."""
 
     family: str = option("llama", "whose network: norms, activation, biases", choices=FAMILIES)
     num_layers: int = option(2, "transformer layers", least=1)

@@ -17,6 +17,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
+from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
@@ -88,11 +89,11 @@ def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
 def _keep_absent_extra_state(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
     """Let modules keep their `_extra_state` where the checkpoint has none.
 
-    Tensors have the same names whether Transformer Engine or torch layers wrote them (megatron-core stores the latter's
-    norms under the names of the former). Beside them Transformer Engine's norms ask for fp8 state, which torch's never
-    had.
+    Tensors have the same names whether Transformer Engine's layers or torch's wrote them (megatron-core stores the
+    norms of torch's under Transformer Engine's names). Beside them Transformer Engine's norms ask for fp8 state, which
+    torch's never had.
     """
-    stored = dist_checkpointing.load_sharded_metadata(str(folder))
+    stored = load_sharded_metadata(str(folder))
 
     def keep(value: Any) -> Any:
         absent = isinstance(value, ShardedObject) and value.unique_key not in stored

@@ -1,8 +1,8 @@
 """The families of networks: what sets each apart from Llama, and what its Hugging Face `config.json` says.
 
 A new family is one entry of `FAMILIES` (and its name in `nemo_steerlm.config.FAMILIES`) as long as these traits
-describe it. A new trait is a field of `Family`, read where it matters: `gpt.transformer_config` and `layers.layer_spec`
-build it, `hf_config.tensor_shapes` lists its tensors, and `hf` knows where they belong.
+describe it. A new trait is a field of `Family`, read where it matters: `gpt.transformer_config` and
+`layers.layer_spec` build it, `hf_config.tensor_shapes` lists its tensors, and `hf` knows where they belong.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = folders[family] = tmp_path_factory.mktemp("families") / family
         model = make_reference(family)
         model.save_pretrained(folder)
-        make_tokenizer(folder, words=VOCABULARY)
+        make_tokenizer(folder, words=VOCABULARY - 10)  # transformers gives Qwen2's one more
         with torch.no_grad():
             expected = {"logits": model(tokens()).logits}
             for index, prompt in enumerate(prompts()):
@@ -239,9 +239,9 @@ BAD_CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a gated Nemotron": ("nemotron", {"hidden_act": "silu"}, "hidden_act is 'silu'; only 'relu2'"),
     "a partial Qwen3": ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1.0"),
     "Mixtral": ("mistral", {"model_type": "mixtral"}, "model_type is 'mixtral'; expected one of llama, mistral"),
-    "Qwen3 with experts": ("qwen3", {"model_type": "qwen3_moe"}, "mixtures of experts and multimodal models are not"),
+    "Qwen3 with experts": ("qwen3", {"model_type": "qwen3_moe"}, "mixtures of experts and multimodal models"),
     "Qwen2 as Llama": ("qwen2", {"model_type": "llama"}, "6 tensors that a llama model does not have: model.layers.0"),
-    "Llama as Qwen2": ("llama", {"model_type": "qwen2"}, "6 tensors are missing: model.layers.0.self_attn.q_proj.bias"),
+    "Llama as Qwen2": ("llama", {"model_type": "qwen2"}, "6 tensors are missing: model.layers.0.self_attn.q_proj.b"),
     "Llama as Qwen3": ("llama", {"model_type": "qwen3", "head_dim": 12}, "4 tensors are missing: model.layers.0.self"),
 }  # fmt: skip
 
