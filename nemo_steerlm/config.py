@@ -55,20 +55,25 @@ class RopeScaling:
     original_max_position_embeddings: int = option(8192, "context length before scaling, tokens", least=1)
 
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "nemotron")
+
+
 @dataclass(kw_only=True)
 class Architecture:
-    """Shape of a Llama-family network: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases."""
+    """Shape of a network: rotary positions, grouped-query attention, what its family has (megatron/families.py)."""
 
+    family: str = option("llama", "whose network: norms, activation, biases", choices=FAMILIES)
     num_layers: int = option(2, "transformer layers", least=1)
     hidden_size: int = option(128, "width of the residual stream", least=1)
-    ffn_hidden_size: int = option(384, "width inside the SwiGLU block", least=1)
+    ffn_hidden_size: int = option(384, "width inside the feed-forward block", least=1)
     num_attention_heads: int = option(4, "query heads", least=1)
     num_query_groups: int | None = option(None, "key/value heads; null = as many as query heads", least=1)
     head_dim: int | None = option(None, "width of a head; null = hidden_size / num_attention_heads", least=1)
     vocab_size: int = option(0, "true vocabulary size; 0 = that of the tokenizer", least=0)
     max_position_embeddings: int = option(4096, "longest sequence the model is meant for, tokens", least=1)
-    norm_epsilon: float = option(1e-5, "epsilon of RMSNorm")
+    norm_epsilon: float = option(1e-5, "epsilon of the norms")
     rope_theta: float = option(10000.0, "base of the rotary frequencies")
+    rotary_percent: float = option(1.0, "share of a head that is rotated; Nemotron: 0.5", least=0.0, most=1.0)
     rope_scaling: RopeScaling | None = option(None, "Llama 3.1 frequency scaling; null = none")
     tie_word_embeddings: bool = option(False, "one matrix for embedding and output")
     init_std: float = option(0.02, "standard deviation of random weights", least=0.0)

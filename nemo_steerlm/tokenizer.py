@@ -181,6 +181,11 @@ class _HuggingFaceTokenizer(Tokenizer):
                 _copy(self._folder / name, folder / name)
         if not (folder / "tokenizer_config.json").is_file():
             self._backend.save_pretrained(folder)
+        # transformers goes by the model's type too: without it, a Qwen2 tokenizer may be read back as another class
+        source, target = self._folder / "config.json", folder / "config.json"
+        if source.is_file() and not target.is_file():
+            model_type = json.loads(source.read_text(encoding="utf-8")).get("model_type")
+            target.write_text(json.dumps({"model_type": model_type}) + "\n", encoding="utf-8")
 
     @functools.cached_property
     def fingerprint(self) -> str:

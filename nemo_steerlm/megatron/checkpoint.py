@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
+from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
@@ -76,11 +79,27 @@ def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
     if not (folder / "metadata.json").is_file():
         raise CheckpointError(f"{folder}: no complete checkpoint here (metadata.json is missing)")
     try:
-        return dist_checkpointing.load(sharded, str(folder))
+        return dist_checkpointing.load(_keep_absent_extra_state(folder, sharded), str(folder))
     except Exception as error:
         if "key" in str(error).lower() or "shape" in str(error).lower():
             raise CheckpointError(f"{folder}: its tensors do not fit this model: {str(error)[:400]}") from error
         raise
+
+
+def _keep_absent_extra_state(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
+    """Let modules keep their `_extra_state` where the checkpoint has none.
+
+    Tensors have the same names whether Transformer Engine's layers or torch's wrote them (megatron-core stores the
+    norms of torch's under Transformer Engine's names). Beside them Transformer Engine's norms ask for fp8 state, which
+    torch's never had.
+    """
+    stored = load_sharded_metadata(str(folder))
+
+    def keep(value: Any) -> Any:
+        absent = isinstance(value, ShardedObject) and value.unique_key not in stored
+        return LocalNonpersistentObject(value.data) if absent and value.key.endswith("._extra_state") else value
+
+    return dict_list_map_inplace(keep, sharded)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -14,7 +14,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron.layers import RotaryTable, Segments, layer_spec
+from nemo_steerlm.megatron.families import family_of
+from nemo_steerlm.megatron.layers import RotaryTable, Segments, layer_spec, squared_relu
 
 
 def padded_vocabulary(architecture: Architecture) -> int:
@@ -66,6 +67,7 @@ def last_stage_layers(architecture: Architecture, parallel: ParallelConfig) -> i
 def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
     """Translate our configuration into megatron-core's."""
     check_layout(architecture, parallel)
+    family = family_of(architecture)
     on_gpu = torch.cuda.is_available()
     interleaved = parallel.virtual_pipeline is not None
     return TransformerConfig(
@@ -75,11 +77,14 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, dty
         num_attention_heads=architecture.num_attention_heads,
         num_query_groups=architecture.num_query_groups or architecture.num_attention_heads,
         kv_channels=architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads,
-        normalization="RMSNorm",
+        normalization="LayerNorm" if family.layernorm1p else "RMSNorm",
+        layernorm_zero_centered_gamma=family.layernorm1p,
         layernorm_epsilon=architecture.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
+        qk_layernorm=family.qk_norm,
+        gated_linear_unit=family.gated,
+        activation_func=F.silu if family.gated else squared_relu,
         add_bias_linear=False,
+        add_qkv_bias=family.qkv_bias,
         hidden_dropout=architecture.hidden_dropout,
         attention_dropout=architecture.attention_dropout,
         init_method_std=architecture.init_std,
@@ -107,14 +112,18 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, dty
 
 
 def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
-    """RoPE's inverse frequencies `[d / 2]`, with Llama 3.1's scaling where `rope_scaling` asks for it.
+    """RoPE's inverse frequencies `[r / 2]`, with Llama 3.1's scaling where `rope_scaling` asks for it.
+
+    The first `r = rotary_percent * d` elements of a head are rotated, the others are left alone (megatron-core goes by
+    the width of the angles).
 
     The scaling leaves short wavelengths, divides long ones by `factor` and blends between them ("The Llama 3 Herd of
     Models", as configured by `rope_scaling` in Hugging Face's Llama configuration). megatron-core's own version
     knows one set of bounds only.
     """
     head = architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads
-    frequencies = 1.0 / architecture.rope_theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head)
+    rotated = int(head * architecture.rotary_percent)
+    frequencies = 1.0 / architecture.rope_theta ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
     scaling = architecture.rope_scaling
     if scaling is None:
         return frequencies

@@ -1,4 +1,4 @@
-"""Llama-family checkpoints of Hugging Face in and out, whatever the layout on our side.
+"""Checkpoints of Hugging Face in and out, whatever the family and the layout on our side.
 
 Weights move tensor by tensor: on import each rank reads only its own slice from the files, on export the writer holds
 one output file at a time.
@@ -7,6 +7,8 @@ What stands where (`h` heads, `g` key/value groups, `d` head size): megatron-cor
 and values, ordered by group as `[h/g query heads, key head, value head]`, and one for gate and up. Tensor parallelism
 cuts whole groups, and gate and up each, so that a rank's part of every matrix is made of the same rank's part of the
 Hugging Face tensors. The vocabulary is padded with zero rows, which only megatron-core sees.
+
+The tables below name every family's tensors; a family has those of them that `hf_config.tensor_shapes` lists.
 """
 
 from __future__ import annotations
@@ -34,23 +36,27 @@ from nemo_steerlm.megatron.parallel import is_rank_zero
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
-# megatron-core's name of a parameter -> the Hugging Face tensors it is made of, and the dimension that tensor
-# parallelism cuts (None: every rank has all of it). Transformer Engine keeps a norm inside the linear layer after it.
+# megatron-core's name of a module -> the Hugging Face modules it is made of, and the dimension that tensor parallelism
+# cuts (None: every rank has all of it). Both name what is in a module "weight" and "bias".
 _OUTER: dict[str, tuple[str, int | None]] = {
-    "embedding.word_embeddings.weight": (EMBEDDING, 0),
-    "decoder.final_layernorm.weight": ("model.norm.weight", None),
-    "output_layer.weight": (HEAD, 0),
+    "embedding.word_embeddings": (EMBEDDING.removesuffix(".weight"), 0),
+    "decoder.final_layernorm": ("model.norm", None),
+    "output_layer": (HEAD.removesuffix(".weight"), 0),
 }
-_ATTENTION_NORM, _MLP_NORM = (("input_layernorm",), None), (("post_attention_layernorm",), None)
 _LAYER: dict[str, tuple[tuple[str, ...], int | None]] = {
-    "input_layernorm.weight": _ATTENTION_NORM,
-    "self_attention.linear_qkv.layer_norm_weight": _ATTENTION_NORM,
-    "self_attention.linear_qkv.weight": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), 0),
-    "self_attention.linear_proj.weight": (("self_attn.o_proj",), 1),
-    "pre_mlp_layernorm.weight": _MLP_NORM,
-    "mlp.linear_fc1.layer_norm_weight": _MLP_NORM,
-    "mlp.linear_fc1.weight": (("mlp.gate_proj", "mlp.up_proj"), 0),
-    "mlp.linear_fc2.weight": (("mlp.down_proj",), 1),
+    "input_layernorm": (("input_layernorm",), None),
+    "self_attention.linear_qkv": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), 0),
+    "self_attention.q_layernorm": (("self_attn.q_norm",), None),
+    "self_attention.k_layernorm": (("self_attn.k_norm",), None),
+    "self_attention.linear_proj": (("self_attn.o_proj",), 1),
+    "pre_mlp_layernorm": (("post_attention_layernorm",), None),
+    "mlp.linear_fc1": (("mlp.gate_proj", "mlp.up_proj"), 0),
+    "mlp.linear_fc2": (("mlp.down_proj",), 1),
+}
+# Transformer Engine keeps a norm inside the linear layer after it.
+_FUSED = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
 }
 
 
@@ -145,7 +151,8 @@ def check_tensors(source: TensorSource, architecture: Architecture) -> None:
     foreign = [n for n in found if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
     if foreign:
         raise CheckpointError(
-            f"{source.where}: {len(foreign)} tensors that a Llama model does not have: {_some(foreign)}"
+            f"{source.where}: {len(foreign)} tensors that a {architecture.family} model does not have: "
+            f"{_some(foreign)}"
         )
 
 
@@ -157,14 +164,20 @@ def _parameters(
     chunk: LanguageModel, architecture: Architecture
 ) -> Iterator[tuple[tuple[str, ...], int | None, torch.nn.Parameter]]:
     """Each parameter of a chunk with its Hugging Face names (by the layer's global number) and its cut dimension."""
+    shapes = tensor_shapes(architecture)
     for name, parameter in chunk.named_parameters():
-        layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
+        for fused, plain in _FUSED.items():
+            name = name.replace(fused, plain)
+        module, kind = name.rsplit(".", 1)
+        layer = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", module)
         if layer:
             number = chunk.decoder.layers[int(layer[1])].layer_number - 1  # counted from 1 over all stages
-            short, dim = _LAYER[layer[2]]
-            yield tuple(f"model.layers.{number}.{part}.weight" for part in short), dim, parameter
+            parts, dim = _LAYER[layer[2]]
+            names = (f"model.layers.{number}.{part}.{kind}" for part in parts)
+            yield tuple(name for name in names if name in shapes), dim, parameter
         else:
-            full, dim = _OUTER[name]
+            part, dim = _OUTER[module]
+            full = f"{part}.{kind}"
             if full == HEAD and architecture.tie_word_embeddings:
                 full = EMBEDDING  # the last pipeline stage's copy
             yield (full,), dim, parameter
@@ -172,7 +185,7 @@ def _parameters(
 
 def _join(parts: list[torch.Tensor], head: int) -> torch.Tensor:
     """One rank's Hugging Face tensors -> its megatron-core matrix."""
-    if len(parts) == 3:  # each `[heads * d, hidden]`; the keys' heads are the groups
+    if len(parts) == 3:  # each `[heads * d, hidden]` (a bias `[heads * d]`); the keys' heads are the groups
         groups = parts[1].shape[0] // head
         parts = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
         return torch.cat(parts, 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The `config.json` of a Llama model <-> `Architecture`."""
+"""The `config.json` of a Hugging Face language model <-> `Architecture`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from nemo_steerlm.config import Architecture, RopeScaling
 from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.megatron.families import FAMILIES, Family, family_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SIZES = (
@@ -34,7 +35,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def architecture_from_config(config: dict[str, Any], where: Path | str) -> Architecture:
-    """Translate a Llama `config.json`; keys that are left out have the defaults of transformers' LlamaConfig.
+    """Translate a `config.json`; keys that are left out have the defaults of transformers' own configuration classes.
 
     RoPE is read in both notations: `rope_theta` beside `rope_scaling` (transformers 4), and `rope_parameters` (5).
 
@@ -44,19 +45,16 @@ def architecture_from_config(config: dict[str, Any], where: Path | str) -> Archi
     Raises:
         CheckpointError: another model type, or an option that this package has no counterpart for.
     """
-    if config.get("model_type") != "llama":
+    name = config.get("model_type")
+    if name not in FAMILIES:
         raise CheckpointError(
-            f"{where}: model_type is {config.get('model_type')!r}; only 'llama' (Llama 2, 3, 3.1 and models of that "
-            f"shape) can be imported"
+            f"{where}: model_type is {name!r}; expected one of {', '.join(FAMILIES)} (mixtures of experts and "
+            f"multimodal models are not supported)"
         )
+    family = FAMILIES[name]
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    options = {**rope, **config}
-    for key, plain in (
-        ("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu"), ("quantization_config", None),
-        ("partial_rotary_factor", 1.0),
-    ):  # fmt: skip
-        if options.get(key, plain) not in (plain, None):
-            raise CheckpointError(f"{where}: {key} is {options[key]!r}; only {plain!r} is supported")
+    settings = {**family.left_out, **rope, **config}
+    _check_constants(family, settings, where)
     for key in _SIZES:
         if key not in config:
             raise CheckpointError(f"{where}: key {key!r} is missing")
@@ -64,21 +62,50 @@ def architecture_from_config(config: dict[str, Any], where: Path | str) -> Archi
             raise CheckpointError(f"{where}: {key} is {config[key]!r}; expected a positive integer")
     heads = config["num_attention_heads"]
     return Architecture(
+        family=name,
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         ffn_hidden_size=config["intermediate_size"],
         num_attention_heads=heads,
-        num_query_groups=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        num_query_groups=settings.get("num_key_value_heads") or heads,
+        head_dim=settings.get("head_dim") or config["hidden_size"] // heads,
         vocab_size=config["vocab_size"],
-        max_position_embeddings=config.get("max_position_embeddings", 2048),
-        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        max_position_embeddings=settings.get("max_position_embeddings", 2048),
+        norm_epsilon=settings.get(_epsilon(family), 1e-6),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        rotary_percent=settings.get("partial_rotary_factor") or 1.0,
         rope_scaling=_rope_scaling(rope, where),
         tie_word_embeddings=config.get("tie_word_embeddings", False),
-        init_std=config.get("initializer_range", 0.02),
+        init_std=settings.get("initializer_range", 0.02),
         attention_dropout=config.get("attention_dropout") or 0.0,
     )
+
+
+def _check_constants(family: Family, settings: dict[str, Any], where: Path | str) -> None:
+    """Refuse options that this package has no counterpart for."""
+    window, length = settings.get("sliding_window"), settings.get("max_position_embeddings")
+    if "sliding_window" in family.constants and window is not None:
+        if window < length:
+            raise CheckpointError(
+                f"{where}: sliding_window is {window}, less than max_position_embeddings {length}, and attention "
+                f"through a window is not supported; to use the model up to the window only, set "
+                f"max_position_embeddings to {window} there"
+            )
+        settings["sliding_window"] = None  # as wide as the longest text
+    constants = {**family.constants, "hidden_act": _activation(family), "quantization_config": None}
+    if not family.partial_rotary:
+        constants["partial_rotary_factor"] = 1.0
+    for key, value in constants.items():
+        if settings.get(key, value) not in (value, None):
+            raise CheckpointError(f"{where}: {key} is {settings[key]!r}; only {value!r} is supported")
+
+
+def _activation(family: Family) -> str:
+    return "silu" if family.gated else "relu2"
+
+
+def _epsilon(family: Family) -> str:
+    return "norm_eps" if family.layernorm1p else "rms_norm_eps"
 
 
 def _rope_scaling(rope: dict[str, Any], where: Path | str) -> RopeScaling | None:
@@ -99,12 +126,13 @@ def config_from_architecture(architecture: Architecture, dtype: str) -> dict[str
     Args:
         dtype: the type the weights are stored in ("float32", "bfloat16", "float16").
     """
-    scaling = architecture.rope_scaling
+    family, scaling = family_of(architecture), architecture.rope_scaling
     rope = {"rope_type": "llama3", **{key: getattr(scaling, key) for key in _ROPE_SCALING}} if scaling else None
     heads = architecture.num_attention_heads
+    partial = {"partial_rotary_factor": architecture.rotary_percent} if family.partial_rotary else {}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.hf_class],
+        "model_type": architecture.family,
         "vocab_size": architecture.vocab_size,
         "hidden_size": architecture.hidden_size,
         "intermediate_size": architecture.ffn_hidden_size,
@@ -112,15 +140,15 @@ def config_from_architecture(architecture: Architecture, dtype: str) -> dict[str
         "num_attention_heads": heads,
         "num_key_value_heads": architecture.num_query_groups or heads,
         "head_dim": head_size(architecture),
-        "hidden_act": "silu",
+        "hidden_act": _activation(family),
         "max_position_embeddings": architecture.max_position_embeddings,
         "initializer_range": architecture.init_std,
-        "rms_norm_eps": architecture.norm_epsilon,
+        _epsilon(family): architecture.norm_epsilon,
         "rope_theta": architecture.rope_theta,
         "rope_scaling": rope,
+        **partial,
         "tie_word_embeddings": architecture.tie_word_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
+        **family.constants,
         "attention_dropout": architecture.attention_dropout,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -134,24 +162,27 @@ def head_size(architecture: Architecture) -> int:
 
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the Hugging Face model, in the order in which they are written."""
+    family = family_of(architecture)
     hidden, ffn, head = architecture.hidden_size, architecture.ffn_hidden_size, head_size(architecture)
     queries = architecture.num_attention_heads * head
     keys = (architecture.num_query_groups or architecture.num_attention_heads) * head
-    layer = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-    }
+    norm = ("weight", "bias") if family.layernorm1p else ("weight",)
+    layer: dict[str, tuple[int, ...]] = {f"input_layernorm.{kind}": (hidden,) for kind in norm}
+    for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        layer[f"self_attn.{name}.weight"] = (rows, hidden)
+        if family.qkv_bias:
+            layer[f"self_attn.{name}.bias"] = (rows,)
+    if family.qk_norm:
+        layer |= {f"self_attn.{name}.{kind}": (head,) for name in ("q_norm", "k_norm") for kind in norm}
+    layer["self_attn.o_proj.weight"] = (hidden, queries)
+    layer |= {f"post_attention_layernorm.{kind}": (hidden,) for kind in norm}
+    if family.gated:
+        layer["mlp.gate_proj.weight"] = (ffn, hidden)
+    layer |= {"mlp.up_proj.weight": (ffn, hidden), "mlp.down_proj.weight": (hidden, ffn)}
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (architecture.vocab_size, hidden)}
     for i in range(architecture.num_layers):
-        shapes.update({f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()})
-    shapes["model.norm.weight"] = (hidden,)
+        shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
+    shapes |= {f"model.norm.{kind}": (hidden,) for kind in norm}
     if not architecture.tie_word_embeddings:
         shapes[HEAD] = (architecture.vocab_size, hidden)
     return shapes

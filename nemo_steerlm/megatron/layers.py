@@ -46,6 +46,32 @@ class TorchRMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
+class TorchLayerNorm1P(torch.nn.LayerNorm):
+    """torch's LayerNorm with a weight stored as the factor minus 1, so that weight decay pulls it to 1, not to 0.
+
+    Marked for sequence parallelism as `TorchRMSNorm`; Transformer Engine calls it zero-centred gamma.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def reset_parameters(self) -> None:
+        """Start as the identity."""
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise over the last dimension."""
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+def squared_relu(x: torch.Tensor) -> torch.Tensor:
+    """`max(x, 0) ** 2`; megatron-core's own is compiled at its first call, which a CPU should not wait for."""
+    return F.relu(x).square()
+
+
 class KeyValueCache:
     """Rotated keys and values of one attention layer during generation, `[b, g, capacity, d]`.
 
@@ -245,11 +271,16 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Transf
     if transformer_engine_available():
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
+        attention = layer.submodules.self_attention.submodules
     else:
-        layer, norm = get_gpt_layer_local_spec(normalization="RMSNorm"), TorchRMSNorm
-        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchRMSNorm
+        layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        norm = TorchLayerNorm1P if config.layernorm_zero_centered_gamma else TorchRMSNorm
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+        attention = layer.submodules.self_attention.submodules
+        if config.qk_layernorm:
+            attention.q_layernorm = attention.k_layernorm = norm
     # Our own core attention in both: TE's has no cache of rotated keys, and torch's SDPA is flash attention on CUDA.
-    layer.submodules.self_attention.submodules.core_attention = SDPACoreAttention
+    attention.core_attention = SDPACoreAttention
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)

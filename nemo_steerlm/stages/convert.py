@@ -36,7 +36,7 @@ def import_main(config: Any) -> str:
         One line that says what was written.
 
     Raises:
-        CheckpointError: the input is not a Llama-family checkpoint, or is incomplete.
+        CheckpointError: the input is of no family this package knows (`families.FAMILIES`), or is incomplete.
         ConfigError: the tokenizer is missing or has more tokens than the model.
     """
     source, card = open_checkpoint(Path(config.input))

@@ -275,7 +275,7 @@ def test_config_round_trip() -> None:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "another model": ({"model_type": "mistral"}, "model_type is 'mistral'"),
+    "another model": ({"model_type": "gemma"}, "model_type is 'gemma'"),
     "attention bias": ({"attention_bias": True}, "attention_bias is True"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -285,7 +285,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no sizes": ({"hidden_size": None}, "hidden_size is None"),
     "shapes of another": ({"intermediate_size": 96}, "gate_proj.weight has shape [88, 64], its configuration asks"),
     "more layers": ({"num_hidden_layers": 5}, "9 tensors are missing: model.layers.4.input_layernorm"),
-    "fewer layers": ({"num_hidden_layers": 3}, "9 tensors that a Llama model does not have: model.layers.3"),
+    "fewer layers": ({"num_hidden_layers": 3}, "9 tensors that a llama model does not have: model.layers.3"),
 }  # fmt: skip
 
 
