@@ -103,6 +103,7 @@ def check(config: Any) -> None:
     if hasattr(config, "model"):
         config.attributes.require()
         _check_model(config.model)
+        configs.check_trainable(config)
     if hasattr(config, "parallel"):
         _check_layout(config.trainer, config.parallel)
 
@@ -120,11 +121,13 @@ def _check_model(model: configs.ModelConfig) -> None:
 
 
 def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConfig) -> None:
-    world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
+    world = trainer.num_nodes * trainer.devices
+    model = parallel.tensor * parallel.pipeline * parallel.context
     if world % model:
         raise ConfigError(
             f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} is {world}, expected a"
-            f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model}"
+            f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}"
+            f"{f' x parallel.context={parallel.context}' if parallel.context > 1 else ''} = {model}"
         )
     if parallel.virtual_pipeline and parallel.pipeline == 1:
         raise ConfigError("parallel.virtual_pipeline needs parallel.pipeline of at least 2")

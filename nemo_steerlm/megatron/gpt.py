@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron.layers import RotaryTable, layer_spec
+from nemo_steerlm.megatron.layers import RotaryTable, layer_spec, transformer_engine_available
 
 
 def padded_vocabulary(architecture: Architecture) -> int:
@@ -63,9 +63,32 @@ def last_stage_layers(architecture: Architecture, parallel: ParallelConfig) -> i
     return layers - others * (each if others * each < layers else each - 1)
 
 
-def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
-    """Translate our configuration into megatron-core's."""
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": dict(recompute_granularity="selective", recompute_modules=["core_attn"]),
+    "full": dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1),
+}
+
+
+def transformer_config(
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    fp8: bool = False,
+    recompute: str = "none",
+) -> TransformerConfig:
+    """Translate our configuration into megatron-core's.
+
+    Args:
+        fp8: the linears' products in fp8 (e4m3 forward, e5m2 backward); everything else in `dtype`.
+        recompute: a key of `RECOMPUTE`.
+
+    Raises:
+        ConfigError: the layout does not divide the model, or needs Transformer Engine where there is none.
+    """
     check_layout(architecture, parallel)
+    if fp8 and not transformer_engine_available():
+        raise ConfigError("trainer.precision=fp8 needs Transformer Engine and a GPU; use trainer.precision=bf16")
     on_gpu = torch.cuda.is_available()
     interleaved = parallel.virtual_pipeline is not None
     return TransformerConfig(
@@ -102,7 +125,10 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, dty
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
+        # Adds a weight's gradient to the fp32 buffer inside the product; apex brings the kernel.
+        gradient_accumulation_fusion=on_gpu and tensor_parallel.layers._grad_accum_fusion_available,
+        fp8="hybrid" if fp8 else None,
+        **RECOMPUTE[recompute],
     )
 
 
@@ -200,13 +226,15 @@ def build(
     parallel: ParallelConfig,
     dtype: torch.dtype = torch.float32,
     outputs: int | None = None,
+    **engine: Any,
 ) -> list[LanguageModel]:
     """Build this rank's model chunks, one without virtual pipeline stages.
 
     Args:
         outputs: None for a language model, K for a regression model with K values.
+        engine: `fp8` and `recompute` of `transformer_config`.
     """
-    config = transformer_config(architecture, parallel, dtype)
+    config = transformer_config(architecture, parallel, dtype, **engine)
     chunks: list[LanguageModel] = []
     for index in range(parallel.virtual_pipeline or 1):
         stage = index if parallel.virtual_pipeline else None

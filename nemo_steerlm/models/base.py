@@ -19,15 +19,15 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, OptimizerConfig, ParallelConfig
+from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import gpt, model_folder, optim, parallel
+from nemo_steerlm.megatron import gpt, lora, model_folder, optim, parallel
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # fp8: the matrix products alone
 Model = TypeVar("Model", bound="MegatronModel")
 
 
@@ -49,7 +49,7 @@ class MegatronModel(ModelPT):
 
     Args:
         cfg: `architecture`, `template`, `attributes` (a schema's dict, or null), `parallel`, `precision`
-            ("fp32" or "bf16"), and for training `optimizer`, `max_steps`, `seed`.
+            ("fp32", "bf16" or "fp8"), and for training `optimizer`, `max_steps`, `seed`, `recompute`, `lora`, `freeze`.
         tokenizer: what the model reads and writes with.
         trainer: Lightning's trainer with `MegatronStrategy`, or None for inference.
     """
@@ -90,8 +90,11 @@ class MegatronModel(ModelPT):
         """Build this rank's part of the network with random weights; idempotent."""
         if not self.chunks:
             parallel.initialize(self.parallel, seed=int(self.cfg.get("seed", 1234)))
-            dtype = DTYPES[self.cfg.get("precision", "fp32")]
-            self.chunks = gpt.build(self.card.architecture, self.parallel, dtype, self.outputs)
+            precision = self.cfg.get("precision", "fp32")
+            self.chunks = gpt.build(
+                self.card.architecture, self.parallel, DTYPES[precision], self.outputs,
+                fp8=precision == "fp8", recompute=self.cfg.get("recompute", "none"),
+            )  # fmt: skip
             self.network = torch.nn.ModuleList(self.chunks)
 
     def load_weights(self, folder: Path | str) -> None:
@@ -176,6 +179,14 @@ class MegatronModel(ModelPT):
         """Batches are given by `validation_batches`."""
 
     # ---------------------------------------------------------------- training
+
+    def choose_trained(self) -> None:
+        """Freeze the trunk, or add adapters, as configured; to be called once the weights are loaded."""
+        adapters = _typed(LoRAConfig, self.cfg.get("lora") or {})
+        if adapters.rank:
+            lora.add(self.chunks, adapters, int(self.cfg.seed))
+        elif self.cfg.get("freeze", "none") == "trunk":
+            lora.freeze_trunk(self.chunks)
 
     def configure_model(self) -> None:
         """Lightning's hook: build the network and put it into megatron-core's data-parallel wrapper."""
