@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -121,6 +122,13 @@ def _check_model(model: configs.ModelConfig) -> None:
 
 
 def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConfig) -> None:
+    if find_spec("transformer_engine") is None:
+        for setting, wanted, instead in (
+            (f"parallel.context={parallel.context}", parallel.context > 1, "parallel.sequence=true"),
+            ("trainer.precision=fp8", trainer.precision == "fp8", "trainer.precision=bf16"),
+        ):
+            if wanted:
+                raise ConfigError(f"{setting} needs Transformer Engine, which is not installed; use {instead}")
     world = trainer.num_nodes * trainer.devices
     model = parallel.tensor * parallel.pipeline * parallel.context
     if world % model:

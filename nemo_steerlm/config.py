@@ -231,6 +231,9 @@ class OptimizerConfig:
     schedule: str = option("constant", "learning rate after warm-up", choices=("constant", "cosine"))
     warmup_steps: int = option(10, "optimizer steps of linear warm-up", least=0)
     distributed: bool = option(True, "shard the optimizer's state over data-parallel ranks")
+    ema_decay: float | None = option(
+        None, "write the moving average of the weights to model/; decay a step, e.g. 0.999", least=0.0, most=1.0
+    )
     overlap: bool = option(False, "overlap gradient reduction with the backward pass")
 
 

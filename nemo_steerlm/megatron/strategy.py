@@ -123,11 +123,11 @@ class MegatronStrategy(DDPStrategy):
 
     def _sharded_state(self, is_loading: bool = False) -> dict[str, Any]:
         module: Any = self.lightning_module
-        model = distributed_checkpoint.training_state(module.chunks)
+        state = module.training_state()
         optimizer = module.optimizer.sharded_state_dict(
-            model, is_loading=is_loading, metadata=distributed_checkpoint.metadata()
+            state["model"], is_loading=is_loading, metadata=distributed_checkpoint.metadata()
         )
-        return {"model": model, "optimizer": optimizer}
+        return {**state, "optimizer": optimizer}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write Lightning's progress and all sharded state; every rank calls it."""
@@ -150,7 +150,7 @@ class MegatronStrategy(DDPStrategy):
     def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
         """Put the weights into the chunks."""
         module: Any = self.lightning_module
-        distributed_checkpoint.load_training_state(module.chunks, checkpoint["sharded"]["model"])
+        module.load_training_state(checkpoint["sharded"])
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
         """Put the optimizer state back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tarfile
 import tempfile
@@ -21,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import gpt, lora, model_folder, optim, parallel
+from nemo_steerlm.megatron import checkpoint, gpt, lora, model_folder, optim, parallel
+from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
 from nemo_steerlm.template import PromptTemplate
@@ -69,6 +71,7 @@ class MegatronModel(ModelPT):
         self.parallel = _typed(ParallelConfig, cfg.get("parallel") or {})
         self.chunks: list[gpt.LanguageModel] = []
         self.optimizer: Any = None
+        self.average: WeightAverage | None = None
         self.training_batches: StepBatches | None = None
         self.validation_batches: StepBatches | None = None
         self._first_step = 0
@@ -137,8 +140,9 @@ class MegatronModel(ModelPT):
             )
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write a model folder, by all ranks together."""
-        model_folder.write(folder, self.card, self.tokenizer, self.chunks)
+        """Write a model folder, of the averaged weights where they are kept, by all ranks together."""
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            model_folder.write(folder, self.card, self.tokenizer, self.chunks)
 
     def save_to(self, save_path: str) -> None:
         """Write the model folder as one `.nemo` archive (an uncompressed tar); all ranks call it."""
@@ -181,12 +185,25 @@ class MegatronModel(ModelPT):
     # ---------------------------------------------------------------- training
 
     def choose_trained(self) -> None:
-        """Freeze the trunk, or add adapters, as configured; to be called once the weights are loaded."""
+        """Freeze the trunk, add adapters, average, as configured; to be called once the weights are loaded."""
         adapters = _typed(LoRAConfig, self.cfg.get("lora") or {})
         if adapters.rank:
             lora.add(self.chunks, adapters, int(self.cfg.seed))
         elif self.cfg.get("freeze", "none") == "trunk":
             lora.freeze_trunk(self.chunks)
+        decay = self._optimizer_config.ema_decay
+        self.average = None if decay is None else WeightAverage(self.chunks, decay)
+
+    def training_state(self) -> dict[str, Any]:
+        """Sharded state of what training changes, the optimizer's aside."""
+        average = {} if self.average is None else {"average": self.average.sharded_state()}
+        return {"model": checkpoint.training_state(self.chunks), **average}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Put a loaded `training_state` back."""
+        checkpoint.load_training_state(self.chunks, state["model"])
+        if self.average is not None:
+            self.average.load(state["average"])
 
     def configure_model(self) -> None:
         """Lightning's hook: build the network and put it into megatron-core's data-parallel wrapper."""
@@ -260,6 +277,8 @@ class MegatronModel(ModelPT):
         self.optimizer.zero_grad()
         kept = self.run(batch, forward_only=False)
         shim.step()  # type: ignore[union-attr]
+        if self.average is not None:
+            self.average.update()
         total, count, tokens = sum_over_ranks(
             sum(float(k["sum"]) for k in kept),
             sum(float(k["count"]) for k in kept),

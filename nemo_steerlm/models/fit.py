@@ -242,8 +242,7 @@ def fit(
     metrics = JSONLLogger(output / "metrics.jsonl")
     metrics.rewind(step)
     if start is not None and step >= last:  # trained to the end, then killed before the model was written
-        loaded = checkpoint.load(start, {"model": checkpoint.training_state(model.chunks)})
-        checkpoint.load_training_state(model.chunks, loaded["model"])
+        model.load_training_state(checkpoint.load(start, model.training_state()))
         return
     validates = model.validation_batches is not None
     io = DistributedCheckpointIO(background=trainer_config.async_checkpoint)
