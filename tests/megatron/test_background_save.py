@@ -45,12 +45,12 @@ def save_in_background(folder: str) -> dict:
     found["step"] = loaded["common"]["step"]
     found["equal"] = all(torch.equal(p, at_save[name]) for name, p in model.chunks[0].named_parameters())
 
-    try:  # no room, no folder: the error of one rank's thread reaches every rank
+    try:  # the error of one rank's thread reaches every rank
         pending = checkpoint.save_in_background(run.path(6), {"model": checkpoint.training_state(model.chunks)})
         pending._thread.join()
         _fail_writing(pending, checkpoint)
         pending.finish()
-    except Exception as error:
+    except BaseException as error:  # megatron-core passes on torch's CheckpointException, which is no Exception
         found["error"] = str(error)
     found["after an error"] = run.steps()
     return found
@@ -80,8 +80,11 @@ def train_both_ways(folder: str) -> dict:
     shutil.copytree(root / "background/checkpoints" / again.name, again)
     found["again"] = train("regressor", root / "again", async_checkpoint=True, **settings)
     stored = [
-        dist_checkpointing.load_plain_tensors(str(root / name / "checkpoints/step-00000004"))
-        for name in ("plain", "background")
+        {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+        for tensors in (
+            dist_checkpointing.load_plain_tensors(str(root / name / "checkpoints/step-00000004"))
+            for name in ("plain", "background")
+        )
     ]
     found["same tensors"] = len(stored[0]) > 0 and stored[0].keys() == stored[1].keys()
     found["different"] = [name for name in stored[0] if not torch.equal(stored[0][name], stored[1][name])]
@@ -107,28 +110,37 @@ def test_training_with_background_checkpoints_is_the_same_training(tmp_path: Pat
     assert found["folders"] == ["step-00000002", "step-00000004"]
 
 
-def train_a_head_on_four(folder: str) -> list:
+def save_a_head_on_four(folder: str) -> list[int]:
     """A frozen trunk on four data-parallel ranks: the head is so small that a rank's share of its state is empty."""
     import dataclasses
 
+    import torch.distributed as dist
+
+    from nemo_steerlm.megatron import checkpoint, parallel
     from tests.models.helpers import ARCHITECTURE
 
-    narrow = dataclasses.replace(ARCHITECTURE, hidden_size=32, num_attention_heads=4)
-    empty: list[bool] = []
+    parallel.initialize(ParallelConfig(), seed=1)
+    narrow = dataclasses.replace(ARCHITECTURE, num_layers=1, hidden_size=32)
+    model = make_model("regressor", ParallelConfig(), architecture=narrow, freeze="trunk")
+    model.build()
+    model.choose_trained()
+    model.configure_model()
+    model.configure_optimizers()
+    inner = getattr(model.optimizer, "chained_optimizers", [model.optimizer])[0].optimizer
+    inner.step()  # no gradients yet: only the state comes into being
+    state = model.training_state()
+    arguments = {"metadata": checkpoint.metadata()}
+    optimizer = model.optimizer.sharded_state_dict(state["model"], **arguments)
+    checkpoint.save(Path(folder) / "saved", {**state, "optimizer": optimizer})
+    state = model.training_state()  # saving used up the other
+    optimizer = model.optimizer.sharded_state_dict(state["model"], is_loading=True, **arguments)
+    loaded = checkpoint.load(Path(folder) / "saved", {**state, "optimizer": optimizer})
+    model.optimizer.load_state_dict(loaded["optimizer"])
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(4)]
+    dist.all_gather(sizes, torch.tensor([sum(s["exp_avg"].numel() for s in inner.state.values())]))
+    return [int(size) for size in sizes]
 
-    def inspect(model) -> None:
-        import torch.distributed as dist
 
-        inner = getattr(model.optimizer, "chained_optimizers", [model.optimizer])[0]
-        states = torch.tensor([len(inner.optimizer.state)])
-        dist.all_reduce(states, op=dist.ReduceOp.MIN)
-        empty.append(int(states) == 0)
-
-    settings = dict(init=None, parallel=ParallelConfig(), validate=False, freeze="trunk", architecture=narrow)
-    whole = train("regressor", Path(folder) / "run", steps=4, checkpoint_every=2, inspect=inspect, **settings)
-    return [empty[0], [line["train/loss"] for line in whole]]
-
-
-def test_a_rank_without_optimizer_state_saves_too(tmp_path: Path) -> None:
-    empty, losses = run_distributed(train_a_head_on_four, 4, folder=str(tmp_path))
-    assert empty and losses[-1] < losses[0]
+def test_a_rank_whose_share_of_the_optimizer_is_empty_saves_and_loads(tmp_path: Path) -> None:
+    sizes = run_distributed(save_a_head_on_four, 4, folder=str(tmp_path))
+    assert 0 in sizes and sum(sizes) == 3 * 32 + 3

