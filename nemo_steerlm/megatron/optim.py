@@ -58,6 +58,17 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     return wrapped
 
 
+def gather(chunks: list[DistributedDataParallel]) -> None:
+    """Give every data-parallel rank all weights as they are now.
+
+    With `overlap` the distributed optimizer leaves that to the next forward pass: until then a rank holds the last
+    step's weights outside of its own share, which is no state to be saved or averaged.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any:
     """megatron-core's optimizer over all chunks: AdamW, no weight decay on norms and biases, global-norm clipping."""
     transformer = chunks[0].config

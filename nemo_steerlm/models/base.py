@@ -141,6 +141,7 @@ class MegatronModel(ModelPT):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write a model folder, of the averaged weights where they are kept, by all ranks together."""
+        self._gather()
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             model_folder.write(folder, self.card, self.tokenizer, self.chunks)
 
@@ -196,6 +197,7 @@ class MegatronModel(ModelPT):
 
     def training_state(self) -> dict[str, Any]:
         """Sharded state of what training changes, the optimizer's aside."""
+        self._gather()
         average = {} if self.average is None else {"average": self.average.sharded_state()}
         return {"model": checkpoint.training_state(self.chunks), **average}
 
@@ -212,6 +214,11 @@ class MegatronModel(ModelPT):
             self._wrapped = (
                 optim.wrap(self.chunks, self._optimizer_config),
             )  # a tuple hides it from torch's registry
+
+    def _gather(self) -> None:
+        """Complete this rank's weights; nothing to do outside of a training."""
+        if hasattr(self, "_wrapped"):
+            optim.gather(self._wrapped[0])
 
     @property
     def _optimizer_config(self) -> OptimizerConfig:
@@ -278,6 +285,7 @@ class MegatronModel(ModelPT):
         kept = self.run(batch, forward_only=False)
         shim.step()  # type: ignore[union-attr]
         if self.average is not None:
+            self._gather()
             self.average.update()
         total, count, tokens = sum_over_ranks(
             sum(float(k["sum"]) for k in kept),

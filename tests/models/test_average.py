@@ -63,3 +63,32 @@ def test_the_average_is_written_kept_and_resumed(tmp_path: Path) -> None:
     found = run_distributed(train_with_average, 1, folder=str(tmp_path))
     assert found["names"] and found["error"] < 1e-6 < 1e-3 < found["distance"]
     assert found["kept"] and found["restored"] and found["resumed"] and found["reopened"]
+
+
+def train_on_two(folder: str) -> dict:
+    """Two data-parallel ranks, with the gathering of weights overlapped and not: what the runs leave on disk."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from nemo_steerlm.megatron import checkpoint, parallel
+
+    root, one, stored = Path(folder), ParallelConfig(), {}
+    parallel.initialize(one, seed=1)
+    model = make_model("policy", one)
+    model.build()
+    checkpoint.save(root / "init", checkpoint.model_state(model.chunks))
+    for name, settings in {"plain": {}, "overlap": {"overlap": True}}.items():
+        optimizer = {"lr": 1e-2, "warmup_steps": 0, "ema_decay": 0.75, **settings}
+        train(
+            "policy", root / name, init=root / "init", parallel=one, steps=2, validate=False, optimizer=optimizer,
+            inspect=lambda model, name=name: model.save_pretrained(root / name / "model"),
+        )  # fmt: skip
+        for part in ("checkpoints/step-00000002", "model/weights"):
+            tensors = dist_checkpointing.load_plain_tensors(str(root / name / part))
+            stored[name, part] = {n: v for n, v in tensors.items() if isinstance(v, torch.Tensor)}
+    plain, overlap = ({k[1]: v for k, v in stored.items() if k[0] == name} for name in ("plain", "overlap"))
+    return {p: max(float((plain[p][n] - overlap[p][n]).abs().max()) for n in plain[p]) for p in plain}
+
+
+def test_overlapped_gathering_leaves_the_same_checkpoint_and_model(tmp_path: Path) -> None:
+    assert all(error < 1e-6 for error in run_distributed(train_on_two, 2, folder=str(tmp_path)).values())
