@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -103,6 +104,7 @@ def check(config: Any) -> None:
     if hasattr(config, "model"):
         config.attributes.require()
         _check_model(config.model)
+        configs.check_trainable(config)
     if hasattr(config, "parallel"):
         data = getattr(config, "data", None)
         packed = isinstance(data, configs.DataConfig) and data.row_length() is not None
@@ -122,11 +124,20 @@ def _check_model(model: configs.ModelConfig) -> None:
 
 
 def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConfig, packed: bool) -> None:
-    world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
+    if find_spec("transformer_engine") is None:
+        for setting, wanted, instead in (
+            (f"parallel.context={parallel.context}", parallel.context > 1, "parallel.sequence=true"),
+            ("trainer.precision=fp8", trainer.precision == "fp8", "trainer.precision=bf16"),
+        ):
+            if wanted:
+                raise ConfigError(f"{setting} needs Transformer Engine, which is not installed; use {instead}")
+    world = trainer.num_nodes * trainer.devices
+    model = parallel.tensor * parallel.pipeline * parallel.context
     if world % model:
         raise ConfigError(
             f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} is {world}, expected a"
-            f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model}"
+            f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}"
+            f"{f' x parallel.context={parallel.context}' if parallel.context > 1 else ''} = {model}"
         )
     if parallel.virtual_pipeline and parallel.pipeline == 1:
         raise ConfigError("parallel.virtual_pipeline needs parallel.pipeline of at least 2")

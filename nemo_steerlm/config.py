@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.errors import ConfigError, suggest
 from nemo_steerlm.template import PromptTemplate
 
 
@@ -82,13 +82,28 @@ class Architecture:
     pad_vocab_to: int = option(128, "rows of the embedding are padded to a multiple of this", least=1)
 
 
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+
+
+@dataclass(kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): W stays as it is, W + alpha / rank * B A is used."""
+
+    rank: int = option(0, "rank of the adapters; 0 = none, all weights are trained", least=0)
+    alpha: float = option(32.0, "adapters are scaled by alpha / rank", least=0.0)
+    dropout: float = option(0.0, "dropout on what the adapters read", least=0.0, most=1.0)
+    targets: list[str] = option(lambda: list(LORA_TARGETS), f"linears that get one, of {', '.join(LORA_TARGETS)}")
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Where the weights come from."""
+    """Where the weights come from and which of them are trained."""
 
     init: str | None = option(None, "model folder or Hugging Face folder to start from; null = random weights")
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; needed for random weights")
     architecture: Architecture | None = option(None, "shape for random weights; model=llama_tiny and so on fill it")
+    lora: LoRAConfig = option(LoRAConfig, "low-rank adapters")
+    freeze: str = option("none", "trunk = train a regressor's head alone", choices=("none", "trunk"))
 
 
 @dataclass(kw_only=True)
@@ -171,6 +186,7 @@ class ParallelConfig:
     pipeline: int = option(1, "pipeline-parallel size", least=1)
     virtual_pipeline: int | None = option(None, "model chunks a pipeline stage (interleaved schedule)", least=2)
     sequence: bool = option(False, "also split norms and dropout along the sequence; needs tensor > 1")
+    context: int = option(1, "processes that share each sequence; above 1 needs Transformer Engine", least=1)
 
 
 @dataclass(kw_only=True)
@@ -180,7 +196,9 @@ class ComputeConfig:
     devices: int = option(1, "processes on each node, one per GPU (or per share of the CPU)", least=1)
     num_nodes: int = option(1, "machines; more than one needs torchrun or srun", least=1)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
-    precision: str = option("fp32", "number format of the computation", choices=("fp32", "bf16"))
+    precision: str = option(
+        "fp32", "number format of the computation; fp8 needs Transformer Engine", choices=("fp32", "bf16", "fp8")
+    )
 
 
 @dataclass(kw_only=True)
@@ -195,6 +213,11 @@ class TrainerConfig(ComputeConfig):
     val_batches: int | None = option(None, "global batches a validation; null = all", least=1)
     checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = only at the end", least=1)
     keep_checkpoints: int = option(2, "newest checkpoints kept", least=1)
+    async_checkpoint: bool = option(False, "write checkpoints in the background, from copies in CPU memory")
+    recompute: str = option(
+        "none", "activations computed again in the backward pass: of attention, or of whole layers",
+        choices=("none", "selective", "full"),
+    )  # fmt: skip
     log_every: int = option(1, "optimizer steps between logged lines", least=1)
     progress_bar: bool = option(True, "show steps, speed and time left")
 
@@ -213,6 +236,9 @@ class OptimizerConfig:
     schedule: str = option("constant", "learning rate after warm-up", choices=("constant", "cosine"))
     warmup_steps: int = option(10, "optimizer steps of linear warm-up", least=0)
     distributed: bool = option(True, "shard the optimizer's state over data-parallel ranks")
+    ema_decay: float | None = option(
+        None, "write the moving average of the weights to model/; decay a step, e.g. 0.999", least=0.0, most=1.0
+    )
     overlap: bool = option(False, "overlap gradient reduction with the backward pass")
 
 
@@ -348,6 +374,35 @@ class TrainSftConfig(TrainConfig):
 
     data: PolicyDataConfig = option(PolicyDataConfig, "training data")
     model: ModelConfig = option(ModelConfig, "model")
+
+
+def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
+    """Refuse a choice of trained weights that makes no sense.
+
+    Raises:
+        ConfigError: an unknown LoRA target, nothing to adapt, or a trunk that cannot be frozen.
+    """
+    model, lora = config.model, config.model.lora
+    for name in lora.targets:
+        if name not in LORA_TARGETS:
+            raise ConfigError(
+                f"model.lora.targets: no linear is called {name}{suggest(name, LORA_TARGETS) or '.'} "
+                f"There are {', '.join(LORA_TARGETS)}"
+            )
+    frozen = f"model.lora.rank={lora.rank}" if lora.rank else f"model.freeze={model.freeze}"
+    if lora.rank and not lora.targets:
+        raise ConfigError(f"{frozen} with an empty model.lora.targets trains nothing; name at least one linear")
+    if lora.rank and model.freeze != "none":
+        raise ConfigError(f"{frozen} trains adapters in the trunk that model.freeze={model.freeze} freezes; give one")
+    if model.freeze == "trunk" and isinstance(config, TrainSftConfig):
+        raise ConfigError("model.freeze=trunk: a policy has no head to train alone; use model.lora.rank=16")
+    if model.freeze == "trunk" and config.parallel.pipeline > 1:
+        raise ConfigError(
+            f"model.freeze=trunk leaves nothing to train on the first of parallel.pipeline={config.parallel.pipeline} "
+            "stages; use parallel.tensor instead"
+        )
+    if model.init is None and (lora.rank or model.freeze != "none"):
+        raise ConfigError(f"{frozen} keeps the weights it starts from: give them with model.init=FOLDER")
 
 
 @dataclass(kw_only=True)

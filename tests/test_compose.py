@@ -118,7 +118,7 @@ WRONG = {
     "null for a number": (["seed=null"], "seed: .*expected int"),
     "sweep": (["seed=1,2"], r"seed=1,2: expected one value; lists are written seed=\[1,2\]"),
     "malformed list": (["seed=[1"], r"seed=\[1: "),
-    "choice": (["trainer.precision=fp16"], "trainer.precision=fp16: expected fp32 or bf16"),
+    "choice": (["trainer.precision=fp16"], "trainer.precision=fp16: expected one of fp32, bf16, fp8"),
     "choice, suggestion": (
         ["data.overlong=dropp"],
         "expected one of truncate_history, drop, error; did you mean 'drop'",

@@ -9,21 +9,25 @@ from __future__ import annotations
 import os
 import queue
 import shutil
+import threading
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from nemo_steerlm.conversation import sync_folder
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron.parallel import barrier, broadcast_object, is_rank_zero
+from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
 
 UNFINISHED = ".unfinished"
 
@@ -47,6 +51,24 @@ def load_model_state(chunks: list[Any], state: dict[str, Any]) -> None:
         chunk.load_state_dict(state[f"model{i}"], strict=True)
 
 
+def training_state(chunks: list[Any]) -> dict[str, Any]:
+    """As `model_state`, without the weights that are frozen: a run starts from those again."""
+    state = model_state(chunks)
+    for chunk, part in zip(chunks, state.values(), strict=True):
+        frozen = {name for name, parameter in chunk.named_parameters() if not parameter.requires_grad}
+        for name in [n for n in part if n in frozen or (frozen and n.endswith("_extra_state"))]:
+            del part[name]
+    return state
+
+
+def load_training_state(chunks: list[Any], state: dict[str, Any]) -> None:
+    """Put a loaded `training_state` into chunks that hold their frozen weights already."""
+    for i, chunk in enumerate(chunks):
+        missing, unexpected = chunk.load_state_dict(state[f"model{i}"], strict=False)
+        trained = {name for name, parameter in chunk.named_parameters() if parameter.requires_grad}
+        assert not unexpected and not trained & set(missing), (unexpected, missing)
+
+
 def _plain(value: Any) -> Any:
     """Plain containers and numbers only: the common part is read back with a weights-only load."""
     if isinstance(value, dict):
@@ -58,16 +80,93 @@ def _plain(value: Any) -> Any:
 
 def save(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> None:
     """Write one distributed checkpoint, by all ranks together; the folder appears only when it is complete."""
+    partial = _empty_partial(folder)
+    state = {**sharded, "common": _plain(common or {})}
+    dist_checkpointing.save(state, str(partial), _strategy())
+    replace_folder(partial, folder)
+
+
+def save_in_background(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> PendingSave:
+    """As `save`, but only the copying to CPU memory happens now; see `PendingSave`."""
+    partial = _empty_partial(folder)
+    state = {**sharded, "common": _plain(common or {})}
+    # From 0.18 on the default is a package of its own; what is used here is the plan and the request, not the writer.
+    own = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
+    request = dist_checkpointing.save(state, str(partial), _strategy(), async_sharded_save=True, **own)
+    return PendingSave(folder, partial, request)
+
+
+def _empty_partial(folder: Path) -> Path:
     partial = folder.with_name(folder.name + UNFINISHED)
     if is_rank_zero():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
-    # The default queue starts a manager process (seconds); a synchronous save is one process talking to itself.
+    return partial
+
+
+def _strategy() -> TorchDistSaveShardedStrategy:
+    # The default queue starts a manager process (seconds); here a process only talks to itself.
     filesystem_async._results_queue = queue.Queue()
-    state = {**sharded, "common": _plain(common or {})}
-    dist_checkpointing.save(state, str(partial), TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1))
-    replace_folder(partial, folder)
+    return TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+
+
+class PendingSave:
+    """A checkpoint that a thread writes while training goes on.
+
+    megatron-core plans it and ends it (both with collectives, so in the main thread) but would write it in a forked
+    process. That is unsafe beside the threads of gloo, NCCL and CUDA, and not there at all in newer versions without
+    nvidia_resiliency_ext. A thread has no copy-on-write, so everything is copied to CPU memory before it starts.
+
+    Every rank makes the same calls in the same order.
+    """
+
+    def __init__(self, folder: Path, partial: Path, request: Any) -> None:
+        self.folder, self._partial, self._finalize = folder, partial, request.finalize_fns
+        self._thread: threading.Thread | None = None
+        if request.async_fn is not None:  # else this rank has nothing to write
+            _, buckets, results = request.async_fn_args
+            copies = [
+                (path, key, (data, [(item, tensor.to("cpu", copy=True)) for item, tensor in tensors]))
+                for path, key, (data, tensors) in buckets
+            ]
+            transforms = request.async_fn.args[0]
+            self._thread = threading.Thread(target=_write, args=(transforms, copies, results), daemon=True)
+            self._thread.start()
+
+    def poll(self) -> bool:
+        """End the save if every rank has written its part; whether that was so."""
+        writing = torch.tensor(float(self._thread is not None and self._thread.is_alive()), device=device())
+        if dist.get_world_size() > 1:
+            dist.all_reduce(writing)
+        if not writing:
+            self.finish()
+        return not writing
+
+    def finish(self) -> None:
+        """Wait for the writing, then give the folder its name.
+
+        Raises:
+            Exception: megatron-core's, on every rank, if one could not write.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        for function in self._finalize:
+            function()
+        replace_folder(self._partial, self.folder)
+
+
+def _write(transforms: list, buckets: list, results: queue.Queue) -> None:
+    """Write this rank's files; the results, or the error, go to the queue that megatron-core's ending reads."""
+    written: dict[int, Any] = {}
+    for index, bucket in enumerate(buckets):
+        outcome: queue.Queue = queue.Queue()
+        counter: queue.Queue = queue.Queue()
+        counter.put(index)
+        FileSystemWriterAsync.write_preloaded_data(transforms, index, bucket, outcome, counter, True)
+        written[index] = outcome.get()[1]
+    failed = [outcome for outcome in written.values() if isinstance(outcome, Exception)]
+    results.put(failed[0] if failed else written)
 
 
 def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:

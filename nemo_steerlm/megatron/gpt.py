@@ -15,7 +15,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron.families import family_of
-from nemo_steerlm.megatron.layers import RotaryTable, Segments, layer_spec, squared_relu
+from nemo_steerlm.megatron.layers import (
+    RotaryTable,
+    Segments,
+    layer_spec,
+    squared_relu,
+    transformer_engine_available,
+)
 
 
 def padded_vocabulary(architecture: Architecture) -> int:
@@ -64,9 +70,37 @@ def last_stage_layers(architecture: Architecture, parallel: ParallelConfig) -> i
     return layers - others * (each if others * each < layers else each - 1)
 
 
-def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
-    """Translate our configuration into megatron-core's."""
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": dict(recompute_granularity="selective", recompute_modules=["core_attn"]),
+    "full": dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1),
+}
+
+
+def transformer_config(
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    fp8: bool = False,
+    recompute: str = "none",
+) -> TransformerConfig:
+    """Translate our configuration into megatron-core's.
+
+    Args:
+        fp8: the linears' products in fp8 (e4m3 forward, e5m2 backward); everything else in `dtype`.
+        recompute: a key of `RECOMPUTE`.
+
+    Raises:
+        ConfigError: the layout does not divide the model, or needs Transformer Engine where there is none.
+    """
     check_layout(architecture, parallel)
+    if parallel.context > 1:
+        raise ConfigError(
+            f"parallel.context={parallel.context} needs the ring attention of Transformer Engine, which these layers do "
+            "not use yet; use parallel.tensor with parallel.sequence=true"
+        )
+    if fp8 and not transformer_engine_available():
+        raise ConfigError("trainer.precision=fp8 needs Transformer Engine and a GPU; use trainer.precision=bf16")
     family = family_of(architecture)
     on_gpu = torch.cuda.is_available()
     interleaved = parallel.virtual_pipeline is not None
@@ -107,7 +141,10 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, dty
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
+        # Adds a weight's gradient to the fp32 buffer inside the product; apex brings the kernel.
+        gradient_accumulation_fusion=on_gpu and tensor_parallel.layers._grad_accum_fusion_available,
+        fp8="hybrid" if fp8 else None,
+        **RECOMPUTE[recompute],
     )
 
 
@@ -214,13 +251,15 @@ def build(
     parallel: ParallelConfig,
     dtype: torch.dtype = torch.float32,
     outputs: int | None = None,
+    **engine: Any,
 ) -> list[LanguageModel]:
     """Build this rank's model chunks, one without virtual pipeline stages.
 
     Args:
         outputs: None for a language model, K for a regression model with K values.
+        engine: `fp8` and `recompute` of `transformer_config`.
     """
-    config = transformer_config(architecture, parallel, dtype)
+    config = transformer_config(architecture, parallel, dtype, **engine)
     chunks: list[LanguageModel] = []
     for index in range(parallel.virtual_pipeline or 1):
         stage = index if parallel.virtual_pipeline else None

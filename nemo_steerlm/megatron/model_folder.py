@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import checkpoint
+from nemo_steerlm.megatron import checkpoint, lora
 from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
@@ -42,7 +42,7 @@ class ModelCard:
 
 
 def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: list[Any]) -> None:
-    """Write a model folder, by all ranks together; it appears only when it is complete."""
+    """Write a model folder, adapters merged, by all ranks together; it appears only when it is complete."""
     folder = Path(folder)
     partial = folder.with_name(folder.name + checkpoint.UNFINISHED)
     if is_rank_zero():
@@ -59,7 +59,7 @@ def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: lis
         if card.schema is not None:
             card.schema.save(partial / "attributes.yaml")
         tokenizer.save(partial / "tokenizer")
-    checkpoint.save(partial / "weights", checkpoint.model_state(chunks))
+    checkpoint.save(partial / "weights", lora.merged_state(chunks))
     checkpoint.replace_folder(partial, folder)
 
 

@@ -58,6 +58,17 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     return wrapped
 
 
+def gather(chunks: list[DistributedDataParallel]) -> None:
+    """Give every data-parallel rank all weights as they are now.
+
+    With `overlap` the distributed optimizer leaves that to the next forward pass: until then a rank holds the last
+    step's weights outside of its own share, which is no state to be saved or averaged.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any:
     """megatron-core's optimizer over all chunks: AdamW, no weight decay on norms and biases, global-norm clipping."""
     transformer = chunks[0].config
@@ -79,8 +90,20 @@ def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any
         ),
         chunks,
     )
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        _use_fused_kernel(inner.optimizer)
     transformer.grad_scale_func = optimizer.scale_loss
     return optimizer
+
+
+def _use_fused_kernel(optimizer: Any) -> None:
+    """One kernel for the whole of AdamW where it is torch's, on CPU and CUDA; megatron-core leaves the flag out.
+
+    The flag travels in the checkpoint with the other settings of the groups.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        for group in optimizer.param_groups:
+            group["fused"] = True
 
 
 _repaired = False
@@ -91,8 +114,9 @@ def _repair_resume() -> None:
 
     That is so wherever neither Transformer Engine nor apex is installed, on GPUs too. torch keeps a `step` tensor for
     each parameter, which megatron-core (0.16 to 0.19) does not expect: it treats `step` as shardable (KeyError), wants
-    it to exist before the first step, and loads *one* tensor into every parameter's state, which AdamW then counts up
-    once per parameter, so that the first resumed step is right and every later one is wrong.
+    it to exist before the first step and on every rank, however small the model, and loads *one* tensor into every
+    parameter's state, which AdamW then counts up once per parameter, so that the first resumed step is right and every
+    later one is wrong.
     """
     global _repaired
     if _repaired or not megatron_optimizer.Adam.__module__.startswith("torch."):
@@ -111,6 +135,9 @@ def _repair_resume() -> None:
     def state_dict_once_initialised(self: Any) -> dict:
         if not self.optimizer.state:
             self._init_optimizer_states_with_dummy_values()
+        if not self.optimizer.state:  # the share of this data-parallel rank is padding; rank 0's groups are stored
+            groups = [{**group, "step": 0.0} for group in self.optimizer.param_groups]
+            return {"optimizer": {"param_groups": [{k: v for k, v in g.items() if k != "params"} for g in groups]}}
         return state_dict(self)
 
     def load_with_own_steps(self: Any, state: dict) -> None:

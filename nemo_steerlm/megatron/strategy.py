@@ -18,11 +18,35 @@ from nemo_steerlm.megatron import parallel
 
 
 class DistributedCheckpointIO(CheckpointIO):
-    """Checkpoints as folders in megatron-core's distributed format."""
+    """Checkpoints as folders in megatron-core's distributed format.
+
+    Args:
+        background: write them in a thread while training goes on, one at a time.
+    """
+
+    def __init__(self, background: bool = False) -> None:
+        self.background = background
+        self.pending: distributed_checkpoint.PendingSave | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` ({"sharded": ..., "common": ...}) to the folder `path`."""
-        distributed_checkpoint.save(Path(path), checkpoint["sharded"], checkpoint["common"])
+        if self.background:
+            self.finish()
+            save = distributed_checkpoint.save_in_background
+            self.pending = save(Path(path), checkpoint["sharded"], checkpoint["common"])
+        else:
+            distributed_checkpoint.save(Path(path), checkpoint["sharded"], checkpoint["common"])
+
+    def poll(self) -> None:
+        """End the pending save if it is written; every rank calls it between two steps."""
+        if self.pending is not None and self.pending.poll():
+            self.pending = None
+
+    def finish(self) -> None:
+        """Wait for the pending save and end it."""
+        if self.pending is not None:
+            self.pending.finish()
+            self.pending = None
 
     def load_checkpoint(self, path: Any, map_location: Any = None) -> dict[str, Any]:
         """Not used: loading needs the sharded state, which `MegatronStrategy.load_checkpoint` has."""
@@ -52,10 +76,13 @@ class MegatronStrategy(DDPStrategy):
 
     It is a DDPStrategy so that NeMo's exp_manager accepts it, and never wraps the model: megatron-core's
     DistributedDataParallel stands inside the module. `nemo_steerlm.megatron.parallel.initialize` comes first.
+
+    Args:
+        checkpoints: how they are written.
     """
 
-    def __init__(self) -> None:
-        super().__init__(cluster_environment=_environment(), checkpoint_io=DistributedCheckpointIO())
+    def __init__(self, checkpoints: DistributedCheckpointIO) -> None:
+        super().__init__(cluster_environment=_environment(), checkpoint_io=checkpoints)
 
     def setup_distributed(self) -> None:
         """The processes have met already."""
@@ -96,11 +123,11 @@ class MegatronStrategy(DDPStrategy):
 
     def _sharded_state(self, is_loading: bool = False) -> dict[str, Any]:
         module: Any = self.lightning_module
-        model = distributed_checkpoint.model_state(module.chunks)
+        state = module.training_state()
         optimizer = module.optimizer.sharded_state_dict(
-            model, is_loading=is_loading, metadata=distributed_checkpoint.metadata()
+            state["model"], is_loading=is_loading, metadata=distributed_checkpoint.metadata()
         )
-        return {"model": model, "optimizer": optimizer}
+        return {**state, "optimizer": optimizer}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write Lightning's progress and all sharded state; every rank calls it."""
@@ -123,7 +150,7 @@ class MegatronStrategy(DDPStrategy):
     def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
         """Put the weights into the chunks."""
         module: Any = self.lightning_module
-        distributed_checkpoint.load_model_state(module.chunks, checkpoint["sharded"]["model"])
+        module.load_training_state(checkpoint["sharded"])
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
         """Put the optimizer state back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tarfile
 import tempfile
@@ -19,16 +20,17 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, OptimizerConfig, ParallelConfig
+from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import gpt, model_folder, optim, parallel
+from nemo_steerlm.megatron import checkpoint, gpt, lora, model_folder, optim, parallel
+from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.megatron.layers import Segments
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # fp8: the matrix products alone
 Model = TypeVar("Model", bound="MegatronModel")
 
 
@@ -50,7 +52,7 @@ class MegatronModel(ModelPT):
 
     Args:
         cfg: `architecture`, `template`, `attributes` (a schema's dict, or null), `parallel`, `precision`
-            ("fp32" or "bf16"), and for training `optimizer`, `max_steps`, `seed`.
+            ("fp32", "bf16" or "fp8"), and for training `optimizer`, `max_steps`, `seed`, `recompute`, `lora`, `freeze`.
         tokenizer: what the model reads and writes with.
         trainer: Lightning's trainer with `MegatronStrategy`, or None for inference.
     """
@@ -70,6 +72,7 @@ class MegatronModel(ModelPT):
         self.parallel = _typed(ParallelConfig, cfg.get("parallel") or {})
         self.chunks: list[gpt.LanguageModel] = []
         self.optimizer: Any = None
+        self.average: WeightAverage | None = None
         self.training_batches: StepBatches | None = None
         self.validation_batches: StepBatches | None = None
         self._first_step = 0
@@ -91,8 +94,11 @@ class MegatronModel(ModelPT):
         """Build this rank's part of the network with random weights; idempotent."""
         if not self.chunks:
             parallel.initialize(self.parallel, seed=int(self.cfg.get("seed", 1234)))
-            dtype = DTYPES[self.cfg.get("precision", "fp32")]
-            self.chunks = gpt.build(self.card.architecture, self.parallel, dtype, self.outputs)
+            precision = self.cfg.get("precision", "fp32")
+            self.chunks = gpt.build(
+                self.card.architecture, self.parallel, DTYPES[precision], self.outputs,
+                fp8=precision == "fp8", recompute=self.cfg.get("recompute", "none"),
+            )  # fmt: skip
             self.network = torch.nn.ModuleList(self.chunks)
 
     def load_weights(self, folder: Path | str) -> None:
@@ -135,8 +141,10 @@ class MegatronModel(ModelPT):
             )
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write a model folder, by all ranks together."""
-        model_folder.write(folder, self.card, self.tokenizer, self.chunks)
+        """Write a model folder, of the averaged weights where they are kept, by all ranks together."""
+        self._gather()
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            model_folder.write(folder, self.card, self.tokenizer, self.chunks)
 
     def save_to(self, save_path: str) -> None:
         """Write the model folder as one `.nemo` archive (an uncompressed tar); all ranks call it."""
@@ -178,6 +186,28 @@ class MegatronModel(ModelPT):
 
     # ---------------------------------------------------------------- training
 
+    def choose_trained(self) -> None:
+        """Freeze the trunk, add adapters, average, as configured; to be called once the weights are loaded."""
+        adapters = _typed(LoRAConfig, self.cfg.get("lora") or {})
+        if adapters.rank:
+            lora.add(self.chunks, adapters, int(self.cfg.seed))
+        elif self.cfg.get("freeze", "none") == "trunk":
+            lora.freeze_trunk(self.chunks)
+        decay = self._optimizer_config.ema_decay
+        self.average = None if decay is None else WeightAverage(self.chunks, decay)
+
+    def training_state(self) -> dict[str, Any]:
+        """Sharded state of what training changes, the optimizer's aside."""
+        self._gather()
+        average = {} if self.average is None else {"average": self.average.sharded_state()}
+        return {"model": checkpoint.training_state(self.chunks), **average}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Put a loaded `training_state` back."""
+        checkpoint.load_training_state(self.chunks, state["model"])
+        if self.average is not None:
+            self.average.load(state["average"])
+
     def configure_model(self) -> None:
         """Lightning's hook: build the network and put it into megatron-core's data-parallel wrapper."""
         self.build()
@@ -185,6 +215,11 @@ class MegatronModel(ModelPT):
             self._wrapped = (
                 optim.wrap(self.chunks, self._optimizer_config),
             )  # a tuple hides it from torch's registry
+
+    def _gather(self) -> None:
+        """Complete this rank's weights; nothing to do outside of a training."""
+        if hasattr(self, "_wrapped"):
+            optim.gather(self._wrapped[0])
 
     @property
     def _optimizer_config(self) -> OptimizerConfig:
@@ -254,6 +289,9 @@ class MegatronModel(ModelPT):
         self.optimizer.zero_grad()
         kept = self.run(batch, forward_only=False)
         shim.step()  # type: ignore[union-attr]
+        if self.average is not None:
+            self._gather()
+            self.average.update()
         total, count, tokens, computed = sum_over_ranks(
             sum(float(k["sum"]) for k in kept),
             sum(float(k["count"]) for k in kept),

@@ -24,13 +24,14 @@ from omegaconf import OmegaConf
 from nemo_steerlm.config import LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.data.dataset import GlobalBatches, PolicyDataset, RegressionDataset
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron import checkpoint, parallel
+from nemo_steerlm.megatron import checkpoint, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
-from nemo_steerlm.megatron.strategy import MegatronStrategy
+from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
 from nemo_steerlm.provenance import plain
 
+_log = logging.getLogger(__name__)
 nemo_log.setLevel(nemo_log.ERROR)  # dozens of lines about their own set-up
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -85,15 +86,21 @@ class JSONLLogger(Logger):
 class _Checkpoints(Callback):
     """Saves the whole training state every so many steps and after the last."""
 
-    def __init__(self, folder: CheckpointFolder, every: int | None, last: int) -> None:
-        self.folder, self.every, self.last = folder, every, last
+    def __init__(self, folder: CheckpointFolder, every: int | None, last: int, io: DistributedCheckpointIO) -> None:
+        self.folder, self.every, self.last, self.io = folder, every, last, io
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Lightning's hook after each optimizer step."""
+        self.io.poll()
         step = trainer.global_step
         if step == self.last or (self.every and step % self.every == 0):
             trainer.save_checkpoint(self.folder.path(step))
             self.folder.prune()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Lightning's hook: wait for what is still being written."""
+        self.io.finish()
+        self.folder.prune()
 
 
 class _ProgressBar(TQDMProgressBar):
@@ -235,26 +242,29 @@ def fit(
     A run that was killed goes on from its newest complete checkpoint; one that had ended changes nothing.
     """
     last = int(model.cfg.max_steps)
+    model.choose_trained()
+    trained, total = lora.count_parameters(model.chunks)
+    _log.info("trained parameters: %s of %s (%.2f%%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
     folder = CheckpointFolder(output / "checkpoints", keep=trainer_config.keep_checkpoints)
     start = folder.latest() if resume else None
     step = int(start.name.removeprefix("step-")) if start is not None else 0
     metrics = JSONLLogger(output / "metrics.jsonl")
     metrics.rewind(step)
     if start is not None and step >= last:  # trained to the end, then killed before the model was written
-        loaded = checkpoint.load(start, {"model": checkpoint.model_state(model.chunks)})
-        checkpoint.load_model_state(model.chunks, loaded["model"])
+        model.load_training_state(checkpoint.load(start, model.training_state()))
         return
     validates = model.validation_batches is not None
+    io = DistributedCheckpointIO(background=trainer_config.async_checkpoint)
     trainer = lightning.Trainer(
         accelerator="gpu" if parallel.device().type == "cuda" else "cpu",
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        strategy=MegatronStrategy(),
+        strategy=MegatronStrategy(io),
         max_steps=last,
         max_epochs=1,  # the step number alone says which data comes next; epochs are counted there
         logger=False,
         callbacks=[
-            _Checkpoints(folder, trainer_config.checkpoint_every, last),
+            _Checkpoints(folder, trainer_config.checkpoint_every, last, io),
             *([_ProgressBar(output.name)] if trainer_config.progress_bar else []),
         ],
         enable_checkpointing=False,

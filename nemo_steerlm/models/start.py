@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig, check_trainable
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.megatron import gpt, hf, hf_config, model_folder
 from nemo_steerlm.megatron.model_folder import ModelCard
@@ -28,6 +28,7 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
         ConfigError: neither weights nor a shape and a tokenizer are given, or the layout does not divide the model.
         CheckpointError: the folder is missing, damaged, or was trained on other attributes.
     """
+    check_trainable(config)
     source = config.model.init
     if source is None:
         architecture, tokenizer = _random(config.model)
@@ -90,6 +91,9 @@ def _make(cls: type[Model], config: Any, card: ModelCard, tokenizer: Tokenizer) 
         card,
         parallel=config.parallel,
         precision=config.trainer.precision,
+        recompute=config.trainer.recompute,
+        lora=OmegaConf.to_container(OmegaConf.structured(config.model.lora)),
+        freeze=config.model.freeze,
         optimizer=OmegaConf.to_container(OmegaConf.structured(config.optimizer)),
         max_steps=config.trainer.max_steps,
         seed=config.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,11 @@ def train(
     precision: str = "fp32",
     resume: bool = True,
     pack_length: int | None = None,
+    async_checkpoint: bool = False,
+    inspect: Callable[[Any], None] | None = None,
     **training: Any,
 ) -> list[dict]:
-    """Train through the real Lightning loop; return the lines of metrics.jsonl."""
+    """Train through the real Lightning loop; return the lines of metrics.jsonl. `inspect` sees the trained model."""
     from nemo_steerlm.megatron import parallel as processes
     from nemo_steerlm.models.fit import fit
 
@@ -144,5 +147,14 @@ def train(
         held_out = random_items(kind, 11, seed=1)
         model.validation_batches = make_batches(kind, held_out, steps=2, once=True, **cut)
     config = TrainerConfig(max_steps=steps, val_every=2, checkpoint_every=checkpoint_every, progress_bar=False)
+        model.validation_batches = make_batches(
+            kind, held_out, steps=2, micro_batch_size=micro_batch_size, parallel=parallel, once=True
+        )
+    config = TrainerConfig(
+        max_steps=steps, val_every=2, checkpoint_every=checkpoint_every, async_checkpoint=async_checkpoint,
+        progress_bar=False,
+    )  # fmt: skip
     fit(model, config, LoggingConfig(tensorboard=False), output, resume=resume)
+    if inspect is not None:
+        inspect(model)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -45,6 +45,28 @@ MISTAKES = {
         ["trained on the attributes", "extra"],
     ),
     "damaged weights": (TRAIN + " model.init={w}/damaged", ["damaged"]),
+    "a LoRA target nobody knows": (
+        TRAIN + " model.lora.rank=4 model.lora.targets=[linear_qv]", ["linear_qv", "did you mean 'linear_qkv'"]
+    ),
+    "LoRA without a target": (TRAIN + " model.lora.rank=4 model.lora.targets=[]", ["model.lora.targets", "nothing"]),
+    "LoRA in a frozen trunk": (
+        TRAIN + " model.lora.rank=4 model.freeze=trunk", ["model.lora.rank=4", "model.freeze=trunk"]
+    ),
+    "LoRA on random weights": (
+        TRAIN + " model.lora.rank=4 model.init=null model=llama_tiny model.tokenizer={w}/tokenizer",
+        ["model.lora.rank=4", "model.init"],
+    ),
+    "a frozen policy": ("VERB=train-sft " + TRAIN + " model.freeze=trunk", ["model.freeze=trunk", "model.lora.rank"]),
+    "a frozen trunk in stages": (
+        TRAIN + " model.freeze=trunk parallel.pipeline=2 trainer.devices=2", ["model.freeze=trunk", "parallel.tensor"]
+    ),
+    "context parallelism without its engine": (
+        TRAIN + " parallel.context=2 trainer.devices=2", ["parallel.context=2", "Transformer Engine"]
+    ),
+    "fp8 without its engine": (TRAIN + " trainer.precision=fp8", ["trainer.precision=fp8", "Transformer Engine"]),
+    "a setting of the pipeline that is ours to choose": (
+        TRAIN + " parallel.batch_p2p_comm=true", ["unknown key 'parallel.batch_p2p_comm'"]
+    ),
     "no model at all": (TRAIN + " model.init=null", ["model.init", "model=llama_tiny"]),
     "a policy to annotate with": (
         "VERB=annotate checkpoint={w}/policy/model input={w}/data/test.jsonl output={w}/out",

@@ -1,0 +1,189 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) beside the frozen linears of a model, and frozen trunks.
+
+An adapter adds `alpha / rank * B A x` to what its linear makes of `x`. A is random, B starts at zero: before the
+first step the model is the base. Where the linear's weight is cut over tensor-parallel ranks, so is the adapter:
+
+* column-parallel (linear_qkv, linear_fc1): A is replicated, B split along the output;
+* row-parallel (linear_proj, linear_fc2): A is split along the input, B replicated.
+
+Only `rank` numbers a token are communicated. Adapters live while a model is trained: `merged_state` is what everyone
+else sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.tensor_parallel.layers import (
+    param_is_not_tensor_parallel_duplicate,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+from nemo_steerlm.config import LoRAConfig
+from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.megatron import checkpoint
+
+_COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
+_SUFFIX = "_adapter"
+
+
+class Adapter(torch.nn.Module):
+    """The adapter of one linear; shapes are those of this rank's part.
+
+    Attributes:
+        a: `[rank, input]`.
+        b: `[output, rank]`; beside a gated linear_fc1 `[2, output / 2, rank]`, whose gate and up halves are cut over
+            the ranks each for itself, as those of the linear are.
+    """
+
+    def __init__(
+        self, linear: torch.nn.Module, name: str, layer: int, lora: LoRAConfig, config: TransformerConfig, seed: int
+    ) -> None:
+        super().__init__()
+        self.config, self.scale, self.dropout = config, lora.alpha / lora.rank, lora.dropout
+        self.column = name in _COLUMN_PARALLEL
+        weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+        output, width = weight.shape
+        initial = _initial(lora.rank, width, self.column, seed=zlib.crc32(f"{seed} {layer} {name}".encode()))
+        self.a = torch.nn.Parameter(initial.to(weight))
+        halves = (2, output // 2) if name == "linear_fc1" and config.gated_linear_unit else (output,)
+        self.b = torch.nn.Parameter(weight.new_zeros(*halves, lora.rank))
+        split, copied = (self.b, self.a) if self.column else (self.a, self.b)
+        set_tensor_model_parallel_attributes(split, True, self._split_axis, 1)
+        # Each rank saw a part of the sequence: finalize_model_grads sums the gradient of what they all hold.
+        copied.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self._linear = (linear,)  # a tuple hides it from torch's registry
+
+    @property
+    def _split_axis(self) -> int:
+        return self.b.dim() - 2 if self.column else 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What to add to the linear's output for its input `x`, both `[seq, batch, features]`."""
+        low = F.linear(self._dropped(_normalised(self._linear[0], x, self.config)), self.a)
+        return F.linear(self._across_ranks(low), self.b.flatten(0, -2)) * self.scale
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.dropout):
+            return x
+        if self.column or self.config.sequence_parallel:  # the block has chosen the right stream already
+            return F.dropout(x, self.dropout)
+        with tensor_parallel.get_cuda_rng_tracker().fork():  # each rank holds other features
+            return F.dropout(x, self.dropout)
+
+    def _across_ranks(self, low: torch.Tensor) -> torch.Tensor:
+        """From what A gives on this rank to what B needs on it, `[seq, batch, rank]`."""
+        if self.config.sequence_parallel:
+            if self.column:
+                return tensor_parallel.gather_from_sequence_parallel_region(low)
+            return tensor_parallel.reduce_scatter_to_sequence_parallel_region(low)
+        if self.column:
+            return tensor_parallel.copy_to_tensor_model_parallel_region(low)
+        return tensor_parallel.reduce_from_tensor_model_parallel_region(low)
+
+    @torch.no_grad()
+    def merged(self) -> torch.Tensor:
+        """This rank's part of the linear's weight with the adapter in it, computed in fp32."""
+        weight: torch.Tensor = self._linear[0].weight  # type: ignore[assignment]
+        return (weight.float() + self.scale * self.b.flatten(0, -2).float() @ self.a.float()).to(weight.dtype)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict:
+        """Both matrices in the distributed format, so that they follow their linear to any layout."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"b" if self.column else "a": self._split_axis},
+            sharded_offsets,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+
+
+def _initial(rank: int, width: int, column: bool, seed: int) -> torch.Tensor:
+    """A, uniform within 1 / sqrt(input) (Kaiming, as the reference implementation): the same for every layout."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = 1 if column else parallel_state.get_tensor_model_parallel_world_size()
+    whole = torch.empty(rank, width * parts).uniform_(-1, 1, generator=generator) * (width * parts) ** -0.5
+    return whole if column else whole.chunk(parts, dim=1)[parallel_state.get_tensor_model_parallel_rank()]
+
+
+def _normalised(linear: torch.nn.Module, x: torch.Tensor, config: TransformerConfig) -> torch.Tensor:
+    """What the linear multiplies: Transformer Engine's fused linears normalise their input themselves."""
+    weight: Any = getattr(linear, "layer_norm_weight", None)
+    if weight is None:
+        return x
+    weight = weight + 1 if config.layernorm_zero_centered_gamma else weight
+    if config.normalization == "RMSNorm":
+        return F.rms_norm(x, x.shape[-1:], weight, config.layernorm_epsilon)
+    return F.layer_norm(x, x.shape[-1:], weight, linear.layer_norm_bias, config.layernorm_epsilon)  # type: ignore
+
+
+def freeze_trunk(chunks: list[Any]) -> None:
+    """Leave only a regression head to be trained, which language models do not have."""
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            parameter.requires_grad_(name.startswith("score."))
+
+
+def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
+    """Freeze the trunk and give every target of every layer an adapter; a second call changes nothing.
+
+    Raises:
+        ConfigError: a target that the layers do not have.
+    """
+    if any(isinstance(module, Adapter) for chunk in chunks for module in chunk.modules()):
+        return
+    freeze_trunk(chunks)
+    for chunk in chunks:
+        for layer in chunk.decoder.layers:
+            owners = {name: owner for owner in (layer.self_attention, layer.mlp) for name, _ in owner.named_children()}
+            for name in lora.targets:
+                if name not in owners:
+                    linears = [known for known in owners if known.startswith("linear_")]
+                    hint = suggest(name, linears)
+                    raise ConfigError(f"model.lora.targets: {name} is none of {', '.join(linears)}{hint}")
+                linear = getattr(owners[name], name)
+                adapter = Adapter(linear, name, layer.layer_number, lora, chunk.config, seed)
+                owners[name].add_module(name + _SUFFIX, adapter)
+                linear.register_forward_hook(
+                    lambda _, inputs, output, adapter=adapter: (output[0] + adapter(inputs[0]), output[1])
+                )
+        if chunk.pre_process and chunk.config.recompute_granularity == "full":
+            # A recomputed layer learns only where its input asks for a gradient, which a frozen embedding does not.
+            chunk.embedding.register_forward_hook(
+                lambda _, __, output: output.requires_grad_() if torch.is_grad_enabled() else None
+            )
+
+
+def merged_state(chunks: list[Any]) -> dict[str, Any]:
+    """`checkpoint.model_state` of the model without adapters that computes the same."""
+    state = checkpoint.model_state(chunks)
+    for chunk, part in zip(chunks, state.values(), strict=True):
+        for name, module in chunk.named_modules():
+            if isinstance(module, Adapter):
+                for own in ("a", "b"):
+                    del part[f"{name}.{own}"]
+                key = name.removesuffix(_SUFFIX) + ".weight"
+                part[key] = dataclasses.replace(part[key], data=module.merged())
+    return state
+
+
+def count_parameters(chunks: list[Any]) -> tuple[int, int]:
+    """Trained and all parameters of the whole model, each counted once, whatever the layout."""
+    trained = total = 0
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            if param_is_not_tensor_parallel_duplicate(parameter) and not getattr(parameter, "shared", False):
+                total += parameter.numel()
+                trained += parameter.numel() * parameter.requires_grad
+    counts = torch.tensor([trained, total], device=torch.cuda.current_device())
+    dist.all_reduce(counts, group=parallel_state.get_model_parallel_group())
+    return int(counts[0]), int(counts[1])
