@@ -10,14 +10,20 @@ Shapes follow megatron-core: `s` sequence, `b` batch, `n` heads, `g` key/value g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_tensor_model_parallel_region,
+)
 
 from nemo_steerlm.megatron.gpt import LanguageModel
 
@@ -30,11 +36,38 @@ _STRIDE = 16
 _Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+@contextlib.contextmanager
+def serving(model: LanguageModel) -> Iterator[None]:
+    """Evaluation mode and no gradients inside, and linears that prepare nothing for a backward pass.
+
+    (`_forward_impl` is megatron-core's private name for a linear's product without its communication; tested.)
+    """
+    training = model.training
+    linears = [m for m in model.modules() if isinstance(m, (ColumnParallelLinear, RowParallelLinear))]
+    model.eval()
+    for linear in linears:
+        linear._forward_impl = _product
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for linear in linears:
+            del linear._forward_impl
+        model.train(training)
+
+
+def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
+    return F.linear(input, weight, bias)
+
+
 class Decoder:
     """This rank's stage of a language model, with a cache of `slots` rows that come and go on their own.
 
     A slot's tokens stand from position 0 on, so a row that joins or leaves moves no other. Keys are cached after
-    RoPE: a step rotates one position and not the past. Memory is `slots` times the longest row, in blocks.
+    RoPE: a step rotates one position and not the past. Memory is `slots` times the longest row, in blocks; the
+    positions of one head lie side by side, because a step reads little else.
+
+    Use it under `serving(model)`.
 
     Attributes:
         lengths: tokens in each slot `[slots]`; the same on all ranks.
@@ -45,17 +78,17 @@ class Decoder:
         """Take an empty cache.
 
         Args:
-            model: in evaluation mode, without sequence parallelism and virtual stages.
+            model: without sequence parallelism and virtual stages.
             vocab_size: the true vocabulary; logits beyond it are cut off.
         """
         config = model.config
         assert not config.sequence_parallel, "inference models are built without sequence parallelism"
         self.model, self.vocab_size = model, vocab_size
         self.lengths, self.capacity = np.zeros(slots, np.int64), 0
-        like = dict(dtype=config.params_dtype, device=next(model.parameters()).device)
+        like: Any = dict(dtype=config.params_dtype, device=next(model.parameters()).device)
         groups = config.num_query_groups // parallel_state.get_tensor_model_parallel_world_size()
-        shape = (slots, 0, groups, config.kv_channels)
-        self._keys = [torch.zeros(shape, **like) for _ in model.decoder.layers]  # [slots, capacity, g, d]
+        shape = (slots, groups, 0, config.kv_channels)
+        self._keys = [torch.zeros(shape, **like) for _ in model.decoder.layers]  # [slots, g, capacity, d]
         self._values = [torch.zeros(shape, **like) for _ in model.decoder.layers]
         self._bias = torch.zeros(slots, 0, **like)  # [slots, capacity], -inf where a slot holds nothing
 
@@ -79,8 +112,8 @@ class Decoder:
         self._bias[rows] = torch.zeros_like(self._bias[rows]).masked_fill_(hidden_ahead, -torch.inf)
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            self._keys[layer][rows, :width] = key.transpose(0, 1)[copies]
-            self._values[layer][rows, :width] = value.transpose(0, 1)[copies]
+            self._keys[layer][rows, :, :width] = key.permute(1, 2, 0, 3)[copies]
+            self._values[layer][rows, :, :width] = value.permute(1, 2, 0, 3)[copies]
             return self.model.decoder.layers[layer].self_attention.core_attention(query, key, value, None)
 
         hidden = self._walk(tokens, self._cos[:width], self._sin[:width], attend)
@@ -98,21 +131,24 @@ class Decoder:
         """
         slots, longest = len(self.lengths), int(self.lengths.max()) + 1
         self._reserve(longest)
-        flat = np.arange(slots) * self.capacity + self.lengths
-        ids, positions, places = self.on_device(np.stack([tokens, self.lengths, flat]))
+        ids, positions = self.on_device(np.stack((tokens, self.lengths)))
         self.lengths[live] += 1
-        self._bias.view(-1).index_fill_(0, places, 0)
+        rows = torch.arange(slots, device=ids.device)
+        self._bias[rows, positions] = 0
         width = min(_STRIDE * -(-longest // _STRIDE), self.capacity)
         bias = self._bias[:, None, None, :width]
+        groups, head = self._keys[0].shape[1], self._keys[0].shape[3]
+        # Where each slot's key of each group goes, were the cache one long list of heads: one copy of rows.
+        starts = (rows[:, None] * groups + torch.arange(groups, device=ids.device)) * self.capacity
+        places = (starts + positions[:, None]).flatten()
 
         def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             keys, values = self._keys[layer], self._values[layer]
-            keys.view(-1, *keys.shape[2:]).index_copy_(0, places, key[0])
-            values.view(-1, *keys.shape[2:]).index_copy_(0, places, value[0])
+            keys.view(-1, head).index_copy_(0, places, key.reshape(-1, head))
+            values.view(-1, head).index_copy_(0, places, value.reshape(-1, head))
             # The queries of a group stand in the place of the sequence: no kernel has to repeat a key.
             out = F.scaled_dot_product_attention(
-                query.reshape(slots, keys.shape[2], -1, keys.shape[3]), keys[:, :width].transpose(1, 2),
-                values[:, :width].transpose(1, 2), attn_mask=bias,
+                query.reshape(slots, groups, -1, head), keys[:, :, :width], values[:, :, :width], attn_mask=bias,
                 scale=self.model.decoder.layers[layer].self_attention.core_attention.scale,
             )  # fmt: skip
             return out.reshape(1, slots, -1)
@@ -147,7 +183,7 @@ class Decoder:
         self.capacity += extra
         for caches in (self._keys, self._values):
             for layer, cache in enumerate(caches):  # zeros: the bias hides finite values only
-                caches[layer] = F.pad(cache, (0, 0, 0, 0, 0, extra))
+                caches[layer] = F.pad(cache, (0, 0, 0, extra))
         self._bias = F.pad(self._bias, (0, extra), value=-torch.inf)
         positions = torch.arange(self.capacity, dtype=torch.float32, device=self._bias.device)
         angles = torch.outer(positions, self.model.rotary_pos_emb.inv_freq.to(positions.device))[:, None, None]

@@ -11,10 +11,9 @@ another batch or layout differ in their last bits, so a draw that falls that clo
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.megatron.decoding import Decoder
+from nemo_steerlm.megatron.decoding import Decoder, serving
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.inference import broadcast_from_last_stage
 from nemo_steerlm.tokenizer import Tokenizer
@@ -132,7 +131,7 @@ def generate(
     if not prompts:
         return []
     judge = _stop_judge(tokenizer, settings.stop, vocab_size)
-    with torch.inference_mode(), _evaluating(model):
+    with serving(model):
         decoder = Decoder(model, min(batch_size, len(prompts)), vocab_size)
         return _ContinuousBatch(decoder, [list(prompt) for prompt in prompts], seeds, settings, judge, progress).run()
 
@@ -151,17 +150,6 @@ def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_length
                 f"prompt {index} holds token ids from {min(prompt)} to {max(prompt)}, the model's vocabulary has "
                 f"{vocab_size}; use the tokenizer the model was trained with"
             )
-
-
-@contextlib.contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode inside; the mode it was in afterwards, whatever happens."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 # ---- the batch ------------------------------------------------------------------------------------------------------

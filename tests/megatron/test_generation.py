@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.megatron import decoding, generation, gpt, hf, parallel
-from nemo_steerlm.megatron.decoding import Decoder
+from nemo_steerlm.megatron.decoding import Decoder, serving
 from nemo_steerlm.megatron.generation import Generation, SamplingSettings, draw, generate, uniforms
 from nemo_steerlm.megatron.inference import forward
 from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
@@ -122,7 +122,7 @@ class Recorder(Decoder):
     def noted(self, what: str, count: int, logits: torch.Tensor) -> torch.Tensor:
         first, second = logits.topk(2).values.T
         self.margins.append(float((first - second).min()))
-        assert logits.isfinite().all() and self._keys[0].shape[:2] == (len(self.lengths), self.capacity)
+        assert logits.isfinite().all() and self._keys[0].shape[::2] == (len(self.lengths), self.capacity)
         self.calls.append((what, count, len(self.lengths), self.capacity))
         return logits
 
@@ -369,7 +369,7 @@ def test_end_of_text_token_ends(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _check_trainable(model: gpt.LanguageModel) -> None:
-    assert model.training
+    assert model.training and not any("_forward_impl" in vars(module) for module in model.modules())
     assert not model.rotary_pos_emb._table.is_inference()  # recomputation saves it for backward
     model.zero_grad()
     model(torch.tensor([[1, 2, 3]]), None, None).sum().backward()
@@ -422,13 +422,26 @@ LAYOUT_SETTINGS = {
 }
 
 
-@torch.inference_mode()
 def distance_to_forward(model: gpt.LanguageModel, prompts: list[list[int]], vocab_size: int) -> float:
     """Largest difference of the decoder's logits from those of megatron-core's forward over whole sequences.
 
-    Half of each prompt is prefilled, the rest decoded; slot 1 stays empty until slot 0 is two tokens ahead.
+    Half of each prompt is prefilled, the rest decoded.
     """
-    decoder, read = Decoder(model.eval(), 3, vocab_size), [len(prompt) // 2 for prompt in prompts]
+    with serving(model):
+        found = half_by_half(Decoder(model, 3, vocab_size), prompts)
+    worst = 0.0
+    for prompt, rows in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            logits = forward(model, torch.tensor([prompt], device=torch.cuda.current_device()))
+        if logits is not None:
+            whole = gather_from_tensor_model_parallel_region(logits[0])[:, :vocab_size]
+            worst = max(worst, float((whole[len(prompt) // 2 - 1 :] - torch.stack(rows)).abs().max()))
+    return worst
+
+
+def half_by_half(decoder: Decoder, prompts: list[list[int]]) -> list[list[torch.Tensor]]:
+    """The decoder's logits from the middle of each prompt on; slots 1 and 2 enter two tokens after slot 0."""
+    read = [len(prompt) // 2 for prompt in prompts]
     found: list[list[torch.Tensor]] = [[] for _ in prompts]
     live: list[int] = []
 
@@ -447,13 +460,7 @@ def distance_to_forward(model: gpt.LanguageModel, prompts: list[list[int]], voca
             note(live, decoder.decode(np.array(tokens), np.array(live)))
         for row in live:
             read[row] += 1
-    worst = 0.0
-    for prompt, rows in zip(prompts, found, strict=True):
-        logits = forward(model, torch.tensor([prompt], device=decoder.on_device(np.zeros(1)).device))
-        if logits is not None:
-            whole = gather_from_tensor_model_parallel_region(logits[0])[:, :vocab_size]
-            worst = max(worst, float((whole[len(prompt) // 2 - 1 :] - torch.stack(rows)).abs().max()))
-    return worst
+    return found
 
 
 def check_layouts(folder: str, tokenizer_folder: str) -> dict[str, Any]:
