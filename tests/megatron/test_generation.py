@@ -116,7 +116,9 @@ class Recorder(Decoder):
         return self.noted("prefill", len(prompts), logits)
 
     def decode(self, tokens: Any, live: Any) -> Any:
+        expected = self.lengths + np.isin(np.arange(len(self.lengths)), live)
         logits = super().decode(tokens, live)
+        assert self.lengths.tolist() == expected.tolist()
         return self.noted("decode", len(live), logits)
 
     def noted(self, what: str, count: int, logits: torch.Tensor) -> torch.Tensor:
@@ -257,18 +259,18 @@ def test_frequencies_follow_the_softmax(temperature: float, top_k: int, top_p: f
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
-def test_first_token_is_the_inverse_distribution_of_the_reference(
+def test_draws_are_the_inverse_distribution_of_the_reference(
     world: World, temperature: float, top_k: int, top_p: float
 ) -> None:
-    found = world.generate(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=1, seed=5)
+    """The n-th token of a row belongs to the n-th number of its own stream."""
+    found = world.generate(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=3, seed=5)
     for row, prompt in enumerate(world.prompts):
+        tokens, stream = found[row].tokens, np.random.Generator(np.random.Philox(key=np.array([5, row], np.uint64)))
         with torch.no_grad():
-            logits = world.reference(torch.tensor([prompt])).logits[0, -1].double().tolist()
-        key = np.array([5, row], np.uint64)
-        target = np.random.Generator(np.random.Philox(key=key)).random()
-        borders = np.cumsum(filtered(logits, temperature, top_k, top_p))
-        expected = int(np.searchsorted(borders, target, side="right"))
-        assert found[row].tokens == ([] if expected == world.tokenizer.eos_id else [expected])
+            logits = world.reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 :].double().tolist()
+        for place, token in enumerate(tokens + [world.tokenizer.eos_id] * (found[row].finish == "eos")):
+            borders = np.cumsum(filtered(logits[place], temperature, top_k, top_p))
+            assert int(np.searchsorted(borders, stream.random(), side="right")) == token, (row, place)
 
 
 def test_ties_and_borders() -> None:
