@@ -1,8 +1,8 @@
-"""Sample responses from a language model: batches of ragged prompts, cached keys and values, any TP x PP layout.
+"""Sample responses from a language model: continuous batches of ragged prompts, any TP x PP layout.
 
-How a batch runs. Prompts are padded on the right and go through the model once, causally, so that no real token sees
-padding and every token has its true position. Then each row decodes one token a step at its own position; new keys
-stand behind the padding, which a bias hides. Rows that end leave the batch.
+How it runs. Requests wait in a queue, the longest prompts first. At most `batch_size` of them decode together, a token
+a step, each in a slot of the cached model (`decoding.py`) at its own position. A row that ends leaves its slot to the
+next request, whose prompt is read then; the others stay where they are.
 
 What decides a token. The last pipeline stage draws it and all stages get it. A draw depends on the row's logits, its
 seed and its step, and on nothing else: not on the batch it is in, the layout, or a job resumed half-way. (Logits of
@@ -11,25 +11,27 @@ another batch or layout differ in their last bits, so a draw that falls that clo
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.megatron.decoding import Decoder, serving
 from nemo_steerlm.megatron.gpt import LanguageModel
-from nemo_steerlm.megatron.inference import broadcast_from_last_stage, forward
-from nemo_steerlm.megatron.layers import KeyValueCache, SDPACoreAttention
+from nemo_steerlm.megatron.inference import broadcast_from_last_stage
 from nemo_steerlm.tokenizer import Tokenizer
 
-# A batch is compacted once this share of its rows is left: copying the caches costs about as much as one step.
+# At the end of the queue the cache is compacted once this share of its slots is in use: copying it costs about as much
+# as one step.
 _COMPACT_AT = 0.8
+# Prompts are read so many tokens at a time, which bounds the memory of their activations.
+_PREFILL_TOKENS = 16384
 # What a token means for its row; the last three end it.
 _CONTINUES, _LENGTH, _STOP, _EOS = 0, 1, 2, 3
 _FINISH = {_LENGTH: "length", _STOP: "stop", _EOS: "eos"}
@@ -111,7 +113,8 @@ def generate(
         prompts: token ids.
         vocab_size: the true vocabulary; padded ids beyond it are never drawn.
         seeds: one a prompt, by default its index; for jobs in parts, give a row the same number in every part.
-        batch_size: rows decoded together; prompts of like length share a batch.
+        batch_size: rows decoded together at most; memory is bounded by it, not by the number of prompts. Equal
+            prompts that enter together are read once.
         progress: called with the number of responses that just ended.
 
     Returns:
@@ -125,18 +128,12 @@ def generate(
     _check_prompts(prompts, vocab_size, model.max_sequence_length)
     seeds = range(len(prompts)) if seeds is None else seeds
     assert len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts"
+    if not prompts:
+        return []
     judge = _stop_judge(tokenizer, settings.stop, vocab_size)
-    results: list[Generation | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory fails at once
-    with torch.inference_mode(), _inference_state(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = _Batch(
-                model, [prompts[i] for i in chosen], [seeds[i] for i in chosen], settings, vocab_size, judge, progress
-            )
-            for i, generation in zip(chosen, batch.run(tokenizer), strict=True):
-                results[i] = generation
-    return results  # type: ignore[return-value]
+    with serving(model):
+        decoder = Decoder(model, min(batch_size, len(prompts)), vocab_size)
+        return _ContinuousBatch(decoder, [list(prompt) for prompt in prompts], seeds, settings, judge, progress).run()
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_length: int) -> None:
@@ -155,160 +152,122 @@ def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_length
             )
 
 
-@contextlib.contextmanager
-def _inference_state(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode inside; caches, positions and mode as for training afterwards, whatever happens."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        for attention in _core_attentions(model):
-            attention.cache = None
-        model.rotary_pos_emb.positions = model.last_positions = None
-        model.train(training)
+# ---- the batch ------------------------------------------------------------------------------------------------------
 
 
-def _core_attentions(model: LanguageModel) -> list[SDPACoreAttention]:
-    return [layer.self_attention.core_attention for layer in model.decoder.layers]
+class _ContinuousBatch:
+    """Requests that wait, and those that decode together.
 
-
-# ---- one batch ------------------------------------------------------------------------------------------------------
-
-
-class _Batch:
-    """Rows that are decoded together.
-
-    Arrays named for all rows keep their size; `rows` says which of them are still in the model's batch, and `alive`
-    which of those have not ended.
+    Arrays in `_SLOTS` have a row for each slot of the decoder; `requests` says whose it is, -1 for nobody's.
     """
+
+    _SLOTS = ("requests", "tokens", "counts", "budgets", "uniforms")
 
     def __init__(
         self,
-        model: LanguageModel,
-        prompts: list[Sequence[int]],
-        seeds: list[int],
+        decoder: Decoder,
+        prompts: list[list[int]],
+        seeds: Sequence[int],
         settings: SamplingSettings,
-        vocab_size: int,
         judge: _StopJudge,
         progress: Callable[[int], None] | None,
     ) -> None:
-        self.model, self.prompts, self.settings = model, prompts, settings
-        self.vocab_size, self.judge, self.progress = vocab_size, judge, progress
-        self.device = next(model.parameters()).device
-        count = len(prompts)
-        lengths = np.array([len(prompt) for prompt in prompts])
-        self.budgets = np.minimum(settings.max_new_tokens, model.max_sequence_length - lengths)
-        self.steps = int(self.budgets.max())
-        self.uniforms = uniforms(settings, seeds, self.steps) if settings.temperature else None
-        self.tokens = np.zeros((count, self.steps), np.int64)
-        self.counts = np.zeros(count, np.int64)
-        self.endings = np.full(count, _LENGTH)
-        self.logprobs = np.zeros(count)
-        self.rows, self.alive = np.arange(count), np.ones(count, bool)
-        self.positions = torch.as_tensor(lengths, device=self.device)  # of the next token
-        self.bias = self._padding_bias(int(lengths.max()), int(lengths.max()) + self.steps)
-        for attention in _core_attentions(model):
-            attention.cache = KeyValueCache(int(lengths.max()) + self.steps, self.bias)
-        model.rotary_pos_emb.reserve(int(lengths.max()) + self.steps)
+        self.decoder, self.prompts, self.seeds, self.settings = decoder, prompts, seeds, settings
+        self.judge, self.progress = judge, progress
+        # The longest first: memory fails at once, and prompts that enter together are of like length, or equal.
+        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i])))
+        self.limit = decoder.model.max_sequence_length
+        slots, steps = len(decoder.lengths), min(settings.max_new_tokens, self.limit - min(map(len, prompts)))
+        self.requests = np.full(slots, -1)
+        self.tokens, self.counts = np.zeros((slots, steps), np.int64), np.zeros(slots, np.int64)
+        self.budgets = np.zeros(slots, np.int64)
+        self.uniforms = np.zeros((slots, steps if settings.temperature else 0))
+        self.idle = 0  # free slots, summed over the steps since prompts were last read
+        self.endings = np.full(len(prompts), _CONTINUES)
+        self.responses: list[list[int]] = [[] for _ in prompts]
+        self.logprobs = np.zeros(len(prompts))  # complete on the last stage
 
-    def _padding_bias(self, width: int, capacity: int) -> torch.Tensor | None:
-        """-inf `[rows, 1, 1, capacity]` behind each prompt, up to the longest; None without padding."""
-        slots = torch.arange(capacity, device=self.device)
-        hidden = (slots >= self.positions[:, None]) & (slots < width)
-        if not hidden.any():
-            return None
-        bias = torch.zeros(hidden.shape, dtype=self.model.config.params_dtype, device=self.device)
-        return bias.masked_fill_(hidden, -torch.inf)[:, None, None]
+    def run(self) -> list[Generation]:
+        """Decode until every request has ended."""
+        while self.waiting or (self.requests >= 0).any():
+            if self._due():
+                self._admit()
+            live = np.flatnonzero(self.requests >= 0)
+            if not self.waiting and 0 < len(live) <= _COMPACT_AT * len(self.requests):
+                self._compact(live)
+                live = np.arange(len(live))
+            if len(live):
+                newest = self.tokens[np.arange(len(self.tokens)), self.counts - 1]
+                self._advance(self.decoder.decode(newest, live), live)
+        logprobs = broadcast_from_last_stage(self.decoder.on_device(self.logprobs)).tolist()
+        return list(map(self.judge.generation, self.responses, self.endings.tolist(), logprobs))
 
-    def run(self, tokenizer: Tokenizer) -> list[Generation]:
-        """Decode until every row has ended."""
-        logits = self._prefill()
-        for step in range(self.steps):
-            ids = self._draw(logits, step)
-            self._end_rows(ids, step)
-            if not self.alive.any():
-                break
-            if self.alive.sum() <= _COMPACT_AT * len(self.alive):
-                ids = ids[self.alive]
-                self._compact()
-            logits = self._decode(ids)
-        broadcast_from_last_stage(logprobs := torch.as_tensor(self.logprobs, device=self.device))
-        return [self._generation(tokenizer, row, float(logprob)) for row, logprob in enumerate(logprobs.cpu().numpy())]
+    def _due(self) -> bool:
+        """Whether to read prompts now: once the free slots have cost as much as that does, about one step of all.
 
-    def _prefill(self) -> torch.Tensor | None:
-        """Run the prompts; returns the logits of each one's last token, on the last pipeline stage."""
-        width = max(map(len, self.prompts))
-        padded = np.zeros((len(self.prompts), width), np.int64)
-        for row, prompt in zip(padded, self.prompts, strict=True):
-            row[: len(prompt)] = prompt
-        model = self.model
-        model.rotary_pos_emb.positions, model.last_positions = None, self.positions - 1
-        logits = forward(model, torch.as_tensor(padded, device=self.device))
-        model.last_positions = None
-        return self._whole_vocabulary(logits)
+        (The batch size of least cost where setting up a batch has a price and so has waiting: Harris's formula.)
+        """
+        self.idle += int((self.requests < 0).sum())
+        return bool(self.waiting) and self.idle >= len(self.requests)
 
-    def _decode(self, ids: np.ndarray) -> torch.Tensor | None:
-        """Feed the drawn tokens; returns the next logits, on the last pipeline stage."""
-        self.model.rotary_pos_emb.positions = self.positions
-        logits = forward(self.model, torch.as_tensor(ids, device=self.device)[:, None])
-        self.positions = self.positions + 1
-        return self._whole_vocabulary(logits)
+    def _admit(self) -> None:
+        """Let waiting requests into the free slots."""
+        self.idle, free = 0, np.flatnonzero(self.requests < 0)
+        while len(free) and self.waiting:
+            rows = max(1, _PREFILL_TOKENS // len(self.prompts[self.waiting[0]]))
+            group = [self.waiting.popleft() for _ in range(min(rows, len(free), len(self.waiting)))]
+            slots, free = free[: len(group)], free[len(group) :]
+            self.requests[slots], self.counts[slots] = group, 0
+            unique: list[list[int]] = []
+            sources = []
+            for slot, request in zip(slots, group, strict=True):
+                prompt = self.prompts[request]
+                if not unique or prompt != unique[-1]:
+                    unique.append(prompt)
+                sources.append(len(unique) - 1)
+                self.budgets[slot] = min(self.settings.max_new_tokens, self.limit - len(prompt))
+            if self.settings.temperature:
+                seeds = [self.seeds[request] for request in group]
+                self.uniforms[slots] = uniforms(self.settings, seeds, self.uniforms.shape[1])
+            self._advance(self.decoder.prefill(unique, slots, np.array(sources)), slots)
 
-    def _whole_vocabulary(self, logits: torch.Tensor | None) -> torch.Tensor | None:
-        """Logits `[rows, vocab_size]` in fp32 of this rank's `[rows, 1, padded / tp]`."""
+    def _advance(self, logits: torch.Tensor | None, slots: np.ndarray) -> None:
+        """Give each of `slots` its next token, and end the rows that end with it."""
+        ids = self._draw(logits, slots)
+        self.tokens[slots, self.counts[slots]] = ids
+        self.counts[slots] += 1
+        endings = self.judge.endings(ids, self.tokens, slots, self.counts[slots])
+        endings[(endings == _CONTINUES) & (self.counts[slots] >= self.budgets[slots])] = _LENGTH
+        ended = slots[endings != _CONTINUES]
+        if not len(ended):
+            return
+        self.endings[self.requests[ended]] = endings[endings != _CONTINUES]
+        for slot in ended:
+            self.responses[self.requests[slot]] = self.tokens[slot, : self.counts[slot]].tolist()
+        self.requests[ended] = -1
+        self.decoder.free(ended)
+        if self.progress is not None:
+            self.progress(len(ended))
+
+    def _draw(self, logits: torch.Tensor | None, slots: np.ndarray) -> np.ndarray:
+        """The next token of each of `slots`, the same on all ranks."""
         if logits is None:
-            return None
-        group = parallel_state.get_tensor_model_parallel_group()
-        return gather_from_tensor_model_parallel_region(logits[:, 0], group=group)[:, : self.vocab_size].float()
-
-    def _draw(self, logits: torch.Tensor | None, step: int) -> np.ndarray:
-        """The next token of every row in the batch, the same on all ranks."""
-        if logits is None:
-            ids = torch.empty(len(self.rows), dtype=torch.int64, device=self.device)
+            ids = self.decoder.on_device(np.zeros(len(slots), np.int64))
         else:
-            drawn = None if self.uniforms is None else self.uniforms[self.rows, step]
+            drawn = self.uniforms[slots, self.counts[slots]] if self.settings.temperature else None
             ids = draw(logits, self.settings, drawn)
             if parallel_state.get_tensor_model_parallel_world_size() > 1:  # one rank decides, for kernels on a border
                 group = parallel_state.get_tensor_model_parallel_group()
                 dist.broadcast(ids, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
             chosen = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-            self.logprobs[self.rows[self.alive]] += chosen.cpu().numpy()[self.alive]
+            self.logprobs[self.requests[slots]] += chosen.cpu().numpy()
         return broadcast_from_last_stage(ids).cpu().numpy()
 
-    def _end_rows(self, ids: np.ndarray, step: int) -> None:
-        """Note the tokens of this step, and which rows end with it."""
-        self.tokens[self.rows, step] = ids
-        endings = self.judge.endings(ids, self.tokens, self.rows, self.alive, step + 1)
-        endings[(endings == _CONTINUES) & (step + 1 >= self.budgets[self.rows])] = _LENGTH
-        ended = self.alive & (endings != _CONTINUES)
-        if ended.any():
-            self.counts[self.rows[ended]] = step + 1
-            self.endings[self.rows[ended]] = endings[ended]
-            self.alive = self.alive & ~ended
-            if self.progress is not None:
-                self.progress(int(ended.sum()))
-
-    def _compact(self) -> None:
-        """Take the rows that have ended out of the model's batch."""
-        kept = torch.as_tensor(np.flatnonzero(self.alive), device=self.device)
-        self.positions = self.positions[kept]
-        self.bias = None if self.bias is None else self.bias[kept]
-        for attention in _core_attentions(self.model):
-            assert attention.cache is not None
-            attention.cache.select(kept, self.bias)
-        self.rows = self.rows[self.alive]
-        self.alive = np.ones(len(self.rows), bool)
-
-    def _generation(self, tokenizer: Tokenizer, row: int, logprob: float) -> Generation:
-        tokens, ending = self.tokens[row, : self.counts[row]].tolist(), int(self.endings[row])
-        if ending == _EOS or (ending == _STOP and tokens[-1] in self.judge.stop_ids):
-            tokens, text = tokens[:-1], tokenizer.decode_continuation(tokens[:-1])
-        elif ending == _STOP:
-            tokens, text = self.judge.cut(tokens)
-        else:
-            text = tokenizer.decode_continuation(tokens)
-        return Generation(tokens=tokens, text=text, finish=_FINISH[ending], logprob=logprob)
+    def _compact(self, live: np.ndarray) -> None:
+        """Nobody waits: go on with the slots in use only."""
+        self.decoder.keep(live)
+        for name in self._SLOTS:
+            setattr(self, name, getattr(self, name)[live])
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
@@ -400,16 +359,14 @@ class _StopJudge:
         for token in self.stop_ids:
             self.kinds[token] = _STOP
 
-    def endings(
-        self, ids: np.ndarray, tokens: np.ndarray, rows: np.ndarray, alive: np.ndarray, count: int
-    ) -> np.ndarray:
-        """How the newest tokens `ids` of `rows` end them; `tokens[rows, :count]` is what each row holds."""
+    def endings(self, ids: np.ndarray, tokens: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """How the newest tokens `ids` of `rows` end them; `tokens[rows[i], :counts[i]]` is what each row holds."""
         kinds = self.kinds[ids]
         for i in np.flatnonzero(kinds == self._UNSEEN):
             self.kinds[ids[i]] = kinds[i] = self._kind(int(ids[i]))
         for i in np.flatnonzero(kinds == self._TAIL):
-            tail = tokens[rows[i], max(0, count - self.window) : count]
-            kinds[i] = _STOP if alive[i] and self._holds_stop(tail.tolist()) else _CONTINUES
+            tail = tokens[rows[i], max(0, counts[i] - self.window) : counts[i]]
+            kinds[i] = _STOP if self._holds_stop(tail.tolist()) else _CONTINUES
         return kinds
 
     def _kind(self, token: int) -> int:
@@ -425,7 +382,17 @@ class _StopJudge:
         text = self.tokenizer.decode_continuation(tokens)
         return any(stop in text for stop in self.stop)
 
-    def cut(self, tokens: list[int]) -> tuple[list[int], str]:
+    def generation(self, tokens: list[int], ending: int, logprob: float) -> Generation:
+        """The response of all tokens that were drawn for it."""
+        if ending == _EOS or (ending == _STOP and tokens[-1] in self.stop_ids):
+            tokens, text = tokens[:-1], self.tokenizer.decode_continuation(tokens[:-1])
+        elif ending == _STOP:
+            tokens, text = self._cut(tokens)
+        else:
+            text = self.tokenizer.decode_continuation(tokens)
+        return Generation(tokens=tokens, text=text, finish=_FINISH[ending], logprob=logprob)
+
+    def _cut(self, tokens: list[int]) -> tuple[list[int], str]:
         """Tokens and text before the first stop text."""
         text = self.tokenizer.decode_continuation(tokens)
         end = min((place for place in map(text.find, self.stop) if place >= 0), default=len(text))

@@ -175,10 +175,6 @@ class LanguageModel(GPTModel):
 
     Called with a `loss_mask` `[batch, seq]` it returns the logits of the True positions only, `[n, padded vocabulary /
     tp]`: prompts never go through the vocabulary projection.
-
-    Attributes:
-        last_positions: None for the logits of all positions, or one position `[batch]` a row: only these go through
-            the vocabulary projection, and logits are `[batch, 1, padded vocabulary / tp]`.
     """
 
     def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs: Any) -> None:
@@ -191,7 +187,6 @@ class LanguageModel(GPTModel):
             **kwargs,
         )
         self.rotary_pos_emb = RotaryTable(inverse_frequencies(architecture))
-        self.last_positions: torch.Tensor | None = None
 
     def forward(self, *args: Any, packed_seq_params: Segments | None = None, **kwargs: Any) -> torch.Tensor:
         """As GPTModel's; with `packed_seq_params` the batch is one row of several samples."""
@@ -204,9 +199,6 @@ class LanguageModel(GPTModel):
         """Choose the positions before the vocabulary projection (a private hook of GPTModel; tested)."""
         if not self.post_process:
             return hidden_states
-        if self.last_positions is not None:
-            rows = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-            hidden_states = hidden_states[self.last_positions, rows][None]
         if loss_mask is None:
             return super()._postprocess(hidden_states, *args, **kwargs)
         if self.config.sequence_parallel:  # this rank holds a part of the sequence: choose after the projection

@@ -166,6 +166,8 @@ def _parameters(
     """Each parameter of a chunk with its Hugging Face names (by the layer's global number) and its cut dimension."""
     shapes = tensor_shapes(architecture)
     for name, parameter in chunk.named_parameters():
+        if name.startswith("score."):
+            continue  # a regression head, which no language model's folder has
         for fused, plain in _FUSED.items():
             name = name.replace(fused, plain)
         module, kind = name.rsplit(".", 1)

@@ -41,7 +41,8 @@ def run_in_parts(
     whatever was killed in between.
 
     Args:
-        work: (part number, its rows, the progress bar) -> records; every rank of one model runs it together.
+        work: (part number, its rows, the progress bar) -> records; every rank of one model runs it together. It may
+            move the bar on within the part.
         output: the final file; the parts lie beside it until all are there.
         job: everything that decides the records (see `PartStore`).
         total: number of rows if known, for the time left.
@@ -54,7 +55,7 @@ def run_in_parts(
     store = PartStore(folder, job)
     rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     writes = parallel_state.get_model_parallel_group().rank() == 0
-    count = 0
+    count = seen = 0
     with tqdm(total=total, unit=f" {unit}", desc=output.name, disable=not is_rank_zero(), mininterval=0.5) as bar:
         for index, part in enumerate(chunks(rows, part_size)):
             count = index + 1
@@ -62,7 +63,8 @@ def run_in_parts(
                 records = work(index, part, bar)
                 if writes:
                     store.write(index, records)
-            bar.update(len(part))
+            seen += len(part)
+            bar.update(seen - bar.n)
     barrier()
     if is_rank_zero():
         store.merge(output, count)

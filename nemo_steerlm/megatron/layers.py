@@ -72,41 +72,6 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x).square()
 
 
-class KeyValueCache:
-    """Rotated keys and values of one attention layer during generation, `[b, g, capacity, d]`.
-
-    Keys are stored after RoPE, so a decoding step rotates one position and not the whole past.
-
-    Attributes:
-        bias: added to the scores of a decoding step, `[b, 1, 1, capacity]`, -inf on the padding of short prompts;
-            None where the batch has no padding. The layers share one tensor.
-    """
-
-    def __init__(self, capacity: int, bias: torch.Tensor | None = None) -> None:
-        self.capacity, self.length = capacity, 0
-        self.bias = bias
-        self.keys: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
-
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add `[b, g, s, d]` keys and values; return all that are held, `[b, g, length, d]`."""
-        if self.keys is None or self.values is None:
-            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
-            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
-        end = self.length + keys.shape[2]
-        assert end <= self.capacity, f"cache of {self.capacity} positions asked to hold {end}"
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def select(self, rows: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Keep only the batch rows `rows` (finished rows leave), whose bias is `bias`."""
-        self.bias = bias
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
-
-
 class Segments(PackedSeqParams):
     """Where the samples of one packed row of `s` tokens lie.
 
@@ -130,10 +95,7 @@ class Segments(PackedSeqParams):
 
 
 class SDPACoreAttention(MegatronModule):
-    """Core attention through ``torch.nn.functional.scaled_dot_product_attention``, with an optional cache.
-
-    Set `cache` to a `KeyValueCache` to generate; leave it None to train.
-    """
+    """Core attention through ``torch.nn.functional.scaled_dot_product_attention``."""
 
     def __init__(
         self,
@@ -149,7 +111,6 @@ class SDPACoreAttention(MegatronModule):
         assert config.context_parallel_size == 1, "context parallelism needs Transformer Engine"
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.scale = softmax_scale
-        self.cache: KeyValueCache | None = None
 
     def forward(
         self,
@@ -166,7 +127,7 @@ class SDPACoreAttention(MegatronModule):
         Args:
             query: `[s, b, n, d]`; key, value: `[s, b, g, d]`.
             attention_mask: None for plain causal attention, or `[b, 1, s, keys]` with True where attention is
-                forbidden (megatron-core's convention). Not read while decoding: the cache knows the padding.
+                forbidden (megatron-core's convention).
             attn_mask_type: ignored; this decoder is always causal.
             attention_bias: not supported.
             packed_seq_params: None, or the segments of a batch of one row: no token sees another segment's.
@@ -176,13 +137,9 @@ class SDPACoreAttention(MegatronModule):
         """
         assert attention_bias is None, "a bias is not supported"
         if packed_seq_params is not None:
-            assert attention_mask is None and self.cache is None and not self.dropout
+            assert attention_mask is None and not self.dropout
             return self._packed(query, key, value, packed_seq_params)
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if self.cache is not None:
-            key, value = self.cache.append(key, value)
-            if query.shape[2] == 1:
-                return self._decode(query, key, value, self.cache.bias)
         length = query.shape[2]
         mask = None if attention_mask is None else ~attention_mask
         dropout = self.dropout if self.training else 0.0
@@ -216,41 +173,22 @@ class SDPACoreAttention(MegatronModule):
         ]
         return torch.cat(outs, dim=2).permute(2, 0, 1, 3).flatten(2)
 
-    def _decode(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Attend from one position `[b, n, 1, d]` to the cache; returns `[1, b, n * d]`.
-
-        The queries of a group stand in the place of the sequence: no key is repeated, whatever kernel torch picks.
-        """
-        batch, groups = keys.shape[:2]
-        query = query.reshape(batch, groups, -1, query.shape[3])
-        if bias is not None:
-            bias = bias[..., : keys.shape[2]]
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scale)
-        return out.reshape(1, batch, -1)
-
 
 class RotaryTable(RotaryEmbedding):
     """RoPE angles computed once.
 
     Attributes:
-        positions: None to serve positions 0, 1, ... (training, prefill); while decoding the position `[b]` of each
-            row's one token.
-        segments: None, or the segments of a packed row: positions start anew in each.
+        segments: None to serve positions 0, 1, ..., or the segments of a packed row: positions start anew in each.
     """
 
     def __init__(self, inverse_frequencies: torch.Tensor) -> None:
         torch.nn.Module.__init__(self)
         self.inv_freq = inverse_frequencies
-        self.positions: torch.Tensor | None = None
         self.segments: Segments | None = None
         self._table = torch.empty(0)
 
     def forward(self, max_seq_len: int, *_: Any, **__: Any) -> torch.Tensor:
-        """Angles `[max_seq_len, 1, 1, d]`, of `segments` `[s, 1, 1, d]`, or of `positions` `[1, b, 1, d]`."""
-        if self.positions is not None:
-            return self._table[self.positions].transpose(0, 1)
+        """Angles `[max_seq_len, 1, 1, d]` of positions 0, 1, ..., or of `segments` `[s, 1, 1, d]`."""
         self.reserve(max_seq_len)
         if self.segments is not None:
             return self._table[self.segments.positions]
@@ -280,7 +218,7 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Transf
         attention = layer.submodules.self_attention.submodules
         if config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = norm
-    # Our own core attention in both: TE's has no cache of rotated keys, and torch's SDPA is flash attention on CUDA.
+    # Our own core attention in both: generation brings its own cache, and torch's SDPA is flash attention on CUDA.
     attention.core_attention = SDPACoreAttention
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,13 +82,19 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
         "part_size": config.part_size,
     }  # fmt: skip
 
+    tokens, started = 0, time.perf_counter()
+
     def part(index: int, rows: list[Conversation], bar: tqdm) -> list[Record]:
+        nonlocal tokens
         room = model.card.architecture.max_position_embeddings - config.max_new_tokens
-        requests_ = [(row, tokens) for row in rows if (tokens := _fit(model, row, room))]
+        requests_ = [(row, prompt) for row in rows if (prompt := _fit(model, row, room))]
         seeds = [_number(config.seed, row.id) for row, _ in requests_]
         answers = model.sample(
-            [tokens for _, tokens in requests_], settings, seeds=seeds, batch_size=config.batch_size
-        )
+            [prompt for _, prompt in requests_], settings, seeds=seeds, batch_size=config.batch_size,
+            progress=bar.update,
+        )  # fmt: skip
+        tokens += sum(len(answer.tokens) for answer in answers)
+        bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
         for (row, _), answer in zip(requests_, answers, strict=True):
             text = model.card.template.parse_response(answer.text)
             row.turns.append(Turn(model.card.template.assistant, text))

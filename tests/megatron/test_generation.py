@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.megatron import generation, gpt, hf, parallel
+from nemo_steerlm.megatron import decoding, generation, gpt, hf, parallel
+from nemo_steerlm.megatron.decoding import Decoder, serving
 from nemo_steerlm.megatron.generation import Generation, SamplingSettings, draw, generate, uniforms
+from nemo_steerlm.megatron.inference import forward
 from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
 from tests import tokenizers
 from tests.distributed import run_distributed
@@ -101,12 +105,113 @@ def test_greedy_equals_transformers(world: World, batch_size: int) -> None:
         assert found.text == world.tokenizer.decode_continuation(found.tokens)
 
 
+class Recorder(Decoder):
+    """Notes what the batch asks of the model."""
+
+    calls: list[tuple[str, int, int, int]] = []  # what, prompts or live rows, slots, capacity
+    margins: list[float] = []  # between the two likeliest tokens
+
+    def prefill(self, prompts: Any, slots: Any, sources: Any) -> Any:
+        logits = super().prefill(prompts, slots, sources)
+        return self.noted("prefill", len(prompts), logits)
+
+    def decode(self, tokens: Any, live: Any) -> Any:
+        expected = self.lengths + np.isin(np.arange(len(self.lengths)), live)
+        logits = super().decode(tokens, live)
+        assert self.lengths.tolist() == expected.tolist()
+        return self.noted("decode", len(live), logits)
+
+    def noted(self, what: str, count: int, logits: torch.Tensor) -> torch.Tensor:
+        first, second = logits.topk(2).values.T
+        self.margins.append(float((first - second).min()))
+        assert logits.isfinite().all() and self._keys[0].shape[::2] == (len(self.lengths), self.capacity)
+        self.calls.append((what, count, len(self.lengths), self.capacity))
+        return logits
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    monkeypatch.setattr(generation, "Decoder", Recorder)
+    monkeypatch.setattr(decoding, "_BLOCK", 8)  # the cache grows more than once
+    monkeypatch.setattr(Recorder, "calls", [])
+    monkeypatch.setattr(Recorder, "margins", [])
+    return Recorder
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.2, "top_k": 30, "seed": 4}, {"stop": ("o", "e "), "temperature": 0.8}]
+)
+def test_continuous_batches_equal_one_by_one(
+    world: World, recorder: type[Recorder], settings: dict[str, Any]
+) -> None:
+    """Token-identical as long as no choice is closer than rounding, which the recorded margins show for greedy."""
+    random = np.random.default_rng(2)
+    prompts = [random.integers(0, world.vocab_size, length).tolist() for length in random.integers(1, CONTEXT, 23)]
+    alone = [world.generate([prompt], seeds=[i], **settings)[0] for i, prompt in enumerate(prompts)]
+    assert settings or min(recorder.margins) > 1e-3
+    assert len({len(g.tokens) for g in alone}) > 5
+    for batch_size in (3, 8, 64):
+        recorder.calls.clear()
+        together = world.generate(prompts, batch_size=batch_size, **settings)
+        assert [(g.tokens, g.text, g.finish) for g in together] == [(g.tokens, g.text, g.finish) for g in alone]
+        assert [g.logprob for g in together] == pytest.approx([g.logprob for g in alone], abs=1e-4)
+        slots = [slots for _, _, slots, _ in recorder.calls]
+        assert max(slots) == min(batch_size, 23) and slots == sorted(slots, reverse=True)  # memory: by slots, ...
+        assert max(capacity for *_, capacity in recorder.calls) <= CONTEXT + 8  # ... and the longest row
+        # Rows enter while others are on their way: between two prefills rows decode that the first did not bring.
+        entered = [i for i, call in enumerate(recorder.calls) if call[0] == "prefill"]
+        assert len(entered) == 1 or any(recorder.calls[i + 1][1] > recorder.calls[i][1] for i in entered[1:])
+
+
+def test_slots_are_kept_busy(world: World, recorder: type[Recorder]) -> None:
+    """Against batches that wait for their longest row."""
+    prompts, stop = [[i % world.vocab_size, 5 * i % world.vocab_size] for i in range(40)], ("o", "e ", "t")
+    rows = world.generate(prompts, batch_size=4, stop=stop)
+    steps = [count for what, count, _, _ in recorder.calls if what == "decode"]
+    lengths = [len(row.tokens) + (row.finish != "length") for row in rows]
+    waiting = sum(max(lengths[i : i + 4]) - 1 for i in range(0, 40, 4))
+    assert len(steps) < 0.8 * waiting, (len(steps), waiting)
+
+
+def test_equal_prompts_are_read_once(world: World, recorder: type[Recorder]) -> None:
+    prompts = [[7, 8, 9], [4, 5], [7, 8, 9], [7, 8, 9], [4, 6]]
+    settings: dict[str, Any] = dict(temperature=1.0, seed=2, max_new_tokens=6)
+    rows = world.generate(prompts, **settings)
+    assert recorder.calls[0][:3] == ("prefill", 3, 5)
+    assert len({tuple(rows[i].tokens) for i in (0, 2, 3)}) == 3  # each draws for itself
+    assert rows == [
+        dataclasses.replace(world.generate([prompt], seeds=[i], **settings)[0], logprob=pytest.approx(row.logprob))
+        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+    ]
+
+
+def test_prompts_are_read_in_bounded_pieces(
+    world: World, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world.generate()
+    monkeypatch.setattr(generation, "_PREFILL_TOKENS", 80)
+    recorder.calls.clear()
+    assert [g.tokens for g in world.generate()] == [g.tokens for g in whole]
+    assert [count for what, count, _, _ in recorder.calls if what == "prefill"] == [1, 1, 2, 2, 4]
+
+
+@pytest.mark.parametrize("size", [16, 8])  # all of a head, or its first half
+def test_rotation_is_megatron_cores(world: World, size: int) -> None:
+    from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+
+    torch.manual_seed(0)
+    x, angles = torch.randn(5, 2, 3, 16), torch.outer(torch.arange(5.0), torch.rand(size // 2))[:, None, None]
+    expected = apply_rotary_pos_emb(x, torch.cat((angles, angles), -1), config=world.model.config)
+    cos, sin = torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)
+    torch.testing.assert_close(decoding._rotate(x, cos, sin), expected)
+
+
 def test_only_the_last_position_of_a_prompt_reaches_the_vocabulary(world: World) -> None:
     shapes = []
     hook = world.model.output_layer.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
     world.generate(max_new_tokens=2)
     hook.remove()
-    assert [tuple(shape[:2]) for shape in shapes] == [(1, len(LENGTHS))] * 2
+    assert [tuple(shape[:2]) for shape in shapes] == [(1, len(LENGTHS)), (1, len(LENGTHS) - 1)]  # one has no room
 
 
 def test_draws_do_not_depend_on_the_batch(world: World) -> None:
@@ -154,18 +259,18 @@ def test_frequencies_follow_the_softmax(temperature: float, top_k: int, top_p: f
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
-def test_first_token_is_the_inverse_distribution_of_the_reference(
+def test_draws_are_the_inverse_distribution_of_the_reference(
     world: World, temperature: float, top_k: int, top_p: float
 ) -> None:
-    found = world.generate(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=1, seed=5)
+    """The n-th token of a row belongs to the n-th number of its own stream."""
+    found = world.generate(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=3, seed=5)
     for row, prompt in enumerate(world.prompts):
+        tokens, stream = found[row].tokens, np.random.Generator(np.random.Philox(key=np.array([5, row], np.uint64)))
         with torch.no_grad():
-            logits = world.reference(torch.tensor([prompt])).logits[0, -1].double().tolist()
-        key = np.array([5, row], np.uint64)
-        target = np.random.Generator(np.random.Philox(key=key)).random()
-        borders = np.cumsum(filtered(logits, temperature, top_k, top_p))
-        expected = int(np.searchsorted(borders, target, side="right"))
-        assert found[row].tokens == ([] if expected == world.tokenizer.eos_id else [expected])
+            logits = world.reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 :].double().tolist()
+        for place, token in enumerate(tokens + [world.tokenizer.eos_id] * (found[row].finish == "eos")):
+            borders = np.cumsum(filtered(logits[place], temperature, top_k, top_p))
+            assert int(np.searchsorted(borders, stream.random(), side="right")) == token, (row, place)
 
 
 def test_ties_and_borders() -> None:
@@ -238,7 +343,7 @@ def test_no_stop_is_missed(kinds: dict[str, Tokenizer], kind: str) -> None:
         for _ in range(15):
             tokens = random.choice([*frequent, *range(3, tokenizer.vocab_size)], 40)[None]
             endings = [
-                int(judge.endings(tokens[:, n - 1], tokens, np.array([0]), np.array([True]), n)[0])
+                int(judge.endings(tokens[:, n - 1], tokens, np.array([0]), np.array([n]))[0])
                 for n in range(1, 41)
             ]
             ended = next((n for n, ending in enumerate(endings, 1) if ending == generation._STOP), None)
@@ -266,8 +371,7 @@ def test_end_of_text_token_ends(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _check_trainable(model: gpt.LanguageModel) -> None:
-    assert model.training and model.rotary_pos_emb.positions is None and model.last_positions is None
-    assert all(layer.self_attention.core_attention.cache is None for layer in model.decoder.layers)
+    assert model.training and not any("_forward_impl" in vars(module) for module in model.modules())
     assert not model.rotary_pos_emb._table.is_inference()  # recomputation saves it for backward
     model.zero_grad()
     model(torch.tensor([[1, 2, 3]]), None, None).sum().backward()
@@ -316,7 +420,49 @@ def test_bad_input_is_refused(world: World) -> None:
 LAYOUT_SETTINGS = {
     "greedy": SamplingSettings(max_new_tokens=12),
     "sampled": SamplingSettings(max_new_tokens=12, temperature=1.0, top_k=50, seed=3),
+    "stopped": SamplingSettings(max_new_tokens=12, stop=("o", "e ")),
 }
+
+
+def distance_to_forward(model: gpt.LanguageModel, prompts: list[list[int]], vocab_size: int) -> float:
+    """Largest difference of the decoder's logits from those of megatron-core's forward over whole sequences.
+
+    Half of each prompt is prefilled, the rest decoded.
+    """
+    with serving(model):
+        found = half_by_half(Decoder(model, 3, vocab_size), prompts)
+    worst = 0.0
+    for prompt, rows in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            logits = forward(model, torch.tensor([prompt], device=torch.cuda.current_device()))
+        if logits is not None:
+            whole = gather_from_tensor_model_parallel_region(logits[0])[:, :vocab_size]
+            worst = max(worst, float((whole[len(prompt) // 2 - 1 :] - torch.stack(rows)).abs().max()))
+    return worst
+
+
+def half_by_half(decoder: Decoder, prompts: list[list[int]]) -> list[list[torch.Tensor]]:
+    """The decoder's logits from the middle of each prompt on; slots 1 and 2 enter two tokens after slot 0."""
+    read = [len(prompt) // 2 for prompt in prompts]
+    found: list[list[torch.Tensor]] = [[] for _ in prompts]
+    live: list[int] = []
+
+    def note(rows: list[int], logits: torch.Tensor | None) -> None:
+        for i, row in enumerate(rows if logits is not None else []):
+            found[row].append(logits[i])  # type: ignore[index]
+
+    for step in range(max(map(len, prompts))):
+        for enters, row in ((0, 0), (2, 1), (2, 2)):
+            if step == enters:
+                note([row], decoder.prefill([prompts[row][: read[row]]], np.array([row]), np.array([0])))
+                live.append(row)
+        live = [row for row in live if read[row] < len(prompts[row])]
+        tokens = [prompt[min(place, len(prompt) - 1)] for prompt, place in zip(prompts, read, strict=True)]
+        if live:
+            note(live, decoder.decode(np.array(tokens), np.array(live)))
+        for row in live:
+            read[row] += 1
+    return found
 
 
 def check_layouts(folder: str, tokenizer_folder: str) -> dict[str, Any]:
@@ -325,32 +471,38 @@ def check_layouts(folder: str, tokenizer_folder: str) -> dict[str, Any]:
 
     tokenizer = load_tokenizer(tokenizer_folder)
     found: dict[str, Any] = {}
+    prompts = make_prompts(tokenizer.vocab_size)
     for tensor, pipeline in ((2, 1), (1, 2), (2, 2)):
         model = build(folder, tokenizer.vocab_size, ParallelConfig(tensor=tensor, pipeline=pipeline))
         rows: dict[str, Any] = {}
         for name, settings in LAYOUT_SETTINGS.items():
-            prompts = make_prompts(tokenizer.vocab_size)
-            out = generate(model, tokenizer, prompts, settings, vocab_size=tokenizer.vocab_size)
-            rows[name] = [[g.tokens, g.finish, g.logprob] for g in out]
+            out = generate(model, tokenizer, prompts, settings, vocab_size=tokenizer.vocab_size, batch_size=4)
+            rows[name] = [[g.tokens, g.text, g.finish, g.logprob] for g in out]
         everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, rows)
         rows["same"] = all(other == rows for other in everywhere)
+        dist.all_gather_object(everywhere, distance_to_forward(model, prompts[-3:], tokenizer.vocab_size))
+        rows["distance"] = max(everywhere)
         found[f"TP{tensor} PP{pipeline}"] = rows
     return found
 
 
 def test_layouts_agree(world: World) -> None:
+    """More requests than slots at each layout, against one by one without any."""
     found = run_distributed(
         check_layouts, 4, folder=str(world.folder), tokenizer_folder=str(world.folder.parent / "tokenizer")
     )
     alone = {
-        name: generate(
-            world.model, world.tokenizer, world.prompts, settings, vocab_size=world.vocab_size, batch_size=4
-        )
+        name: [
+            generate(world.model, world.tokenizer, [prompt], settings, vocab_size=world.vocab_size, seeds=[i])[0]
+            for i, prompt in enumerate(world.prompts)
+        ]
         for name, settings in LAYOUT_SETTINGS.items()
     }
+    assert distance_to_forward(world.model, world.prompts[-3:], world.vocab_size) < 1e-4
     for layout, rows in found.items():
         assert rows.pop("same"), layout
+        assert 0 < rows.pop("distance") < 1e-4, layout
         for name, expected in alone.items():
-            assert [row[:2] for row in rows[name]] == [[g.tokens, g.finish] for g in expected], (layout, name)
-            assert [row[2] for row in rows[name]] == pytest.approx([g.logprob for g in expected], abs=1e-3)
+            assert [row[:3] for row in rows[name]] == [[g.tokens, g.text, g.finish] for g in expected], (layout, name)
+            assert [row[3] for row in rows[name]] == pytest.approx([g.logprob for g in expected], abs=1e-3)

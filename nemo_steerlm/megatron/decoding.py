@@ -1,0 +1,238 @@
+"""A language model that remembers what it has read: one walk over its layers, with cached keys and values.
+
+Megatron-core's own forward serves training: dropout, recomputation, offloading and fusions are asked about in every
+layer, and RoPE's cosines computed there. At one token a step these questions cost more than the products of a small
+model. `Decoder` calls the same embedding, norms, projections and MLPs, in the same order, and nothing else, so that
+tensor parallelism and whatever is wrapped around a projection work as in training.
+
+Shapes follow megatron-core: `s` sequence, `b` batch, `n` heads, `g` key/value groups, `d` head size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_tensor_model_parallel_region,
+)
+
+from nemo_steerlm.megatron.gpt import LanguageModel
+
+# Capacity grows by this many positions or a quarter, whichever is more.
+_BLOCK = 64
+# Attention reads this many positions or a multiple: few shapes, and aligned rows of the bias for CUDA's kernels.
+_STRIDE = 16
+
+# (number of the layer in this stage, query, key, value) -> what is attended to, `[s, b, n * d]`
+_Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@contextlib.contextmanager
+def serving(model: LanguageModel) -> Iterator[None]:
+    """Evaluation mode and no gradients inside, and linears that prepare nothing for a backward pass.
+
+    (`_forward_impl` is megatron-core's private name for a linear's product without its communication; tested.)
+    """
+    training = model.training
+    linears = [m for m in model.modules() if isinstance(m, (ColumnParallelLinear, RowParallelLinear))]
+    model.eval()
+    for linear in linears:
+        linear._forward_impl = _product
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for linear in linears:
+            del linear._forward_impl
+        model.train(training)
+
+
+def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
+    return F.linear(input, weight, bias)
+
+
+class Decoder:
+    """This rank's stage of a language model, with a cache of `slots` rows that come and go on their own.
+
+    A slot's tokens stand from position 0 on, so a row that joins or leaves moves no other. Keys are cached after
+    RoPE: a step rotates one position and not the past. Memory is `slots` times the longest row, in blocks; the
+    positions of one head lie side by side, because a step reads little else.
+
+    Use it under `serving(model)`.
+
+    Attributes:
+        lengths: tokens in each slot `[slots]`; the same on all ranks.
+        capacity: positions there is memory for.
+    """
+
+    def __init__(self, model: LanguageModel, slots: int, vocab_size: int) -> None:
+        """Take an empty cache.
+
+        Args:
+            model: without sequence parallelism and virtual stages.
+            vocab_size: the true vocabulary; logits beyond it are cut off.
+        """
+        config = model.config
+        assert not config.sequence_parallel, "inference models are built without sequence parallelism"
+        self.model, self.vocab_size = model, vocab_size
+        self.lengths, self.capacity = np.zeros(slots, np.int64), 0
+        like: Any = dict(dtype=config.params_dtype, device=next(model.parameters()).device)
+        groups = config.num_query_groups // parallel_state.get_tensor_model_parallel_world_size()
+        shape = (slots, groups, 0, config.kv_channels)
+        self._keys = [torch.zeros(shape, **like) for _ in model.decoder.layers]  # [slots, g, capacity, d]
+        self._values = [torch.zeros(shape, **like) for _ in model.decoder.layers]
+        self._bias = torch.zeros(slots, 0, **like)  # [slots, capacity], -inf where a slot holds nothing
+
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: np.ndarray, sources: np.ndarray) -> torch.Tensor | None:
+        """Read `prompts` into free slots: `slots[i]` holds `prompts[sources[i]]` afterwards.
+
+        The shorter ones are padded on the right; attention is causal, so that no token sees padding.
+
+        Returns:
+            Logits `[len(slots), vocab_size]`, fp32, after each slot's last token; None before the last stage.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts])
+        width = int(lengths.max())
+        padded = np.zeros((len(prompts), width), np.int64)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        self._reserve(width)
+        self.lengths[slots] = lengths[sources]
+        tokens, rows, copies, last = map(self.on_device, (padded, slots, sources, lengths - 1))
+        hidden_ahead = torch.arange(self.capacity, device=last.device) > last[copies][:, None]
+        self._bias[rows] = torch.zeros_like(self._bias[rows]).masked_fill_(hidden_ahead, -torch.inf)
+
+        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            self._keys[layer][rows, :, :width] = key.permute(1, 2, 0, 3)[copies]
+            self._values[layer][rows, :, :width] = value.permute(1, 2, 0, 3)[copies]
+            return self.model.decoder.layers[layer].self_attention.core_attention(query, key, value, None)
+
+        hidden = self._walk(tokens, self._cos[:width], self._sin[:width], attend)
+        return None if hidden is None else self._logits(hidden[last[copies], copies])
+
+    def decode(self, tokens: np.ndarray, live: np.ndarray) -> torch.Tensor | None:
+        """Add one token to each slot of `live`; the others are computed along and stay as they are.
+
+        Args:
+            tokens: `[slots]`, any token where a slot is not live.
+            live: slot numbers, ascending.
+
+        Returns:
+            Logits `[len(live), vocab_size]`, fp32; None before the last stage.
+        """
+        slots, longest = len(self.lengths), int(self.lengths.max()) + 1
+        self._reserve(longest)
+        ids, positions = self.on_device(np.stack((tokens, self.lengths)))
+        self.lengths[live] += 1
+        rows = torch.arange(slots, device=ids.device)
+        self._bias[rows, positions] = 0
+        width = min(_STRIDE * -(-longest // _STRIDE), self.capacity)
+        bias = self._bias[:, None, None, :width]
+        groups, head = self._keys[0].shape[1], self._keys[0].shape[3]
+        # Where each slot's key of each group goes, were the cache one long list of heads: one copy of rows.
+        starts = (rows[:, None] * groups + torch.arange(groups, device=ids.device)) * self.capacity
+        places = (starts + positions[:, None]).flatten()
+
+        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            keys, values = self._keys[layer], self._values[layer]
+            keys.view(-1, head).index_copy_(0, places, key.reshape(-1, head))
+            values.view(-1, head).index_copy_(0, places, value.reshape(-1, head))
+            # The queries of a group stand in the place of the sequence: no kernel has to repeat a key.
+            out = F.scaled_dot_product_attention(
+                query.reshape(slots, groups, -1, head), keys[:, :, :width], values[:, :, :width], attn_mask=bias,
+                scale=self.model.decoder.layers[layer].self_attention.core_attention.scale,
+            )  # fmt: skip
+            return out.reshape(1, slots, -1)
+
+        hidden = self._walk(ids[:, None], self._cos[positions, 0][None], self._sin[positions, 0][None], attend)
+        if hidden is None:
+            return None
+        return self._logits(hidden[0] if len(live) == slots else hidden[0, self.on_device(live)])
+
+    def free(self, slots: np.ndarray) -> None:
+        """Forget what the slots hold."""
+        self.lengths[slots] = 0
+
+    def keep(self, slots: np.ndarray) -> None:
+        """Go on with these slots only, in this order."""
+        rows = self.on_device(slots)
+        self.lengths, self._bias = self.lengths[slots], self._bias[rows]
+        for caches in (self._keys, self._values):
+            for layer, cache in enumerate(caches):
+                caches[layer] = cache[rows]
+
+    def on_device(self, array: np.ndarray) -> torch.Tensor:
+        """The array as a tensor beside the model."""
+        return torch.as_tensor(array, device=self._bias.device)
+
+    def _reserve(self, length: int) -> None:
+        """Have memory for `length` positions in every slot."""
+        if length <= self.capacity:
+            return
+        extra = max(length - self.capacity, self.capacity // 4)
+        extra = _BLOCK * -(-extra // _BLOCK)
+        self.capacity += extra
+        for caches in (self._keys, self._values):
+            for layer, cache in enumerate(caches):  # zeros: the bias hides finite values only
+                caches[layer] = F.pad(cache, (0, 0, 0, extra))
+        self._bias = F.pad(self._bias, (0, extra), value=-torch.inf)
+        positions = torch.arange(self.capacity, dtype=torch.float32, device=self._bias.device)
+        angles = torch.outer(positions, self.model.rotary_pos_emb.inv_freq.to(positions.device))[:, None, None]
+        self._cos = torch.cat((angles.cos(), angles.cos()), -1).to(self._bias.dtype)  # [capacity, 1, 1, d or less]
+        self._sin = torch.cat((-angles.sin(), angles.sin()), -1).to(self._bias.dtype)
+
+    def _walk(
+        self, tokens: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: _Attend
+    ) -> torch.Tensor | None:
+        """Run `tokens` `[b, s]` through this stage; returns its output `[s, b, hidden]` on the last one."""
+        model = self.model
+        if model.pre_process:
+            hidden = model.embedding(tokens, None)
+        else:
+            hidden = self._bias.new_empty(*reversed(tokens.shape), model.config.hidden_size)
+            group = parallel_state.get_pipeline_model_parallel_group()
+            dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank(), group=group)
+        for number, layer in enumerate(model.decoder.layers):
+            attention = layer.self_attention
+            query, key, value = attention.get_query_key_value_tensors(layer.input_layernorm(hidden), None)
+            attended = attend(number, _rotate(query, cos, sin), _rotate(key, cos, sin), value)
+            hidden = _add(hidden, *attention.linear_proj(attended))
+            hidden = _add(hidden, *layer.mlp(layer.pre_mlp_layernorm(hidden)))
+        if model.post_process:
+            return hidden
+        group = parallel_state.get_pipeline_model_parallel_group()
+        dist.send(hidden.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(), group=group)
+        return None
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[rows, vocab_size]` in fp32 of the last layer's output `[rows, hidden]`."""
+        model = self.model
+        weight = model.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else None
+        logits, _ = model.output_layer(model.decoder.final_layernorm(hidden[None]), weight=weight)
+        group = parallel_state.get_tensor_model_parallel_group()
+        return gather_from_tensor_model_parallel_region(logits[0], group=group)[:, : self.vocab_size].float()
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE on `x` `[s, b, n, d]`: its first dimensions, as many as the angles have, turn in halves.
+
+    `sin` is negated in its first half, which is what the other half is multiplied with there.
+    """
+    size = cos.shape[-1]
+    part = x if size == x.shape[-1] else x[..., :size]
+    turned = torch.addcmul(part * cos, part.roll(size // 2, -1), sin)
+    return turned if part is x else torch.cat((turned, x[..., size:]), -1)
+
+
+def _add(hidden: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The residual connection around a projection that leaves adding its bias to the caller."""
+    return hidden + (output if bias is None else output + bias)
