@@ -75,7 +75,7 @@ def _run(verb: str, *words: str) -> int:
         if trainer.accelerator == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch is not imported yet: for it there are no GPUs
         if trainer.accelerator == "gpu":
-            local.require_gpu()
+            os.environ["STEERLM_REQUIRE_GPU"] = "1"  # for `megatron.parallel`, which can ask torch
         if not local.join(trainer.devices, trainer.num_nodes):
             return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR

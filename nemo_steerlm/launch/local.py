@@ -54,18 +54,6 @@ def join(devices: int, num_nodes: int, environment: MutableMapping[str, str] = o
     return world == 1
 
 
-def require_gpu() -> None:
-    """Refuse `trainer.accelerator=gpu` where torch would fall back to the CPU (raises ConfigError)."""
-    import torch
-
-    if not torch.cuda.is_available():
-        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        raise ConfigError(
-            f"trainer.accelerator=gpu: torch {torch.__version__} (built {built}) sees no GPU here; "
-            "use trainer=cpu, or install the torch that belongs to this machine's driver"
-        )
-
-
 def _from_srun(slurm: MutableMapping[str, str]) -> dict[str, str]:
     """torchrun's variables from those of a SLURM step with equally many tasks on each node."""
     world, nodes = int(slurm["SLURM_STEP_NUM_TASKS"]), int(slurm.get("SLURM_STEP_NUM_NODES", 1))

@@ -34,6 +34,16 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def _require_gpu() -> None:
+    """Refuse `trainer.accelerator=gpu` (the command line leaves STEERLM_REQUIRE_GPU) where CUDA is absent."""
+    if os.environ.get("STEERLM_REQUIRE_GPU") and not torch.cuda.is_available():
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise ConfigError(
+            f"trainer.accelerator=gpu: torch {torch.__version__} (built {built}) sees no GPU here; "
+            "use trainer=cpu, or install the torch that belongs to this machine's driver"
+        )
+
+
 def _start_processes(timeout: timedelta) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
@@ -59,12 +69,13 @@ def initialize(
     is a world of one. Calling it again with another layout rebuilds megatron-core's groups.
 
     Raises:
-        ConfigError: the number of processes is not a multiple of tensor x pipeline.
+        ConfigError: the number of processes is not a multiple of tensor x pipeline, or a GPU is asked for and absent.
     """
     global _active
     parallel = parallel or ParallelConfig()
     layout = _Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
     if not dist.is_initialized():
+        _require_gpu()
         _start_processes(timeout)
     world = dist.get_world_size()
     if world % (layout.tensor * layout.pipeline):
