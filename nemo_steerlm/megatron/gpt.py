@@ -96,8 +96,8 @@ def transformer_config(
     check_layout(architecture, parallel)
     if parallel.context > 1:
         raise ConfigError(
-            f"parallel.context={parallel.context} needs the ring attention of Transformer Engine, which these layers do "
-            "not use yet; use parallel.tensor with parallel.sequence=true"
+            f"parallel.context={parallel.context} needs the ring attention of Transformer Engine, which these layers "
+            "do not use yet; use parallel.tensor with parallel.sequence=true"
         )
     if fp8 and not transformer_engine_available():
         raise ConfigError("trainer.precision=fp8 needs Transformer Engine and a GPU; use trainer.precision=bf16")

@@ -52,7 +52,8 @@ class MegatronModel(ModelPT):
 
     Args:
         cfg: `architecture`, `template`, `attributes` (a schema's dict, or null), `parallel`, `precision`
-            ("fp32", "bf16" or "fp8"), and for training `optimizer`, `max_steps`, `seed`, `recompute`, `lora`, `freeze`.
+            ("fp32", "bf16" or "fp8"), and for training `optimizer`, `max_steps`, `seed`, `recompute`, `lora` and
+            `freeze`.
         tokenizer: what the model reads and writes with.
         trainer: Lightning's trainer with `MegatronStrategy`, or None for inference.
     """

@@ -121,8 +121,9 @@ def _look(model: Any, base: dict[str, torch.Tensor], folder: Path) -> dict:
         plain.chunks[0].load_state_dict(base, strict=False)
         before = plain.chunks[0].eval()(tokens, None, None)
     now = chunk.state_dict()
-    stored = dist_checkpointing.load_tensors_metadata(str(folder.parent / f"{model.kind}-lora/checkpoints/step-00000004"))
-    inner = model.optimizer.chained_optimizers[0] if hasattr(model.optimizer, "chained_optimizers") else model.optimizer
+    last = folder.parent / f"{model.kind}-lora/checkpoints/step-00000004"
+    stored = dist_checkpointing.load_tensors_metadata(str(last))
+    inner = getattr(model.optimizer, "chained_optimizers", [model.optimizer])[0]
     return {
         "moved": sorted(name for name, value in base.items() if not torch.equal(value, now[name])),
         "adapters": sum("_adapter." in name for name in now),
