@@ -1,0 +1,109 @@
+"""Annotation, from a file of conversations to a file with values, beside what one would write with transformers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.measure import Row, compare
+
+CONVERSATIONS = 40
+BATCH = 16
+MAX_LENGTH = 1024
+UNIT = "responses"
+
+
+def rows(folder: Path, runs: int) -> list[Row]:
+    """Measure everything here; `folder` holds the inputs."""
+    lines = (folder / "conversations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "to-annotate.jsonl").write_text("".join(lines[:CONVERSATIONS]), encoding="utf-8")
+    settings = dict(folder=folder, runs=runs, unit=UNIT)
+    return [
+        compare("annotate vs length-sorted transformers batches", ours, sorted_batches, target=1.1, **settings),
+        compare("annotate vs one conversation at a time", ours, one_at_a_time, target=3.0, **settings),
+    ]
+
+
+def ours(folder: Path) -> Iterator[float]:
+    """Responses a second of `steerlm annotate` with a loaded model."""
+    from nemo_steerlm import config as configs
+    from nemo_steerlm.attributes import AttributeSchema
+    from nemo_steerlm.megatron import parallel
+    from nemo_steerlm.models.regressor import AttributeRegressor
+    from nemo_steerlm.models.start import start_model
+    from nemo_steerlm.stages.annotate import annotate
+
+    parallel.initialize()
+    if not (folder / "regressor").is_dir():
+        training = configs.TrainRegressorConfig(
+            output="", data=configs.DataConfig(train=""), optimizer=configs.OptimizerConfig(lr=0.0),
+            model=configs.RegressorModelConfig(init=str(folder / "llama")),
+            trainer=configs.TrainerConfig(max_steps=1, global_batch_size=1, micro_batch_size=1),
+        )  # fmt: skip
+        start_model(AttributeRegressor, training, AttributeSchema.load(inputs.preset())).save_pretrained(
+            folder / "regressor"
+        )
+    model = AttributeRegressor.from_pretrained(folder / "regressor")
+    while True:
+        with tempfile.TemporaryDirectory() as output:
+            config = configs.AnnotateConfig(
+                checkpoint=str(folder / "regressor"), input=str(folder / "to-annotate.jsonl"),
+                output=f"{output}/labelled.jsonl", max_length=MAX_LENGTH,
+                trainer=configs.ComputeConfig(),
+            )  # fmt: skip
+            started = time.perf_counter()
+            report = annotate(model, config)
+            yield report["responses"] / (time.perf_counter() - started)
+
+
+def sorted_batches(folder: Path) -> Iterator[float]:
+    """Responses a second of transformers over batches of `BATCH`, sorted by length so that padding is small."""
+    yield from _transformers(folder, BATCH)
+
+
+def one_at_a_time(folder: Path) -> Iterator[float]:
+    """Responses a second of transformers, one response a forward pass, as NeMo-Aligner's script asks its server."""
+    yield from _transformers(folder, 1)
+
+
+def _transformers(folder: Path, batch: int) -> Iterator[float]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder / "llama", dtype="float32", num_labels=9, pad_token_id=tokenizer.pad_token_id
+    ).eval()
+    while True:
+        started = time.perf_counter()
+        texts = list(_texts(folder / "to-annotate.jsonl"))
+        ids = [row[:MAX_LENGTH] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i])) if batch > 1 else range(len(ids))
+        values = np.zeros((len(ids), 9))
+        for start in range(0, len(ids), batch):
+            places = list(itertools.islice(order, start, start + batch))
+            inputs_ = tokenizer.pad({"input_ids": [ids[i] for i in places]}, return_tensors="pt")
+            with torch.inference_mode():
+                values[places] = model(**inputs_).logits.numpy()
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in values.tolist())
+        yield len(ids) / (time.perf_counter() - started)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """What a regressor reads for each response."""
+    from nemo_steerlm.conversation import read_conversations
+    from nemo_steerlm.template import PromptTemplate
+
+    template = PromptTemplate()
+    for row in read_conversations(path):
+        for turn in row.response_indices:
+            yield template.render_regression(row, turn)

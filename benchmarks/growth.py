@@ -1,0 +1,162 @@
+"""How cost grows: with the data, with the sequence, with the model; and what starting costs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import inputs
+from benchmarks.measure import Row
+
+_MEMORY = """
+import json, resource, sys
+from pathlib import Path
+from benchmarks.growth import train_packed
+rate = train_packed(Path(sys.argv[1]), int(sys.argv[2]))
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, rate]))
+"""
+_START = """
+import json, sys, time
+started = time.perf_counter()
+from nemo_steerlm import AttributeConditionedGPT
+imported = time.perf_counter()
+AttributeConditionedGPT.from_pretrained(sys.argv[1])
+print(json.dumps([imported - started, time.perf_counter() - imported]))
+"""
+
+
+def rows(folder: Path, runs: int) -> list[Row]:
+    """Measure everything here; `folder` holds the inputs."""
+    return [*_data(folder, runs), *_sequence(folder), *_start(folder, runs)]
+
+
+def _row(name: str, unit: str, small: float, large: float, runs: int = 1) -> Row:
+    """`large` beside `small`: a growth factor, recorded without a target."""
+    ratio = large / small
+    return Row(
+        name=name, ratio=ratio, target=None, ours=large, peer=small, unit=unit, runs=runs, spread=(ratio, ratio)
+    )
+
+
+def _python(code: str, *arguments: object) -> list[float]:
+    """The list of numbers a fresh interpreter prints in its last line."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=inputs.ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+_ANNOTATE = """
+import itertools, json, sys
+from pathlib import Path
+from benchmarks import annotation
+folder = Path(sys.argv[1])
+rates = annotation.ours(folder)
+import resource
+print(json.dumps([next(rates), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def _data(folder: Path, runs: int) -> list[Row]:
+    """`annotate` over a file and over ten times as much."""
+    lines = (folder / "conversations.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    measured = {}
+    for times in (1, 10):
+        ids = [(copy, row) for copy in range(times) for row in range(len(lines))]
+        records = [json.dumps({**json.loads(lines[row]), "id": f"{copy}-{row}"}) for copy, row in ids]
+        (folder / "to-annotate.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+        measured[times] = _python(_ANNOTATE, folder)
+    (one, memory_one), (ten, memory_ten) = measured[1], measured[10]
+    return [
+        _row("annotate: responses/s at 10x the data vs 1x", "responses/s", one, ten),
+        _row("annotate: peak memory at 10x the data vs 1x", "MiB", memory_one, memory_ten),
+    ]
+
+
+# -- sequence ---------------------------------------------------------------------------------------------------------
+
+
+def train_packed(folder: Path, length: int) -> float:
+    """Tokens a second of three optimizer steps on one packed bin of `length` tokens."""
+    from benchmarks import training
+
+    training.MAX_LENGTH = training_length = length
+    data = inputs.dense_items(max(1, training_length // 256) * 3, 255)
+    training.GLOBAL_BATCH = len(data) // 3
+    training.samples = lambda *_: training.Samples(data, 0)  # type: ignore[assignment]
+    return next(training.ours(folder, "policy", "fp32", dense=False))
+
+
+def _sequence(folder: Path) -> list[Row]:
+    measured = {length: _python(_MEMORY, folder, length) for length in (1024, 4096, 16384)}
+    base_memory, base_rate = measured[1024]
+    found = []
+    for length in (4096, 16384):
+        memory, rate = measured[length]
+        found.append(_row(f"packed training: peak memory at {length} tokens vs 1024", "MiB", base_memory, memory))
+        found.append(_row(f"packed training: tokens/s at {length} tokens vs 1024", "tokens/s", base_rate, rate))
+    return found
+
+
+# -- start ------------------------------------------------------------------------------------------------------------
+
+
+def _start(folder: Path, runs: int) -> list[Row]:
+    found = []
+    loads = {}
+    for layers in (6, 24, 96):
+        model = _policy(folder, layers)
+        loads[layers] = [_python(_START, model) for _ in range(min(runs, 3))]
+    median = {layers: statistics.median(load for _, load in values) for layers, values in loads.items()}
+    imports = statistics.median(start for values in loads.values() for start, _ in values)
+    for layers in (24, 96):
+        name = f"loading a model folder of {layers} layers vs 6"
+        found.append(_row(name, "s", median[6], median[layers], min(runs, 3)))
+    empty = statistics.median(_seconds("-c", "pass") for _ in range(5))
+    help_ = statistics.median(_seconds("-m", "nemo_steerlm", "--help") for _ in range(5))
+    found.append(_row("steerlm --help vs an empty python", "s", empty, help_, 5))
+    found.append(_row("import of the models vs an empty python", "s", empty, imports, 3 * min(runs, 3)))
+    return found
+
+
+def _seconds(*arguments: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+_MAKE = """
+import json, sys
+from nemo_steerlm import config as configs
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.megatron import parallel
+from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.models.start import start_model
+folder, layers, preset = sys.argv[1:]
+parallel.initialize()
+shape = dict(hidden_size=256, ffn_hidden_size=768, num_attention_heads=8)
+architecture = configs.Architecture(num_layers=int(layers), **shape)
+training = configs.TrainSftConfig(
+    output="", data=configs.PolicyDataConfig(train=""), optimizer=configs.OptimizerConfig(lr=0.0),
+    model=configs.ModelConfig(architecture=architecture, tokenizer=f"{folder}/llama"),
+    trainer=configs.TrainerConfig(max_steps=1, global_batch_size=1, micro_batch_size=1),
+)
+model = start_model(AttributeConditionedGPT, training, AttributeSchema.load(preset))
+model.save_pretrained(f"{folder}/policy-{layers}")
+print(json.dumps([]))
+"""
+
+
+def _policy(folder: Path, layers: int) -> Path:
+    """A policy's model folder with random weights."""
+    path = folder / f"policy-{layers}"
+    if not path.is_dir():
+        _python(_MAKE, folder, layers, inputs.preset())
+    return path

@@ -1,0 +1,83 @@
+"""`prepare` on a large file, beside reading and writing the same JSON and nothing else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import inputs
+from benchmarks.measure import Row, compare
+
+COPIES = 100
+UNIT = "MB"
+
+
+def rows(folder: Path, runs: int) -> list[Row]:
+    """Measure everything here; `folder` holds the inputs."""
+    if not inputs.TREES.is_file():
+        print(f"prepare is not measured: {inputs.TREES} is not here (set STEERLM_REAL_DATA)")
+        return []
+    path = folder / f"trees-{COPIES}x.jsonl"
+    if not path.is_file():
+        _enlarge(path)
+    name = f"prepare {path.stat().st_size / 1e6:.0f} MB of OASST trees vs bare json"
+    return [compare(name, ours, bare_json, path=path, unit=UNIT, runs=min(runs, 3), target=0.5)]
+
+
+def _enlarge(path: Path) -> None:
+    """The trees `COPIES` times, every copy with ids and prompts of its own, so that nothing is a duplicate."""
+    with gzip.open(inputs.TREES, "rt", encoding="utf-8") as file:
+        trees = [json.loads(line) for line in file]
+    with path.open("w", encoding="utf-8") as file:
+        for copy in range(COPIES):
+            for tree in trees:
+                file.write(json.dumps(_renamed(tree, copy)) + "\n")
+
+
+def _renamed(tree: dict[str, Any], copy: int) -> dict[str, Any]:
+    def message(old: dict[str, Any]) -> dict[str, Any]:
+        new = dict(old, message_id=f"{old['message_id']}-{copy}", replies=[message(r) for r in old.get("replies", [])])
+        if old.get("parent_id"):
+            new["parent_id"] = f"{old['parent_id']}-{copy}"
+        return new
+
+    prompt = message(tree["prompt"])
+    prompt["text"] = f"{copy}. {prompt['text']}"
+    return dict(tree, message_tree_id=f"{tree['message_tree_id']}-{copy}", prompt=prompt)
+
+
+def ours(path: Path) -> Iterator[float]:
+    """MB a second of `steerlm prepare source=oasst`."""
+    from nemo_steerlm.config import AttributesConfig, PrepareConfig
+    from nemo_steerlm.data import prepare
+
+    megabytes = path.stat().st_size / 1e6
+    peak = 0
+    while True:
+        with tempfile.TemporaryDirectory(dir=path.parent) as output:
+            attributes = AttributesConfig(preset="helpsteer")
+            config = PrepareConfig(source="oasst", input=str(path), output=f"{output}/data", attributes=attributes)
+            started = time.perf_counter()
+            prepare.main(config)
+            elapsed = time.perf_counter() - started
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        if now != peak:
+            print(f"    prepare: {now} MiB at most")
+            peak = now
+        yield megabytes / elapsed
+
+
+def bare_json(path: Path) -> Iterator[float]:
+    """MB a second of `json.loads` and `json.dumps` of every line."""
+    while True:
+        started = time.perf_counter()
+        with path.open(encoding="utf-8") as file, tempfile.TemporaryFile("w", dir=path.parent) as output:
+            for line in file:
+                output.write(json.dumps(json.loads(line)) + "\n")
+        yield path.stat().st_size / 1e6 / (time.perf_counter() - started)
