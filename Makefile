@@ -7,7 +7,7 @@ PYTHON312 ?= $(shell for p in python3.12 $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/
 VENV := .venv
 COMPAT := .venv-compat
 # Most tests wait for one process at a time: two workers keep two cores busy.
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+PYTEST_ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 define venv
 	@test -n "$(2)" || { echo "no fitting Python found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }

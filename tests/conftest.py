@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -16,12 +17,14 @@ for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR", "SLURM_STE
 
 
 # Under pytest-xdist: long files first, one file on one worker, because its tests share what was costly to make.
-_LONG_FIRST = ("test_readme", "test_quickstart", "test_training", "test_kill", "test_generation", "test_mistakes")
+_LONG_FIRST = ("test_readme", "test_layouts", "test_quickstart", "test_lora", "test_training", "test_kill")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist's own hook, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Order and group the tests; those of the README have nothing in common and stand alone."""
     for item in items:
         name = item.path.stem
         item.add_marker(pytest.mark.xdist_group(item.name if name == "test_readme" else str(item.path)))
     items.sort(key=lambda item: _LONG_FIRST.index(item.path.stem) if item.path.stem in _LONG_FIRST else 99)
+    return (yield)

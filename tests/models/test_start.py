@@ -1,0 +1,52 @@
+"""What a training starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_steerlm import config as configs
+from nemo_steerlm.megatron import parallel
+from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.models.regressor import AttributeRegressor
+from nemo_steerlm.models.start import start_model
+from nemo_steerlm.stages import convert
+from tests.tokenizers import bpe
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A Hugging Face folder with its tokenizer, and the model folder that `import` makes of it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    source, imported = tmp_path_factory.mktemp("start") / "hf", tmp_path_factory.mktemp("start") / "imported"
+    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=410)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=64)).save_pretrained(source)
+    bpe(source, markers=True)
+    convert.import_main(configs.ImportConfig(input=str(source), output=str(imported)))
+    return source, imported
+
+
+@pytest.mark.parametrize("cls", [AttributeRegressor, AttributeConditionedGPT])
+def test_a_hugging_face_folder_is_as_good_as_its_import(folders: tuple[Path, Path], cls: type) -> None:
+    attributes = configs.AttributesConfig(preset="helpsteer").require()
+    states = []
+    for folder in folders:
+        config = (configs.TrainRegressorConfig if cls is AttributeRegressor else configs.TrainSftConfig)(
+            output="unused",
+            data=(configs.DataConfig if cls is AttributeRegressor else configs.PolicyDataConfig)(train="unused"),
+            model=(configs.RegressorModelConfig if cls is AttributeRegressor else configs.ModelConfig)(
+                init=str(folder)
+            ),
+            optimizer=configs.OptimizerConfig(lr=1e-3),
+            trainer=configs.TrainerConfig(max_steps=1, global_batch_size=1, micro_batch_size=1),
+        )
+        parallel.initialize(config.parallel, config.seed)
+        states.append(start_model(cls, config, attributes).chunks[0].state_dict())
+    assert states[0].keys() == states[1].keys() and any("decoder.layers.1." in name for name in states[0])
+    for name, value in states[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, states[1][name]), name
