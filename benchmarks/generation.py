@@ -30,20 +30,20 @@ STORIES = Path(os.environ.get("STEERLM_REAL_DATA", Path(__file__).parents[2] / "
 
 def rows(folder: Path, runs: int) -> list[Row]:
     """Measure everything here; `folder` takes the models."""
-    return list(_rows(folder, runs))
-
-
-def _rows(folder: Path, runs: int) -> Iterator[Row]:
+    found = []
     cases = {"6 layers of 256": _random_llama(folder / "generation-llama")}
     if STORIES.is_dir():
         cases["stories260K"] = _stories(folder / "generation-stories")
     for name, model in cases.items():
-        for batch, top_k in ((8, 0), (32, 0), (32, 50)):
+        for batch, top_k in ((8, 0), (32, 50)):
             how = f"sampled, top_k={top_k}" if top_k else "greedy"
-            yield compare(
-                f"generate vs transformers, {name}, batch {batch}, {how}", ours, transformers,
-                target=1.0, unit="tokens", runs=runs, model=model, batch=batch, top_k=top_k,
+            found.append(
+                compare(
+                    f"generate vs transformers, {name}, batch {batch}, {how}", ours, transformers,
+                    target=1.0, unit="tokens", runs=runs, model=model, batch=batch, top_k=top_k,
+                )
             )  # fmt: skip
+    return found
 
 
 def ours(model: Path, batch: int, top_k: int) -> Iterator[float]:
@@ -153,11 +153,3 @@ def _write(folder: Path, prompts: list[list[int]], stops: list[Any]) -> Path:
     (folder / "work.json").write_text(json.dumps({"prompts": prompts, "stops": stops}))
     return folder
 
-
-if __name__ == "__main__":
-    import sys
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        for row in _rows(Path(scratch), int(sys.argv[1]) if len(sys.argv) > 1 else 5):
-            print(json.dumps(row.to_dict()), flush=True)  # noqa: T201

@@ -87,8 +87,8 @@ def train_packed(folder: Path, length: int) -> float:
     """Tokens a second of three optimizer steps on one packed bin of `length` tokens."""
     from benchmarks import training
 
-    training.MAX_LENGTH = training_length = length
-    data = inputs.dense_items(max(1, training_length // 256) * 3, 255)
+    training.MAX_LENGTH = training.PACK_LENGTH = length
+    data = inputs.dense_items(length // 256 * 3, 255)
     training.GLOBAL_BATCH = len(data) // 3
     training.samples = lambda *_: training.Samples(data, 0)  # type: ignore[assignment]
     return next(training.ours(folder, "policy", "fp32", dense=False))

@@ -20,8 +20,9 @@ import numpy as np
 from benchmarks import inputs
 from benchmarks.measure import Row, compare
 
-SAMPLES, GLOBAL_BATCH, MICRO_BATCH = 64, 16, 8
-MAX_LENGTH = 1024
+SAMPLES, GLOBAL_BATCH, MICRO_BATCH = 48, 16, 8
+DENSE, DENSE_LENGTH = 32, 512
+MAX_LENGTH, PACK_LENGTH = 1024, 2048
 UNIT = "real tokens"
 
 
@@ -63,9 +64,9 @@ class Samples:
 
 
 def samples(folder: Path, kind: str, dense: bool) -> Samples:
-    """The first `SAMPLES` samples of the conversations; dense ones are random tokens of one length, all targets."""
+    """The first `SAMPLES` samples of the conversations, or `DENSE` rows of random tokens that are all targets."""
     if dense:
-        return Samples(inputs.dense_items(SAMPLES // 2, 512), 0)
+        return Samples(inputs.dense_items(DENSE, DENSE_LENGTH), 0)
     from nemo_steerlm.attributes import AttributeSchema
     from nemo_steerlm.conversation import read_conversations
     from nemo_steerlm.data.dataset import PolicyDataset, RegressionDataset
@@ -104,7 +105,7 @@ def ours(folder: Path, kind: str, precision: str, dense: bool = False) -> Iterat
     config = (configs.TrainSftConfig if policy else configs.TrainRegressorConfig)(
         output="", trainer=trainer, optimizer=configs.OptimizerConfig(lr=1e-5),
         model=(configs.ModelConfig if policy else configs.RegressorModelConfig)(init=str(folder / "llama")),
-        data=data_config(train="", max_length=MAX_LENGTH, packing=not dense),
+        data=data_config(train="", max_length=MAX_LENGTH, packing=not dense, pack_length=PACK_LENGTH),
         logging=configs.LoggingConfig(tensorboard=False),
     )  # fmt: skip
     parallel.initialize(config.parallel, config.seed)
