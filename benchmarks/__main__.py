@@ -31,14 +31,13 @@ def main() -> None:
     folder = inputs.prepare(options.output / "inputs")
     found: list[Row] = []
     for name in options.names or NAMES:
-        print(f"-- {name}", flush=True)
-        module = importlib.import_module(f"benchmarks.{name}")
-        measured = module.rows(folder, options.runs)
-        print(text_table([_cells(row) for row in measured], _HEAD), flush=True)
-        found += measured
-    text = json.dumps([row.to_dict() for row in found], indent=2)
-    (options.output / "results.json").write_text(text + "\n", encoding="utf-8")
-    (options.output / "results.md").write_text(_markdown(found), encoding="utf-8")
+        for row in importlib.import_module(f"benchmarks.{name}").rows(folder, options.runs):
+            found.append(row)
+            print("  ".join(filter(None, _cells(row))), flush=True)
+            text = json.dumps([row.to_dict() for row in found], indent=2)
+            (options.output / "results.json").write_text(text + "\n", encoding="utf-8")
+            (options.output / "results.md").write_text(_markdown(found), encoding="utf-8")
+    print(text_table([_cells(row) for row in found], _HEAD))
     print(f"written: {options.output / 'results.json'}, {options.output / 'results.md'}")
 
 

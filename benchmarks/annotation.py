@@ -21,15 +21,13 @@ MAX_LENGTH = 1024
 UNIT = "responses"
 
 
-def rows(folder: Path, runs: int) -> list[Row]:
+def rows(folder: Path, runs: int) -> Iterator[Row]:
     """Measure everything here; `folder` holds the inputs."""
     lines = (folder / "conversations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "to-annotate.jsonl").write_text("".join(lines[:CONVERSATIONS]), encoding="utf-8")
     settings = dict(folder=folder, runs=runs, unit=UNIT)
-    return [
-        compare("annotate vs length-sorted transformers batches", ours, sorted_batches, target=1.1, **settings),
-        compare("annotate vs one conversation at a time", ours, one_at_a_time, target=3.0, **settings),
-    ]
+    yield compare("annotate vs length-sorted transformers batches", ours, sorted_batches, target=1.1, **settings)
+    yield compare("annotate vs one conversation at a time", ours, one_at_a_time, target=3.0, **settings)
 
 
 def ours(folder: Path) -> Iterator[float]:

@@ -28,22 +28,18 @@ STOPS = 1 / 40  # share of the vocabulary that ends an answer of the random Llam
 STORIES = Path(os.environ.get("STEERLM_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "stories260K"
 
 
-def rows(folder: Path, runs: int) -> list[Row]:
+def rows(folder: Path, runs: int) -> Iterator[Row]:
     """Measure everything here; `folder` takes the models."""
-    found = []
     cases = {"6 layers of 256": _random_llama(folder / "generation-llama")}
     if STORIES.is_dir():
         cases["stories260K"] = _stories(folder / "generation-stories")
     for name, model in cases.items():
         for batch, top_k in ((8, 0), (32, 50)):
             how = f"sampled, top_k={top_k}" if top_k else "greedy"
-            found.append(
-                compare(
-                    f"generate vs transformers, {name}, batch {batch}, {how}", ours, transformers,
-                    target=1.0, unit="tokens", runs=runs, model=model, batch=batch, top_k=top_k,
-                )
+            yield compare(
+                f"generate vs transformers, {name}, batch {batch}, {how}", ours, transformers,
+                target=1.0, unit="tokens", runs=runs, model=model, batch=batch, top_k=top_k,
             )  # fmt: skip
-    return found
 
 
 def ours(model: Path, batch: int, top_k: int) -> Iterator[float]:

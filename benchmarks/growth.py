@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import inputs
@@ -29,9 +30,11 @@ print(json.dumps([imported - started, time.perf_counter() - imported]))
 """
 
 
-def rows(folder: Path, runs: int) -> list[Row]:
+def rows(folder: Path, runs: int) -> Iterator[Row]:
     """Measure everything here; `folder` holds the inputs."""
-    return [*_data(folder, runs), *_sequence(folder), *_start(folder, runs)]
+    yield from _data(folder)
+    yield from _sequence(folder)
+    yield from _start(folder, runs)
 
 
 def _row(name: str, unit: str, small: float, large: float, runs: int = 1) -> Row:
@@ -64,7 +67,7 @@ print(json.dumps([next(rates), resource.getrusage(resource.RUSAGE_SELF).ru_maxrs
 """
 
 
-def _data(folder: Path, runs: int) -> list[Row]:
+def _data(folder: Path) -> list[Row]:
     """`annotate` over a file and over ten times as much."""
     lines = (folder / "conversations.jsonl").read_text(encoding="utf-8").splitlines()[:40]
     measured = {}

@@ -18,16 +18,16 @@ COPIES = 100
 UNIT = "MB"
 
 
-def rows(folder: Path, runs: int) -> list[Row]:
+def rows(folder: Path, runs: int) -> Iterator[Row]:
     """Measure everything here; `folder` holds the inputs."""
     if not inputs.TREES.is_file():
         print(f"prepare is not measured: {inputs.TREES} is not here (set STEERLM_REAL_DATA)")
-        return []
+        return
     path = folder / f"trees-{COPIES}x.jsonl"
     if not path.is_file():
         _enlarge(path)
     name = f"prepare {path.stat().st_size / 1e6:.0f} MB of OASST trees vs bare json"
-    return [compare(name, ours, bare_json, path=path, unit=UNIT, runs=min(runs, 3), target=0.5)]
+    yield compare(name, ours, bare_json, path=path, unit=UNIT, runs=min(runs, 3), target=0.5)
 
 
 def _enlarge(path: Path) -> None:

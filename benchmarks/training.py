@@ -26,20 +26,18 @@ MAX_LENGTH, PACK_LENGTH = 1024, 2048
 UNIT = "real tokens"
 
 
-def rows(folder: Path, runs: int) -> list[Row]:
+def rows(folder: Path, runs: int) -> Iterator[Row]:
     """Measure everything here; `folder` holds the inputs."""
     dense = dict(folder=folder, kind="policy", dense=True, runs=runs, unit=UNIT, target=1.0)
     real = dict(folder=folder, runs=runs, unit=UNIT, precision="fp32")
-    return [
-        compare("train step, dense, fp32, vs transformers", ours, transformers_trainer, precision="fp32", **dense),
-        compare("train step, dense, bf16, vs transformers", ours, transformers_trainer, precision="bf16", **dense),
-        compare("policy, OASST lengths, packed vs TRL padded", ours, trl_padded, kind="policy", target=1.6, **real),
-        compare("policy, OASST lengths, packed vs TRL packed", ours, trl_packed, kind="policy", target=1.0, **real),
-        compare(
-            "regressor, OASST lengths, packed vs transformers padded", ours, transformers_trainer,
-            kind="regressor", target=1.6, **real,
-        ),
-    ]  # fmt: skip
+    yield compare("train step, dense, fp32, vs transformers", ours, transformers_trainer, precision="fp32", **dense)
+    yield compare("policy, OASST lengths, packed vs TRL padded", ours, trl_padded, kind="policy", target=1.6, **real)
+    yield compare("policy, OASST lengths, packed vs TRL packed", ours, trl_packed, kind="policy", target=1.0, **real)
+    yield compare(
+        "regressor, OASST lengths, packed vs transformers padded", ours, transformers_trainer,
+        kind="regressor", target=1.6, **real,
+    )  # fmt: skip
+    yield compare("train step, dense, bf16, vs transformers", ours, transformers_trainer, precision="bf16", **dense)
 
 
 # -- the samples ------------------------------------------------------------------------------------------------------
