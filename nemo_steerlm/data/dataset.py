@@ -61,9 +61,9 @@ class _Ragged:
 def _settings(
     kind: str, schema: AttributeSchema, template: PromptTemplate, tokenizer: Tokenizer, max_length: int, overlong: str
 ) -> dict[str, Any]:
-    """All but the text that decides the tokens."""
+    """All but the text that decides the tokens; attributes as a list, because their order does too."""
     return {
-        "kind": kind, "attributes": schema.to_dict(), "template": template.to_dict(),
+        "kind": kind, "attributes": [[*pair] for pair in schema.to_dict().items()], "template": template.to_dict(),
         "tokenizer": tokenizer.fingerprint, "max_length": max_length, "overlong": overlong,
     }  # fmt: skip
 

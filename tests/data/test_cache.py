@@ -42,6 +42,16 @@ def build(kind, source, tokenizer, cache=True, max_length=200, **settings):
     return data, next(rows, None) is not None  # whether the text was left unread
 
 
+@pytest.mark.parametrize("kind", [RegressionDataset, PolicyDataset])
+def test_the_order_of_the_attributes_decides_the_tokens_too(kind, source, tokenizer):
+    turned = AttributeSchema.load(dict(reversed(SCHEMA.to_dict().items())))
+    arguments = (PromptTemplate(), tokenizer, 200, "truncate_history")
+    place = TokenCache(source, None, wait=lambda: None)
+    kind.build(read_conversations(source, SCHEMA), SCHEMA, *arguments, cache=place)
+    cached = kind.build(read_conversations(source, turned), turned, *arguments, cache=place)
+    assert repr(items(cached)) == repr(items(kind.build(read_conversations(source, turned), turned, *arguments)))
+
+
 def items(data):
     return [{k: v.tolist() for k, v in data.item(i, epoch).items()} for epoch in (0, 3) for i in range(len(data))]
 
