@@ -7,6 +7,7 @@ leading space of its own may not be lost when it is decoded.
 
 from __future__ import annotations
 
+import abc
 import functools
 import hashlib
 import json
@@ -60,7 +61,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """Text to ids and back.
 
     Attributes:
@@ -79,21 +80,21 @@ class Tokenizer:
         """Return the ids of a text that starts a sequence (no BOS, no EOS)."""
         return self.encode_batch([text])[0]
 
+    @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return :meth:`encode` of each text; faster than one at a time."""
-        raise NotImplementedError
 
-    def _decode(self, ids: list[int]) -> str:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
 
+    @abc.abstractmethod
     def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's own files into a folder that :func:`load_tokenizer` reads."""
-        raise NotImplementedError
 
     @functools.cached_property
+    @abc.abstractmethod
     def fingerprint(self) -> str:
         """sha256 of what decides the ids: equal fingerprints tokenise alike."""
-        raise NotImplementedError
 
     @functools.cached_property
     def _adds_prefix(self) -> bool:

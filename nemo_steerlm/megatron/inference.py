@@ -9,13 +9,8 @@ from megatron.core import parallel_state
 from nemo_steerlm.megatron.gpt import LanguageModel
 
 
-def forward(
-    model: LanguageModel, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
-) -> torch.Tensor | None:
-    """Run `tokens` `[batch, seq]` through all pipeline stages.
-
-    Args:
-        attention_mask: None for causal attention, or megatron-core's mask (True = forbidden) `[batch, 1, seq, keys]`.
+def forward(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Run `tokens` `[batch, seq]` through all pipeline stages, with causal attention.
 
     Returns:
         The last stage's output (logits `[batch, seq, vocabulary / tp]` or values `[batch, seq, K]`); None on the
@@ -28,7 +23,7 @@ def forward(
         hidden = torch.empty(length, batch, config.hidden_size, dtype=config.params_dtype, device=tokens.device)
         dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank(), group=group)
         model.set_input_tensor(hidden)
-    output = model(tokens, None, attention_mask)
+    output = model(tokens, None, None)
     if model.post_process:
         return output
     dist.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(), group=group)
