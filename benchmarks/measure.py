@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-Side = Callable[..., Iterator[float]]
+Side = Callable[..., Iterator[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +48,7 @@ def compare(
     name: str, ours: Side, peer: Side, *, target: float | None, unit: str, runs: int = 5, **settings: Any
 ) -> Row:
     """Run both sides `runs` times in turn after one warm-up each; `settings` go to both."""
-    with _Process(ours, settings) as one, _Process(peer, settings) as two:
-        one.run(), two.run()
-        pairs = []
-        for index in range(runs):
-            if index % 2:
-                second = two.run()
-                pairs.append((one.run(), second))
-            else:
-                pairs.append((one.run(), two.run()))
+    pairs = in_turn(ours, peer, runs, settings)
     ratios = [a / b for a, b in pairs]
     return Row(
         name=name,
@@ -70,6 +62,20 @@ def compare(
     )
 
 
+def in_turn(ours: Side, peer: Side, runs: int, settings: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """What both sides yield in `runs` runs after one that warms up; who begins alternates."""
+    pairs = []
+    with _Process(ours, settings) as one, _Process(peer, settings) as two:
+        one.run(), two.run()
+        for index in range(runs):
+            if index % 2:
+                second = two.run()
+                pairs.append((one.run(), second))
+            else:
+                pairs.append((one.run(), two.run()))
+    return pairs
+
+
 class _Process:
     """One side in a fresh interpreter."""
 
@@ -81,8 +87,8 @@ class _Process:
         self.process.start()
         other.close()
 
-    def run(self) -> float:
-        """One more run; its rate."""
+    def run(self) -> Any:
+        """One more run; its rate, or what else the side yields."""
         try:
             self.pipe.send(None)
             return self.pipe.recv()

@@ -26,6 +26,7 @@ from megatron.core.tensor_parallel import (
 )
 
 from nemo_steerlm.megatron.gpt import LanguageModel
+from nemo_steerlm.megatron.layers import rotate
 
 # Capacity grows by this many positions or a quarter, whichever is more.
 _BLOCK = 64
@@ -185,7 +186,7 @@ class Decoder:
             for layer, cache in enumerate(caches):  # zeros: the bias hides finite values only
                 caches[layer] = F.pad(cache, (0, 0, 0, extra))
         self._bias = F.pad(self._bias, (0, extra), value=-torch.inf)
-        self._cos, self._sin = rotation(self.model, torch.arange(self.capacity, device=self._bias.device))
+        self._cos, self._sin = self.model.rotation(torch.arange(self.capacity, device=self._bias.device))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[rows, vocab_size]` in fp32 of the last layer's output `[rows, hidden]`."""
@@ -194,13 +195,6 @@ class Decoder:
         logits, _ = model.output_layer(model.decoder.final_layernorm(hidden[None]), weight=weight)
         group = parallel_state.get_tensor_model_parallel_group()
         return gather_from_tensor_model_parallel_region(logits[0], group=group)[:, : self.vocab_size].float()
-
-
-def rotation(model: LanguageModel, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """RoPE's cosines and sines `[s, 1, 1, d or less]` of `positions` `[s]`, as `walk` takes them."""
-    angles = torch.outer(positions.float(), model.rotary_pos_emb.inv_freq.to(positions.device))[:, None, None]
-    cos, sin = torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)
-    return cos.to(model.config.params_dtype), sin.to(model.config.params_dtype)
 
 
 def walk(
@@ -214,7 +208,7 @@ def walk(
     """Run `tokens` `[b, s]` through this stage of a model that is `serving`.
 
     Args:
-        cos, sin: of `rotation`.
+        cos, sin: of `model.rotation`, `[s, 1, 1, r / 2]` or one position for each row, `[1, b, 1, r / 2]`.
         attend: gets the rotated queries and keys.
         chosen: the places along `s` at which the output is wanted, all by default; the last layer has queries and an
             MLP there only.
@@ -232,7 +226,7 @@ def walk(
     for number, layer in enumerate(model.decoder.layers):
         attention = layer.self_attention
         query, key, value = attention.get_query_key_value_tensors(layer.input_layernorm(hidden), None)
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if chosen is not None and model.post_process and layer is model.decoder.layers[-1]:
             query, hidden = query[chosen], hidden[chosen]
         hidden = _add(hidden, *attention.linear_proj(attend(number, query, key, value)))
@@ -242,17 +236,6 @@ def walk(
     group = parallel_state.get_pipeline_model_parallel_group()
     dist.send(hidden.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(), group=group)
     return None
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE on `x` `[s, b, n, d]`: its first dimensions, as many as the angles have, turn in halves.
-
-    `sin` is negated in its first half, which is what the other half is multiplied with there.
-    """
-    size = cos.shape[-1]
-    part = x if size == x.shape[-1] else x[..., :size]
-    turned = torch.addcmul(part * cos, part.roll(size // 2, -1), sin)
-    return turned if part is x else torch.cat((turned, x[..., size:]), -1)
 
 
 def _add(hidden: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -16,7 +16,6 @@ from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron.families import family_of
 from nemo_steerlm.megatron.layers import (
-    RotaryTable,
     Segments,
     layer_spec,
     squared_relu,
@@ -172,7 +171,7 @@ def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
 
 
 class LanguageModel(GPTModel):
-    """GPTModel with its own RoPE table; returns vocabulary-parallel logits `[batch, seq, padded vocabulary / tp]`.
+    """GPTModel with RoPE of our own; returns vocabulary-parallel logits `[batch, seq, padded vocabulary / tp]`.
 
     Called with a `loss_mask` `[batch, seq]` it returns the logits of the True positions only, `[n, padded vocabulary /
     tp]`: prompts never go through the vocabulary projection.
@@ -183,16 +182,24 @@ class LanguageModel(GPTModel):
             config=config,
             vocab_size=padded_vocabulary(architecture),
             max_sequence_length=architecture.max_position_embeddings,
-            position_embedding_type="rope",
+            position_embedding_type="none",  # core attention rotates: `Segments.rotation`
             parallel_output=True,
             **kwargs,
         )
-        self.rotary_pos_emb = RotaryTable(inverse_frequencies(architecture))
+        self.inverse_frequencies = inverse_frequencies(architecture)
 
-    def forward(self, *args: Any, packed_seq_params: Segments | None = None, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, *args: Any, packed_seq_params: Segments | None = None, **kwargs: Any
+    ) -> torch.Tensor:
         """As GPTModel's; with `packed_seq_params` the batch is one row of several samples."""
-        self.rotary_pos_emb.segments = packed_seq_params
-        return super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)
+        segments = packed_seq_params or Segments([input_ids.shape[1]], input_ids.device)
+        segments.rotation = self.rotation(segments.positions)
+        return super().forward(input_ids, *args, packed_seq_params=segments, **kwargs)
+
+    def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """RoPE's cosines and sines `[s, 1, 1, r / 2]` of `positions` `[s]`, in the model's type."""
+        angles = torch.outer(positions.float(), self.inverse_frequencies.to(positions.device))[:, None, None]
+        return angles.cos().to(self.config.params_dtype), angles.sin().to(self.config.params_dtype)
 
     def _postprocess(
         self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any

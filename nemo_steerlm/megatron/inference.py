@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 
 from nemo_steerlm.data.prefixes import SharedRow
-from nemo_steerlm.megatron.decoding import rotation, walk
+from nemo_steerlm.megatron.decoding import walk
 from nemo_steerlm.megatron.gpt import LanguageModel
 
 # Queries of one call of SDPA: a CPU's kernel computes the masked half too, wherever there are fewer than 512 keys.
@@ -37,7 +37,7 @@ def read(model: LanguageModel, row: SharedRow, everywhere: bool = False) -> torc
         chosen = model.post_process and layer == final and not everywhere
         return (at_end if chosen else within)(query, key, value)
 
-    cos, sin = rotation(model, torch.from_numpy(row.positions).to(device))
+    cos, sin = model.rotation(torch.from_numpy(row.positions).to(device))
     tokens, last = torch.from_numpy(row.tokens)[None], torch.tensor([path[-1] for path in row.paths])
     hidden = walk(model, tokens.to(device), cos, sin, attend, None if everywhere else last.to(device))
     return None if hidden is None else model.decoder.final_layernorm(hidden)[:, 0]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -106,15 +105,16 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class Segments(PackedSeqParams):
-    """Where the samples of one packed row of `s` tokens lie.
+    """Where the samples of a batch lie: in each row of `s` tokens one sample, or in its only row several.
 
-    It travels through megatron-core as `packed_seq_params`. Its format is "sbhd", which leaves shapes and RoPE to us:
-    under "thd" every layer's RoPE reads the lengths back from the device.
+    It travels through megatron-core as `packed_seq_params` and reaches every layer, one that is recomputed too. Its
+    format is "sbhd", which leaves shapes to us: under "thd" every layer would read the lengths back from the device.
 
     Attributes:
         lengths: tokens of each segment, their sum is `s`; kept on the host, so that no layer waits for the device.
         positions: `[s]`, from 0 in every segment.
         bounds: int32 `[segments + 1]`, where the segments start, and `s`.
+        rotation: None, or RoPE's cosines and sines of `positions`, for core attention to apply.
     """
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
@@ -125,6 +125,44 @@ class Segments(PackedSeqParams):
         positions = torch.arange(int(bounds[-1])) - bounds[:-1].repeat_interleave(torch.tensor(lengths))
         self.positions = positions.to(device, non_blocking=True)
         self.bounds = bounds.to(device, torch.int32, non_blocking=True)
+        self.rotation: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE on `x` `[s, b, n, d]`: element i of its first half turns with element i of the second.
+
+    Only the first `r` elements of a head turn, twice as many as there are angles.
+
+    Args:
+        cos, sin: `[s, 1, 1, r / 2]`.
+    """
+    half, result = cos.shape[-1], torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    to_first, to_second, to_rest = result.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
+    to_rest.copy_(rest)
+    return result
+
+
+class Rotate(torch.autograd.Function):
+    """`rotate` with its gradient, which is the rotation back: nothing of `x` is kept.
+
+    megatron-core's own takes the cosines anew in every layer and puts each tensor together twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate."""
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Rotate back."""
+        cos, sin = ctx.saved_tensors
+        return rotate(grad, cos, -sin), None, None
 
 
 class SDPACoreAttention(MegatronModule):
@@ -160,15 +198,18 @@ class SDPACoreAttention(MegatronModule):
         Args:
             query: `[s, b, n, d]`; key, value: `[s, b, g, d]`.
             attention_mask, attn_mask_type, attention_bias: megatron-core's arguments; this decoder is always causal.
-            packed_seq_params: None, or the segments of a batch of one row: no token sees another segment's.
+            packed_seq_params: where the samples lie, no token sees another sample's; None as one sample a row.
 
         Returns:
             `[s, b, n * d]`.
         """
         assert attention_mask is None and attention_bias is None, "attention is causal and nothing else"
         if packed_seq_params is not None:
-            assert not self.dropout
-            return self._packed(query, key, value, packed_seq_params)
+            if packed_seq_params.rotation is not None:
+                query, key = (Rotate.apply(x, *packed_seq_params.rotation) for x in (query, key))
+            if len(packed_seq_params.lengths) > 1:
+                assert not self.dropout
+                return self._packed(query, key, value, packed_seq_params)
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         length = query.shape[2]
         dropout = self.dropout if self.training else 0.0
@@ -201,36 +242,6 @@ class SDPACoreAttention(MegatronModule):
             for q, k, v in zip(*parts, strict=True)
         ]
         return torch.cat(outs, dim=2).permute(2, 0, 1, 3).flatten(2)
-
-
-class RotaryTable(RotaryEmbedding):
-    """RoPE angles computed once.
-
-    Attributes:
-        segments: None to serve positions 0, 1, ..., or the segments of a packed row: positions start anew in each.
-    """
-
-    def __init__(self, inverse_frequencies: torch.Tensor) -> None:
-        torch.nn.Module.__init__(self)
-        self.inv_freq = inverse_frequencies
-        self.segments: Segments | None = None
-        self._table = torch.empty(0)
-
-    def forward(self, max_seq_len: int, *_: Any, **__: Any) -> torch.Tensor:
-        """Angles `[max_seq_len, 1, 1, d]` of positions 0, 1, ..., or of `segments` `[s, 1, 1, d]`."""
-        self.reserve(max_seq_len)
-        if self.segments is not None:
-            return self._table[self.segments.positions]
-        return self._table[:max_seq_len]
-
-    def reserve(self, length: int) -> None:
-        """Compute the angles of all positions below `length`."""
-        if len(self._table) < length:
-            size = max(length, 2 * len(self._table))
-            with torch.inference_mode(False):  # the table outlives generation, and autograd refuses inference tensors
-                positions = torch.arange(size, dtype=torch.float32, device=torch.cuda.current_device())
-                angles = torch.outer(positions, self.inv_freq.to(positions.device))
-                self._table = torch.cat((angles, angles), dim=-1)[:, None, None, :]
 
 
 def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:

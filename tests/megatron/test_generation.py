@@ -195,17 +195,6 @@ def test_prompts_are_read_in_bounded_pieces(
     assert [count for what, count, _, _ in recorder.calls if what == "prefill"] == [1, 1, 2, 2, 4]
 
 
-@pytest.mark.parametrize("size", [16, 8])  # all of a head, or its first half
-def test_rotation_is_megatron_cores(world: World, size: int) -> None:
-    from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
-
-    torch.manual_seed(0)
-    x, angles = torch.randn(5, 2, 3, 16), torch.outer(torch.arange(5.0), torch.rand(size // 2))[:, None, None]
-    expected = apply_rotary_pos_emb(x, torch.cat((angles, angles), -1), config=world.model.config)
-    cos, sin = torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)
-    torch.testing.assert_close(decoding._rotate(x, cos, sin), expected)
-
-
 def test_only_the_last_position_of_a_prompt_reaches_the_vocabulary(world: World) -> None:
     shapes = []
     hook = world.model.output_layer.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
@@ -372,7 +361,6 @@ def test_end_of_text_token_ends(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 def _check_trainable(model: gpt.LanguageModel) -> None:
     assert model.training and not any("_forward_impl" in vars(module) for module in model.modules())
-    assert not model.rotary_pos_emb._table.is_inference()  # recomputation saves it for backward
     model.zero_grad()
     model(torch.tensor([[1, 2, 3]]), None, None).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -384,7 +372,6 @@ def test_model_is_left_ready_for_training(world: World) -> None:
 
     try:
         world.model.train()
-        world.model.rotary_pos_emb._table = torch.empty(0)  # a table made while generating must serve training too
         done: list[int] = []
         world.generate(batch_size=3, progress=done.append)
         assert sum(done) == len(world.prompts)

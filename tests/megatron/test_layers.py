@@ -25,3 +25,17 @@ def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
     torch.testing.assert_close(pair.grad.double(), exact.grad, **tolerance)
     if dtype == torch.float64:
         assert torch.autograd.gradcheck(SwiGLU(None), (pair,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("half", [4, 2])  # of heads of 8: all of them, or their first half
+def test_rotation_turns_complex_numbers(half: int) -> None:
+    from nemo_steerlm.megatron.layers import Rotate
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 3, 8, dtype=torch.float64, requires_grad=True)
+    angles = torch.rand(5, 1, 1, half, dtype=torch.float64)
+    first, second, rest = x.split((half, half, 8 - 2 * half), dim=-1)
+    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+    expected = torch.cat((turned.real, turned.imag, rest), dim=-1)
+    torch.testing.assert_close(Rotate.apply(x, angles.cos(), angles.sin()), expected)
+    assert torch.autograd.gradcheck(Rotate.apply, (x, angles.cos(), angles.sin()))

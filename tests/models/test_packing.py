@@ -100,17 +100,7 @@ def in_one_process(folder: str) -> dict:
             outputs[f"{kind} alone"] = [network(row[None], None, None)[0].tolist() for row in samples]
             others = [(row + 7) % 500 if i != 2 else row for i, row in enumerate(samples)]
             outputs[f"{kind} beside others"] = packed(others)
-    outputs["angles"] = _angles(network.rotary_pos_emb)
     return {**outputs, **_resumed(Path(folder)), "metrics": _train_both_ways(Path(folder))}
-
-
-def _angles(table) -> list:
-    from nemo_steerlm.megatron.layers import Segments
-
-    table.segments = Segments([3, 5, 2], torch.device("cpu"))
-    packed = table(5)
-    table.segments = None
-    return [packed.squeeze().tolist(), torch.cat([table(3), table(5), table(2)]).squeeze().tolist()]
 
 
 def _resumed(folder: Path) -> dict:
@@ -138,10 +128,12 @@ def test_no_sample_sees_another(alone: dict, kind: str) -> None:
     assert packed[0] != beside[0] and packed[3] != beside[3]
 
 
-def test_positions_restart(alone: dict) -> None:
-    packed, parts = alone["angles"]
-    assert packed == parts
-    assert packed[3] == packed[0] != packed[1]
+def test_positions_restart() -> None:
+    from nemo_steerlm.megatron.layers import Segments
+
+    segments = Segments([3, 1, 2], torch.device("cpu"))
+    assert segments.positions.tolist() == [0, 1, 2, 0, 0, 1]
+    assert segments.bounds.tolist() == [0, 3, 4, 6]
 
 
 def test_a_resumed_run_goes_on_with_the_same_rows(alone: dict) -> None:
