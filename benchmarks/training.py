@@ -57,7 +57,7 @@ def _bf16_units() -> bool:
 
 @dataclass
 class Samples:
-    """A dataset in memory, as one part of a `nemo_steerlm.data.dataset.Mixture`."""
+    """A dataset in memory, as one part of a `nemo_steerlm.data.mixture.Mixture`."""
 
     items: list[dict[str, np.ndarray]]
     outputs: int = 0
@@ -82,7 +82,8 @@ def samples(folder: Path, kind: str, dense: int) -> Samples:
         return Samples(inputs.dense_items(dense, DENSE_LENGTH))
     from nemo_steerlm.attributes import AttributeSchema
     from nemo_steerlm.conversation import read_conversations
-    from nemo_steerlm.data.dataset import PolicyDataset, RegressionDataset
+    from nemo_steerlm.data.policy_dataset import PolicyDataset
+    from nemo_steerlm.data.regression_dataset import RegressionDataset
     from nemo_steerlm.template import PromptTemplate
     from nemo_steerlm.tokenizer import load_tokenizer
 
@@ -110,7 +111,7 @@ def passes(
     """As `ours` on samples of one's own: `batch` of them a step, in packed rows of at most `pack_length` tokens."""
     from nemo_steerlm import config as configs
     from nemo_steerlm.attributes import AttributeSchema
-    from nemo_steerlm.data.dataset import Mixture
+    from nemo_steerlm.data.mixture import Mixture
     from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models import batches
     from nemo_steerlm.models.fit import train

@@ -13,7 +13,7 @@ from nemo_steerlm import __version__
 from nemo_steerlm.errors import ConfigError, SteerLMError, suggest
 from nemo_steerlm.launch import local
 
-# verb: (function, its config in config.py, help)
+# verb: (function, its dataclass in config/verbs.py, help)
 VERBS = {
     "quickstart": ("pipelines.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world"),
     "prepare": ("pipelines.prepare:main", "PrepareConfig", "turn a dataset into conversations"),

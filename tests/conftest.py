@@ -16,7 +16,8 @@ for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR", "SLURM_STE
     os.environ.pop(_name, None)
 
 
-# Under pytest-xdist: long files first, one file on one worker, because its tests share what was costly to make.
+# Under pytest-xdist: long files first, one file on one worker, because its tests share what was costly to make; files
+# that share it with each other name a group of their own.
 _LONG_FIRST = ("test_readme", "test_layouts", "test_quickstart", "test_lora", "test_training", "test_kill")
 
 
@@ -25,6 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Order and group the tests; those of the README have nothing in common and stand alone."""
     for item in items:
         name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group(item.name if name == "test_readme" else str(item.path)))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.name if name == "test_readme" else str(item.path)))
     items.sort(key=lambda item: _LONG_FIRST.index(item.path.stem) if item.path.stem in _LONG_FIRST else 99)
     return (yield)

@@ -4,15 +4,14 @@ import dataclasses
 import inspect
 
 import pytest
+from omegaconf import MISSING
 
 from nemo_steerlm import config
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.template import PromptTemplate
 
-CLASSES = [
-    kind for _, kind in inspect.getmembers(config, dataclasses.is_dataclass) if kind.__module__ == config.__name__
-]
+CLASSES = [kind for _, kind in inspect.getmembers(config, dataclasses.is_dataclass)]
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
@@ -20,7 +19,7 @@ def test_every_field_has_a_line_of_help_and_a_default_its_own_rules_allow(kind):
     for field in dataclasses.fields(kind):
         text = field.metadata["help"]
         assert text and "\n" not in text and text[0].islower() == text[0].isalpha() or text[0].isupper(), field.name
-        if field.default == config.MISSING:
+        if field.default == MISSING:
             assert field.metadata["example"], f"{kind.__name__}.{field.name} is mandatory: errors show an example"
         elif field.metadata["choices"] and field.default is not None:
             assert field.default in field.metadata["choices"]

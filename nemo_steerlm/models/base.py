@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig
-from nemo_steerlm.data.dataset import EMPTY
+from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import checkpoint, gpt, lora, model_folder, optim, parallel
 from nemo_steerlm.megatron.average import WeightAverage

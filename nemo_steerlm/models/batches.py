@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemo_steerlm.data.dataset import EMPTY as EMPTY
-from nemo_steerlm.data.dataset import GlobalBatches
+from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.data.packing import pack
+from nemo_steerlm.data.units import EMPTY
 
 Item = dict[str, np.ndarray]
 MicroBatch = dict[str, Any]  # tensors, and of a packed row the lengths of its segments as a list

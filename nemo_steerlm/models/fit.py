@@ -25,7 +25,8 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import DataConfig, LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
-from nemo_steerlm.data.dataset import GlobalBatches, Mixture
+from nemo_steerlm.data.global_batches import GlobalBatches
+from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import checkpoint, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder

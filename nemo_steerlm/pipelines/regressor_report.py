@@ -11,8 +11,8 @@ from nemo_steerlm import calibration
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.config import EvaluateConfig
-from nemo_steerlm.data.dataset import fit_history
 from nemo_steerlm.data.parts import chunks
+from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.evaluate.regressor import cross_fitted, measure, summary_table, write_report
 from nemo_steerlm.evaluate.samples import Response, Samples, collect, labelled_responses

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nemo_steerlm.config import AnnotateConfig
 from nemo_steerlm.conversation import Conversation, Turn, atomic_writer, read_conversations
-from nemo_steerlm.data.dataset import fit_history
+from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts

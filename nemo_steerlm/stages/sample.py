@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import SampleConfig
 from nemo_steerlm.conversation import Conversation, Turn, read_conversations
-from nemo_steerlm.data.dataset import without_oldest
+from nemo_steerlm.data.tokenise import without_oldest
 from nemo_steerlm.errors import CheckpointError, DataError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.generation import SamplingSettings

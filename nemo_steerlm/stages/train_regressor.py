@@ -7,7 +7,9 @@ from pathlib import Path
 from nemo_steerlm.config import TrainRegressorConfig
 from nemo_steerlm.conversation import read_conversations
 from nemo_steerlm.data.cache import TokenCache
-from nemo_steerlm.data.dataset import Mixture, RegressionDataset, require_pairs
+from nemo_steerlm.data.mixture import Mixture
+from nemo_steerlm.data.regression_dataset import RegressionDataset
+from nemo_steerlm.data.units import require_pairs
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.fit import train
 from nemo_steerlm.models.generative import GenerativeRegressor

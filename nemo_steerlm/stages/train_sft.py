@@ -5,7 +5,8 @@ from __future__ import annotations
 from nemo_steerlm.config import TrainSftConfig
 from nemo_steerlm.conversation import read_conversations
 from nemo_steerlm.data.cache import TokenCache
-from nemo_steerlm.data.dataset import Mixture, PolicyDataset
+from nemo_steerlm.data.mixture import Mixture
+from nemo_steerlm.data.policy_dataset import PolicyDataset
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.batches import collate_policy
 from nemo_steerlm.models.fit import train

@@ -10,7 +10,8 @@ import pytest
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import read_conversations, write_conversations
 from nemo_steerlm.data.cache import FOLDER, TokenCache
-from nemo_steerlm.data.dataset import PolicyDataset, RegressionDataset
+from nemo_steerlm.data.policy_dataset import PolicyDataset
+from nemo_steerlm.data.regression_dataset import RegressionDataset
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer

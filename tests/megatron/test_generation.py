@@ -1,10 +1,8 @@
-"""Generation against transformers on the same weights, and against plain Python for every choice it makes."""
+"""Generation against transformers on the same weights, and against itself: in every batch, order and layout."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,86 +10,17 @@ import pytest
 import torch
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-from nemo_steerlm.config import Architecture, ParallelConfig
+from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.megatron import decoding, generation, gpt, hf, parallel
+from nemo_steerlm.megatron import decoding, generation, gpt
 from nemo_steerlm.megatron.decoding import Decoder, serving
-from nemo_steerlm.megatron.generation import Generation, SamplingSettings, draw, generate, uniforms
-from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
-from tests import tokenizers
+from nemo_steerlm.megatron.generation import SamplingSettings, generate
+from nemo_steerlm.tokenizer import load_tokenizer
 from tests.distributed import run_distributed
+from tests.megatron.generation_world import CONTEXT, LENGTHS, NEW, World, build, make_prompts
 from tests.megatron.reference import forward
 
-CONTEXT, NEW = 48, 24
-# Ragged, and so near the model's limit that rows end at different steps: finished rows leave the batch.
-LENGTHS = (3, 17, 1, 30, 30, 9, 40, 45, 2, 47)
-
-
-def architecture(vocab_size: int) -> Architecture:
-    return Architecture(
-        num_layers=2, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, num_query_groups=2,
-        vocab_size=vocab_size, max_position_embeddings=CONTEXT,
-    )  # fmt: skip
-
-
-def build(folder: str | Path, vocab_size: int, layout: ParallelConfig) -> gpt.LanguageModel:
-    parallel.initialize(layout)
-    chunks = gpt.build(architecture(vocab_size), layout)
-    hf.load(hf.SafetensorsFolder(Path(folder)), chunks, architecture(vocab_size))
-    return chunks[0]
-
-
-def make_prompts(vocab_size: int) -> list[list[int]]:
-    random = np.random.default_rng(1)
-    return [random.integers(0, vocab_size, length).tolist() for length in LENGTHS]
-
-
-class World:
-    """One random Llama as transformers and as megatron-core see it."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        self.tokenizer = load_tokenizer(tokenizers.bpe(folder / "tokenizer", markers=True))
-        self.vocab_size = self.tokenizer.vocab_size  # not a multiple of 128: padded logits exist
-        plan = architecture(self.vocab_size)
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5,
-            initializer_range=0.2, rope_theta=plan.rope_theta, bos_token_id=None, eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
-        self.reference = LlamaForCausalLM(config).eval()
-        self.folder = folder / "hf"
-        self.reference.save_pretrained(self.folder)
-        self.model = build(self.folder, self.vocab_size, ParallelConfig())
-        self.prompts = make_prompts(self.vocab_size)
-
-    def generate(self, prompts: list[list[int]] | None = None, **settings: Any) -> list[Generation]:
-        kwargs = {name: settings.pop(name) for name in ("batch_size", "seeds", "progress") if name in settings}
-        settings.setdefault("max_new_tokens", NEW)
-        return generate(
-            self.model, self.tokenizer, prompts or self.prompts, SamplingSettings(**settings),
-            vocab_size=self.vocab_size, **kwargs,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def expected(self, prompt: list[int]) -> tuple[list[int], float]:
-        """transformers' greedy continuation up to the model's limit or EOS, and its log probability."""
-        count = min(NEW, CONTEXT - len(prompt))
-        given = torch.tensor([prompt])  # without a mask transformers takes tokens that equal its padding for padding
-        mask = torch.ones_like(given)
-        ids = self.reference.generate(given, attention_mask=mask, max_new_tokens=count, do_sample=False)
-        new = ids[0, len(prompt) :].tolist()
-        if self.tokenizer.eos_id in new:
-            new = new[: new.index(self.tokenizer.eos_id) + 1]
-        logits = self.reference(ids).logits[0, len(prompt) - 1 :].double().log_softmax(-1)
-        return new, sum(float(logits[i, token]) for i, token in enumerate(new))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("generation"))
+pytestmark = pytest.mark.xdist_group("generation")  # one worker builds the world
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -213,147 +142,6 @@ def test_draws_do_not_depend_on_the_batch(world: World) -> None:
     assert [g.tokens for g in world.generate(**{**settings, "seed": 8})] != [g.tokens for g in together]
     longer = world.generate(max_new_tokens=NEW - 10, **settings)  # a limit changes nothing before it
     assert all(b.tokens[: len(a.tokens)] == a.tokens for a, b in zip(longer, together, strict=True))
-
-
-def filtered(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
-    """The distribution the settings ask for, token by token in plain Python."""
-    scaled = [x / temperature for x in logits]
-    order = sorted(range(len(scaled)), key=lambda i: -scaled[i])[: top_k or None]
-    weights = {i: math.exp(scaled[i] - scaled[order[0]]) for i in order}
-    kept, reached = [], 0.0
-    for i in order:
-        if reached >= top_p * sum(weights.values()):
-            break
-        kept.append(i)
-        reached += weights[i]
-    return [weights[i] / reached if i in kept else 0.0 for i in range(len(scaled))]
-
-
-SETTINGS = [(1.0, 0, 1.0), (0.7, 0, 1.0), (2.5, 10, 1.0), (1.0, 0, 0.8), (1.5, 20, 0.6), (1.0, 1, 1.0), (1.0, 99, 1)]
-
-
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
-def test_frequencies_follow_the_softmax(temperature: float, top_k: int, top_p: float) -> None:
-    from scipy.stats import chisquare
-
-    draws = 20_000
-    logits = np.random.default_rng(3).normal(scale=1.5, size=60).astype(np.float32)
-    settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = draw(torch.tensor(logits).expand(draws, -1), settings, uniforms(settings, range(draws), 1)[:, 0])
-    expected = np.array(filtered(logits.astype(float).tolist(), temperature, top_k, top_p))
-    counts = np.bincount(drawn.numpy(), minlength=60)
-    assert counts[expected == 0].sum() == 0
-    if (expected > 0).sum() > 1:
-        assert chisquare(counts[expected > 0], draws * expected[expected > 0]).pvalue > 1e-3
-
-
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
-def test_draws_are_the_inverse_distribution_of_the_reference(
-    world: World, temperature: float, top_k: int, top_p: float
-) -> None:
-    """The n-th token of a row belongs to the n-th number of its own stream."""
-    found = world.generate(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=3, seed=5)
-    for row, prompt in enumerate(world.prompts):
-        tokens, stream = found[row].tokens, np.random.Generator(np.random.Philox(key=np.array([5, row], np.uint64)))
-        with torch.no_grad():
-            logits = world.reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 :].double().tolist()
-        for place, token in enumerate(tokens + [world.tokenizer.eos_id] * (found[row].finish == "eos")):
-            borders = np.cumsum(filtered(logits[place], temperature, top_k, top_p))
-            assert int(np.searchsorted(borders, stream.random(), side="right")) == token, (row, place)
-
-
-def test_ties_and_borders() -> None:
-    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0]])
-    assert draw(logits, SamplingSettings(), None).tolist() == [1]  # the lowest id
-    top = SamplingSettings(temperature=1.0, top_k=3)  # ids 1 and 3, then 2 and 4 are equally third
-    assert {int(draw(logits, top, np.array([u]))) for u in np.linspace(0, 0.999, 50)} == {1, 2, 3, 4}
-    nearly_one = np.array([np.nextafter(1, 0)])
-    impossible = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
-    assert draw(impossible, SamplingSettings(temperature=1.0), nearly_one).tolist() == [3]
-    assert draw(impossible, SamplingSettings(temperature=1.0), np.array([0.0])).tolist() == [1]
-    uneven = torch.tensor([[3.0, 1.0, 1.0, 1.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0]])  # four candidates beside three
-    assert draw(uneven, top, np.array([nearly_one[0]] * 2)).tolist() == [4, 2]
-
-
-# ---- ending ---------------------------------------------------------------------------------------------------------
-
-
-def _tokenizers(folder: Path) -> dict[str, Tokenizer]:
-    return {
-        "special": load_tokenizer(tokenizers.bpe(folder / "special", markers=True)),
-        "pieces": load_tokenizer(tokenizers.bpe(folder / "pieces", markers=False)),
-        "sentencepiece": load_tokenizer(tokenizers.sentencepiece_model(folder / "sentencepiece")),
-    }
-
-
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
-    return _tokenizers(tmp_path_factory.mktemp("tokenizers"))
-
-
-@pytest.mark.parametrize("kind", ["special", "pieces", "sentencepiece"])
-@pytest.mark.parametrize(
-    ("said", "stop", "text", "finish"),
-    [
-        (" I am fine.\n<extra_id_1>User\nHi", ("<extra_id_1>",), " I am fine.\n", "stop"),
-        ("Good. <extra_id_2>\n", ("<extra_id_1>", "<extra_id_2>"), "Good. ", "stop"),
-        ("The quick brown fox", ("row",), "The quick b", "stop"),  # inside a token, or over its borders
-        ("Hello there", ("there", "Hello"), "", "stop"),
-        ("gr\u00fcn, hello", ("\u00fc",), "gr", "stop"),  # a character that only bytes can spell
-        ("no stop here", ("<extra_id_1>",), "no stop here", "length"),
-        ("almost <extra_id_", ("<extra_id_1>",), "almost <extra_id_", "length"),
-    ],
-)
-def test_stop_texts_over_token_borders(
-    world: World, kinds: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch,
-    kind: str, said: str, stop: tuple[str, ...], text: str, finish: str,
-) -> None:  # fmt: skip
-    tokenizer = kinds[kind]
-    script = tokenizer.encode_continuation(said)
-    said_next = iter(script)
-    monkeypatch.setattr(generation, "draw", lambda *_: torch.tensor([next(said_next) % world.vocab_size]))
-    assert max(script) < world.vocab_size
-    settings = SamplingSettings(max_new_tokens=len(script), stop=stop)
-    (found,) = generate(world.model, tokenizer, [[5]], settings, vocab_size=world.vocab_size)
-    assert (found.text, found.finish) == (text, finish)
-    assert text.startswith(tokenizer.decode_continuation(found.tokens))
-    assert found.tokens == script[: len(found.tokens)]
-    if finish == "length":
-        assert found.tokens == script
-
-
-@pytest.mark.parametrize("kind", ["special", "pieces", "sentencepiece"])
-def test_no_stop_is_missed(kinds: dict[str, Tokenizer], kind: str) -> None:
-    """Random tokens, bytes of torn characters among them, against decoding everything after every token."""
-    tokenizer, random = kinds[kind], np.random.default_rng(0)
-    frequent = tokenizer.encode_continuation(" ".join(tokenizers.CORPUS))
-    for stop in (("e ",), ("he", "is"), ("a", "\n<"), (">", "é"), ("you?",)):
-        judge = generation._StopJudge(tokenizer, stop, tokenizer.vocab_size)
-        for _ in range(15):
-            tokens = random.choice([*frequent, *range(3, tokenizer.vocab_size)], 40)[None]
-            endings = [
-                int(judge.endings(tokens[:, n - 1], tokens, np.array([0]), np.array([n]))[0])
-                for n in range(1, 41)
-            ]
-            ended = next((n for n, ending in enumerate(endings, 1) if ending == generation._STOP), None)
-            texts = [tokenizer.decode_continuation(tokens[0, :n].tolist()) for n in range(1, 41)]
-            assert ended == next((n for n, text in enumerate(texts, 1) if any(s in text for s in stop)), None)
-
-
-def test_stops_in_a_batch(world: World) -> None:
-    free, stopped = world.generate(), world.generate(stop=("o", "e "), batch_size=7)
-    ends = [min([p for p in map(g.text.find, ("o", "e ")) if p >= 0], default=None) for g in free]
-    assert sum(end is not None for end in ends) > 2
-    for whole, cut, end in zip(free, stopped, ends, strict=True):
-        assert cut.text == whole.text[:end]
-        assert cut.finish == ("stop" if end is not None else whole.finish)
-
-
-def test_end_of_text_token_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = iter([9, 8, world.tokenizer.eos_id, 7])
-    monkeypatch.setattr(generation, "draw", lambda *_: torch.tensor([next(script)]))
-    (found,) = world.generate([[5]])
-    assert (found.tokens, found.finish) == ([9, 8], "eos")
 
 
 # ---- the model afterwards, and bad input ----------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def make_batches(
 
     from megatron.core import parallel_state
 
-    from nemo_steerlm.data.dataset import unit_lengths
+    from nemo_steerlm.data.units import unit_lengths
     from nemo_steerlm.models import batches
 
     layout = batches.Layout(

@@ -1,0 +1,36 @@
+"""Checks of settings against each other, for those who build them in Python too; `compose.check` has the rest."""
+
+from __future__ import annotations
+
+from nemo_steerlm.config.model import LORA_TARGETS
+from nemo_steerlm.config.verbs import TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.errors import ConfigError, suggest
+
+
+def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
+    """Refuse a choice of trained weights that makes no sense.
+
+    Raises:
+        ConfigError: an unknown LoRA target, nothing to adapt, or a trunk that cannot be frozen.
+    """
+    model, lora = config.model, config.model.lora
+    for name in lora.targets:
+        if name not in LORA_TARGETS:
+            raise ConfigError(
+                f"model.lora.targets: no linear is called {name}{suggest(name, LORA_TARGETS) or '.'} "
+                f"There are {', '.join(LORA_TARGETS)}"
+            )
+    frozen = f"model.lora.rank={lora.rank}" if lora.rank else f"model.freeze={model.freeze}"
+    if lora.rank and not lora.targets:
+        raise ConfigError(f"{frozen} with an empty model.lora.targets trains nothing; name at least one linear")
+    if lora.rank and model.freeze != "none":
+        raise ConfigError(f"{frozen} trains adapters in the trunk that model.freeze={model.freeze} freezes; give one")
+    if model.freeze == "trunk" and isinstance(config, TrainSftConfig):
+        raise ConfigError("model.freeze=trunk: a policy has no head to train alone; use model.lora.rank=16")
+    if model.freeze == "trunk" and config.parallel.pipeline > 1:
+        raise ConfigError(
+            f"model.freeze=trunk leaves nothing to train on the first of parallel.pipeline={config.parallel.pipeline} "
+            "stages; use parallel.tensor instead"
+        )
+    if model.init is None and (lora.rank or model.freeze != "none"):
+        raise ConfigError(f"{frozen} keeps the weights it starts from: give them with model.init=FOLDER")

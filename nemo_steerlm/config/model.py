@@ -1,0 +1,79 @@
+"""Models: their architecture, where the weights come from, and which of them are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_steerlm.config.fields import option
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "nemotron")
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+HEADS = ("regression", "ordinal", "distribution", "generative")
+
+
+@dataclass(kw_only=True)
+class RopeScaling:
+    """Llama 3.1's scaling of rotary frequencies."""
+
+    factor: float = option(8.0, "how much longer the context became", least=1.0)
+    low_freq_factor: float = option(1.0, "wavelengths above original / this are scaled in full")
+    high_freq_factor: float = option(4.0, "wavelengths below original / this are left alone")
+    original_max_position_embeddings: int = option(8192, "context length before scaling, tokens", least=1)
+
+
+@dataclass(kw_only=True)
+class Architecture:
+    """Shape of a network: rotary positions, grouped-query attention, what its family has (megatron/families.py)."""
+
+    family: str = option("llama", "whose network: norms, activation, biases", choices=FAMILIES)
+    num_layers: int = option(2, "transformer layers", least=1)
+    hidden_size: int = option(128, "width of the residual stream", least=1)
+    ffn_hidden_size: int = option(384, "width inside the feed-forward block", least=1)
+    num_attention_heads: int = option(4, "query heads", least=1)
+    num_query_groups: int | None = option(None, "key/value heads; null = as many as query heads", least=1)
+    head_dim: int | None = option(None, "width of a head; null = hidden_size / num_attention_heads", least=1)
+    vocab_size: int = option(0, "true vocabulary size; 0 = that of the tokenizer", least=0)
+    max_position_embeddings: int = option(4096, "longest sequence the model is meant for, tokens", least=1)
+    norm_epsilon: float = option(1e-5, "epsilon of the norms")
+    rope_theta: float = option(10000.0, "base of the rotary frequencies")
+    rotary_percent: float = option(1.0, "share of a head that is rotated; Nemotron: 0.5", least=0.0, most=1.0)
+    rope_scaling: RopeScaling | None = option(None, "Llama 3.1 frequency scaling; null = none")
+    tie_word_embeddings: bool = option(False, "one matrix for embedding and output")
+    init_std: float = option(0.02, "standard deviation of random weights", least=0.0)
+    hidden_dropout: float = option(0.0, "dropout after attention and feed-forward", least=0.0, most=1.0)
+    attention_dropout: float = option(0.0, "dropout on attention weights", least=0.0, most=1.0)
+    pad_vocab_to: int = option(128, "rows of the embedding are padded to a multiple of this", least=1)
+
+
+@dataclass(kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): W stays as it is, W + alpha / rank * B A is used."""
+
+    rank: int = option(0, "rank of the adapters; 0 = none, all weights are trained", least=0)
+    alpha: float = option(32.0, "adapters are scaled by alpha / rank", least=0.0)
+    dropout: float = option(0.0, "dropout on what the adapters read", least=0.0, most=1.0)
+    targets: list[str] = option(lambda: list(LORA_TARGETS), f"linears that get one, of {', '.join(LORA_TARGETS)}")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Where the weights come from and which of them are trained."""
+
+    init: str | None = option(None, "model folder or Hugging Face folder to start from; null = random weights")
+    tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; needed for random weights")
+    architecture: Architecture | None = option(None, "shape for random weights; model=llama_tiny and so on fill it")
+    lora: LoRAConfig = option(LoRAConfig, "low-rank adapters")
+    freeze: str = option("none", "trunk = train a regressor's head alone", choices=("none", "trunk"))
+
+
+@dataclass(kw_only=True)
+class RegressorModelConfig(ModelConfig):
+    """Where the regressor's weights come from."""
+
+    head_init: str | None = option(
+        None, "mean = a new head starts by predicting the labels' means or shares; null = near zero", choices=("mean",)
+    )
+    pooling: str | None = option(
+        None, "what the head reads: the text's last token or all of them; null = as model.init, else last",
+        choices=("last", "mean"),
+    )  # fmt: skip

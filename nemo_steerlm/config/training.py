@@ -1,0 +1,90 @@
+"""Training: loop, optimizer, loss and loggers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from nemo_steerlm.config.compute import ComputeConfig
+from nemo_steerlm.config.fields import option
+
+
+@dataclass(kw_only=True)
+class TrainerConfig(ComputeConfig):
+    """Steps, batches, validation, checkpoints."""
+
+    max_steps: int | None = option(None, "optimizer steps; this or max_epochs must be given", least=1)
+    max_epochs: float | None = option(None, "passes over the data, where max_steps is null", least=0.0)
+    global_batch_size: int = option(MISSING, "samples an optimizer step, over all processes", least=1, example="128")
+    micro_batch_size: int = option(
+        MISSING, "samples a process handles at once; a preference pair is one", least=1, example="1"
+    )
+    val_every: int | None = option(None, "optimizer steps between validations; null = only at the end", least=1)
+    val_batches: int | None = option(None, "global batches a validation; null = all", least=1)
+    best_metric: str | None = option(
+        None, "model/ holds the step with the best of this, e.g. val/loss, val/quality/pearson; null = the last step"
+    )
+    checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = only at the end", least=1)
+    keep_checkpoints: int = option(2, "newest checkpoints kept", least=1)
+    async_checkpoint: bool = option(False, "write checkpoints in the background, from copies in CPU memory")
+    recompute: str = option(
+        "none", "activations computed again in the backward pass: of attention, or of whole layers",
+        choices=("none", "selective", "full"),
+    )  # fmt: skip
+    log_every: int = option(1, "optimizer steps between logged lines", least=1)
+    progress_bar: bool = option(True, "show steps, speed and time left")
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    lr: float = option(MISSING, "peak learning rate", least=0.0, example="5e-6")
+    min_lr: float = option(0.0, "learning rate at the end of a cosine schedule", least=0.0)
+    beta1: float = option(0.9, "decay of the first moment", least=0.0, most=1.0)
+    beta2: float = option(0.98, "decay of the second moment", least=0.0, most=1.0)
+    eps: float = option(1e-8, "added to the denominator", least=0.0)
+    weight_decay: float = option(0.01, "decoupled decay; none on norms and biases", least=0.0)
+    clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping", least=0.0)
+    schedule: str = option("constant", "learning rate after warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = option(10, "optimizer steps of linear warm-up", least=0)
+    distributed: bool = option(True, "shard the optimizer's state over data-parallel ranks")
+    ema_decay: float | None = option(
+        None, "write the moving average of the weights to model/; decay a step, e.g. 0.999", least=0.0, most=1.0
+    )
+    overlap: bool = option(False, "overlap gradient reduction with the backward pass")
+
+
+@dataclass(kw_only=True)
+class LossConfig:
+    """What a regressor is trained to minimise."""
+
+    kind: str | None = option(
+        None, "error of a label; null = the head's own: mse, or cross-entropy over levels; none = pairs alone",
+        choices=("mse", "huber", "none"),
+    )  # fmt: skip
+    huber_delta: float = option(1.0, "error at which Huber's loss turns from square to linear", least=1e-9)
+    weights: dict[str, float] = option(dict, "weight of an attribute's labels, else 1: loss.weights.humor=2")
+    balance: str | None = option(
+        None, "divide weights by the number of labels, so that each attribute weighs the same",
+        choices=("inverse_frequency",),
+    )  # fmt: skip
+    smoothing: float = option(0.0, "annotators giving the mean, mixed into labels with a label_count", least=0.0)
+    preference: str = option(
+        "none", "Bradley-Terry loss of rows that share a pair; margin and scaled use its strength",
+        choices=("none", "regular", "margin", "scaled"),
+    )  # fmt: skip
+    preference_attribute: str | None = option(None, "attribute that is higher in the preferred response")
+    preference_weight: float = option(1.0, "weight of a pair, where a label weighs 1", least=0.0)
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Loggers beside metrics.jsonl, which is always written."""
+
+    tensorboard: bool = option(True, "write TensorBoard files to OUTPUT/logs")
+    wandb: bool = option(False, "log to Weights & Biases; needs the extra nemo_steerlm[wandb]")
+    wandb_project: str = option("nemo_steerlm", "W&B project")
+    wandb_offline: bool = option(True, "keep W&B files local; `wandb sync` sends them later")
+    name: str | None = option(None, "name of the run; null = that of the output folder")

@@ -1,0 +1,69 @@
+"""The files of a training run as one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nemo_steerlm.data.policy_dataset import PolicyDataset
+from nemo_steerlm.data.regression_dataset import RegressionDataset
+from nemo_steerlm.data.units import EMPTY, unit_lengths
+
+
+class Mixture:
+    """The data sets of several files as one.
+
+    Args:
+        parts: one data set a file, all of one kind.
+        weights: how often an epoch draws each file's units; None = once.
+        names: the files, for the report.
+
+    Attributes:
+        lengths, units: as of the parts, one after another.
+        unit_lengths: tokens of each unit, int64 [units].
+        shares: of each part the number of its units and its weight.
+        datasets: names of the data sets in regression data, each once; an item's ``dataset`` is a place in it.
+        report: the only part's, or each part's under the name of its file.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[RegressionDataset | PolicyDataset],
+        weights: Sequence[float] | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        self._parts = parts
+        sizes = [len(part.lengths) for part in parts]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        moved = [np.where(p.units == EMPTY, EMPTY, p.units + s) for p, s in zip(parts, self._starts, strict=True)]
+        self.units = np.concatenate(moved)
+        self.unit_lengths = unit_lengths(self.lengths, self.units)
+        self._weights = list(weights or [1.0] * len(parts))
+        self.shares = [(len(part.units), weight) for part, weight in zip(parts, self._weights, strict=True)]
+        own = [getattr(part, "datasets", []) for part in parts]
+        self.datasets = list(dict.fromkeys(name for names in own for name in names))
+        self._dataset = [np.array([self.datasets.index(name) for name in names], np.int64) for names in own]
+        self.report: dict[str, Any] = (
+            parts[0].report if len(parts) == 1 else {n: p.report for n, p in zip(names, parts, strict=True)}
+        )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label vectors of all items, float32 [items, attributes], NaN where missing."""
+        return np.concatenate([part.labels for part in self._parts])  # type: ignore[union-attr]
+
+    @property
+    def draws(self) -> np.ndarray:
+        """How often an epoch draws each item, on average, float64 [items]."""
+        return np.repeat(np.array(self._weights, np.float64), [len(part.lengths) for part in self._parts])
+
+    def item(self, index: int, epoch: int = 0) -> dict[str, np.ndarray]:
+        """The item of the part it is in."""
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        item = self._parts[part].item(index - int(self._starts[part]), epoch)
+        if "dataset" in item:
+            item["dataset"] = self._dataset[part][item["dataset"]]
+        return item

@@ -1,0 +1,199 @@
+"""What a policy reads: a conversation as tokens, and which of them are targets.
+
+What does not fit, or has nothing to learn from, is counted in ``report``; it never turns into a silent zero loss.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
+from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
+from nemo_steerlm.data.tokenise import cache_settings, check_limit, chunked, require_items, too_long, without_oldest
+from nemo_steerlm.data.units import EMPTY
+from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.template import Label, PromptTemplate
+from nemo_steerlm.tokenizer import Tokenizer
+
+
+class PolicyDataset:
+    """One item for each conversation with at least one trained response.
+
+    Attributes:
+        lengths: Tokens of each item with its full labels, int64 [items]; dropout only ever shortens an item.
+        report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (conversations), turns_lost
+            (trained responses cut off with the history), tokens, loss_tokens.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        report: dict[str, int],
+        encode: Any,
+        dropout: tuple[float, float],
+        seed: int,
+    ) -> None:
+        self._tokens, self._masks = RaggedArray(arrays, "tokens"), RaggedArray(arrays, "masks")
+        self._conversations = RaggedArray(arrays, "conversations")  # as JSON; none without dropout
+        self._encode = encode
+        self._attribute_dropout, self._label_dropout = dropout
+        self._seed = seed
+        self.lengths: np.ndarray = self._tokens.lengths
+        self.report = report
+
+    @classmethod
+    def build(
+        cls,
+        conversations: Iterable[Conversation],
+        schema: AttributeSchema,
+        template: PromptTemplate,
+        tokenizer: Tokenizer,
+        max_length: int,
+        overlong: str = "drop",
+        attribute_dropout: float = 0.0,
+        label_dropout: float = 0.0,
+        seed: int = 0,
+        cache: TokenCache | None = None,
+    ) -> PolicyDataset:
+        """Tokenise conversations.
+
+        Args:
+            conversations: Any iterable, read once.
+            schema: Order, range and names of the labels.
+            template: The prompt's strings.
+            tokenizer: The model's.
+            max_length: Most tokens an item may have, counted with the full label lines.
+            overlong: As :meth:`RegressionDataset.build`; "truncate_history" loses the responses it cuts off.
+            attribute_dropout: Share of samples that see a random subset of their attributes, drawn anew each epoch.
+            label_dropout: Share of samples that see no label line, drawn anew each epoch.
+            seed: Of both draws.
+            cache: As :meth:`RegressionDataset.build`.
+
+        Raises:
+            DataError: No labelled response at all, nothing left, or too long under "error".
+            ConfigError: A setting is not usable.
+        """
+        check_limit(max_length, overlong)
+        for name, share in (("attribute_dropout", attribute_dropout), ("label_dropout", label_dropout)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{name}={share}: expected a share between 0 and 1")
+        if attribute_dropout + label_dropout > 1:
+            raise ConfigError(f"attribute_dropout + label_dropout is {attribute_dropout + label_dropout:g}, above 1")
+
+        def encode(rows: Sequence[Conversation], shown: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
+            prompts = [template.segments(row, schema, labels) for row, labels in zip(rows, shown, strict=True)]
+            return [_trim(*pair) for pair in template.encode_segments(prompts, tokenizer)]
+
+        keep = attribute_dropout + label_dropout > 0
+        settings = cache_settings("policy", schema, template, tokenizer, max_length, overlong)
+        settings["conversations"] = keep
+
+        def tokenise() -> Tokenised:
+            return cls._tokenise(conversations, encode, max_length, overlong, keep)
+
+        arrays, report = tokenise() if cache is None else cache.get(settings, tokenise)
+        return cls(arrays, report, encode, (attribute_dropout, label_dropout), seed)
+
+    @staticmethod
+    def _tokenise(
+        conversations: Iterable[Conversation], encode: Any, max_length: int, overlong: str, keep_rows: bool
+    ) -> Tokenised:
+        tokens, masks, kept = RaggedBuilder("i"), RaggedBuilder("B"), RaggedBuilder("B")
+        names = ("conversations", "kept", "dropped_overlong", "truncated", "unlabelled", "turns_lost")
+        report = Counter(dict.fromkeys(names, 0))
+        for chunk in chunked(conversations):
+            report["conversations"] += len(chunk)
+            for row, (ids, mask) in zip(chunk, encode(chunk, [True] * len(chunk)), strict=True):
+                if not ids:
+                    report["unlabelled"] += 1
+                    continue
+                if len(ids) > max_length:
+                    if overlong == "error":
+                        raise too_long(row, None, len(ids), max_length)
+                    lost, (row, ids, mask) = _shorten(row, encode, max_length, overlong)
+                    report["turns_lost"] += lost
+                    report["truncated" if ids else "dropped_overlong"] += 1
+                if ids:
+                    tokens.append(ids)
+                    masks.append(mask)
+                    report["loss_tokens"] += sum(mask)
+                    if keep_rows:
+                        kept.append(json.dumps(row.to_record()).encode())
+        report["kept"] = len(tokens)
+        require_items(len(tokens), report)
+        arrays = tokens.arrays("tokens") | masks.arrays("masks") | kept.arrays("conversations")
+        report["tokens"] = len(arrays["tokens"])
+        return arrays, dict(report)
+
+    @property
+    def units(self) -> np.ndarray:
+        """As `RegressionDataset.units`: every item is one."""
+        return np.stack((np.arange(len(self)), np.full(len(self), EMPTY)), axis=1)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def item(self, index: int, epoch: int = 0) -> dict[str, np.ndarray]:
+        """Return ``tokens`` int32 and ``loss_mask`` uint8, both [sequence].
+
+        ``loss_mask[t]`` is 1 where token ``t`` is a target (to be predicted from the tokens before it). The item
+        depends on (seed, epoch, index) and on nothing else.
+        """
+        drawn = self._draw(index, epoch)
+        if drawn is None:
+            return {"tokens": self._tokens[index], "loss_mask": self._masks[index]}
+        row, shown = drawn
+        ids, mask = self._encode([row], [shown])[0]
+        return {"tokens": np.asarray(ids, np.int32), "loss_mask": np.asarray(mask, np.uint8)}
+
+    def _draw(self, index: int, epoch: int) -> tuple[Conversation, bool | list[Label]] | None:
+        """The conversation and what is shown of its labels; None where that is all of them."""
+        if not len(self._conversations):
+            return None
+        random = np.random.default_rng([self._seed, epoch, index])
+        draw = random.random()
+        if draw >= self._label_dropout + self._attribute_dropout:
+            return None
+        row = Conversation.from_record(json.loads(self._conversations[index].tobytes()))
+        if draw < self._label_dropout:
+            return row, False
+        labels = [turn.label or {} for turn in row.turns]
+        names = sorted(set().union(*labels))
+        if len(names) < 2:
+            return None
+        count = int(random.integers(1, len(names)))
+        seen = {names[i] for i in random.choice(len(names), count, replace=False)}
+        return row, [{name: value for name, value in label.items() if name in seen} for label in labels]
+
+
+def _trim(ids: list[int], mask: list[int]) -> tuple[list[int], list[int]]:
+    """Cut off what follows the last target: nothing is learnt there. Empty when there is no target."""
+    end = next((position + 1 for position in range(len(mask) - 1, -1, -1) if mask[position]), 0)
+    return ids[:end], mask[:end]
+
+
+def _shorten(
+    row: Conversation, encode: Any, limit: int, overlong: str
+) -> tuple[int, tuple[Conversation, list[int], list[int]]]:
+    def trained(conversation: Conversation) -> list[int]:
+        plain = conversation.type is None
+        return [
+            index
+            for index in conversation.response_indices
+            if index and not conversation.turns[index].shared and (plain or conversation.turns[index].label)
+        ]
+
+    before = len(trained(row))
+    while overlong == "truncate_history" and (shorter := without_oldest(row, max(trained(row), default=0))):
+        row = shorter
+        ids, mask = encode([row], [True])[0]
+        if ids and len(ids) <= limit:
+            return before - len(trained(row)), (row, ids, mask)
+    return 0, (row, [], [])

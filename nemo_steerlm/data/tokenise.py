@@ -1,0 +1,77 @@
+"""What the datasets of regressor and policy share on the way from conversations to tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.template import PromptTemplate
+from nemo_steerlm.tokenizer import Tokenizer
+
+OVERLONG = ("drop", "truncate_history", "error")
+_CHUNK = 256  # conversations tokenised in one call
+
+
+def cache_settings(
+    kind: str, schema: AttributeSchema, template: PromptTemplate, tokenizer: Tokenizer, max_length: int, overlong: str
+) -> dict[str, Any]:
+    """All but the text that decides the tokens; attributes as a list, because their order does too."""
+    return {
+        "kind": kind, "attributes": [[*pair] for pair in schema.to_dict().items()], "template": template.to_dict(),
+        "tokenizer": tokenizer.fingerprint, "max_length": max_length, "overlong": overlong,
+    }  # fmt: skip
+
+
+def check_limit(max_length: int, overlong: str) -> None:
+    """Raise ConfigError for a limit or a treatment of longer samples that does not exist."""
+    if overlong not in OVERLONG:
+        raise ConfigError(f"overlong={overlong!r}: expected one of {', '.join(OVERLONG)}")
+    if max_length < 1:
+        raise ConfigError(f"max_length={max_length}: expected a positive number of tokens")
+
+
+def chunked(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """The conversations in lists as long as one call of the tokenizer takes well."""
+    rows = iter(conversations)
+    while chunk := list(itertools.islice(rows, _CHUNK)):
+        yield chunk
+
+
+def without_oldest(conversation: Conversation, end: int) -> Conversation | None:
+    """Drop the oldest turns up to the next one of a masked speaker before ``end``; None when nothing may go.
+
+    The system prompt and the last exchange (the last masked turn before ``end`` and what follows it) stay.
+    """
+    masked = conversation.masked_speakers
+    for start in range(1, end):
+        if conversation.turns[start].speaker in masked:
+            return dataclasses.replace(conversation, turns=conversation.turns[start:])
+    return None
+
+
+def too_long(conversation: Conversation, turn: int | None, length: int, max_length: int) -> DataError:
+    """The error for a sample (of one turn, or of the whole conversation) over the limit."""
+    where = f"row '{conversation.id}'" + ("" if turn is None else f", turn {turn}")
+    return DataError(
+        f"{where} has {length} tokens, more than max_length={max_length}; "
+        "raise max_length or choose overlong=drop or overlong=truncate_history"
+    )
+
+
+def require_items(count: int, report: Mapping[str, int]) -> None:
+    """Raise DataError, with the reason, where none of the counted conversations became an item."""
+    if count:
+        return
+    if not report["conversations"]:
+        raise DataError("the data holds no conversation")
+    if report["dropped_overlong"]:
+        raise DataError(f"no sample is left: {report['dropped_overlong']} are over-long; raise max_length")
+    raise DataError(
+        f"all labels are missing: none of the {report['conversations']} conversations has a labelled response; "
+        "run annotate first or check that the file is the labelled one"
+    )

@@ -1,0 +1,159 @@
+"""Which token is drawn and where a response ends, against plain Python for every choice."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_steerlm.megatron import generation
+from nemo_steerlm.megatron.generation import SamplingSettings, draw, generate, uniforms
+from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
+from tests import tokenizers
+from tests.megatron.generation_world import World
+
+pytestmark = pytest.mark.xdist_group("generation")  # one worker builds the world
+
+
+def filtered(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+    """The distribution the settings ask for, token by token in plain Python."""
+    scaled = [x / temperature for x in logits]
+    order = sorted(range(len(scaled)), key=lambda i: -scaled[i])[: top_k or None]
+    weights = {i: math.exp(scaled[i] - scaled[order[0]]) for i in order}
+    kept, reached = [], 0.0
+    for i in order:
+        if reached >= top_p * sum(weights.values()):
+            break
+        kept.append(i)
+        reached += weights[i]
+    return [weights[i] / reached if i in kept else 0.0 for i in range(len(scaled))]
+
+
+SETTINGS = [(1.0, 0, 1.0), (0.7, 0, 1.0), (2.5, 10, 1.0), (1.0, 0, 0.8), (1.5, 20, 0.6), (1.0, 1, 1.0), (1.0, 99, 1)]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
+def test_frequencies_follow_the_softmax(temperature: float, top_k: int, top_p: float) -> None:
+    from scipy.stats import chisquare
+
+    draws = 20_000
+    logits = np.random.default_rng(3).normal(scale=1.5, size=60).astype(np.float32)
+    settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+    drawn = draw(torch.tensor(logits).expand(draws, -1), settings, uniforms(settings, range(draws), 1)[:, 0])
+    expected = np.array(filtered(logits.astype(float).tolist(), temperature, top_k, top_p))
+    counts = np.bincount(drawn.numpy(), minlength=60)
+    assert counts[expected == 0].sum() == 0
+    if (expected > 0).sum() > 1:
+        assert chisquare(counts[expected > 0], draws * expected[expected > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
+def test_draws_are_the_inverse_distribution_of_the_reference(
+    world: World, temperature: float, top_k: int, top_p: float
+) -> None:
+    """The n-th token of a row belongs to the n-th number of its own stream."""
+    found = world.generate(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=3, seed=5)
+    for row, prompt in enumerate(world.prompts):
+        tokens, stream = found[row].tokens, np.random.Generator(np.random.Philox(key=np.array([5, row], np.uint64)))
+        with torch.no_grad():
+            logits = world.reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 :].double().tolist()
+        for place, token in enumerate(tokens + [world.tokenizer.eos_id] * (found[row].finish == "eos")):
+            borders = np.cumsum(filtered(logits[place], temperature, top_k, top_p))
+            assert int(np.searchsorted(borders, stream.random(), side="right")) == token, (row, place)
+
+
+def test_ties_and_borders() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0]])
+    assert draw(logits, SamplingSettings(), None).tolist() == [1]  # the lowest id
+    top = SamplingSettings(temperature=1.0, top_k=3)  # ids 1 and 3, then 2 and 4 are equally third
+    assert {int(draw(logits, top, np.array([u]))) for u in np.linspace(0, 0.999, 50)} == {1, 2, 3, 4}
+    nearly_one = np.array([np.nextafter(1, 0)])
+    impossible = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    assert draw(impossible, SamplingSettings(temperature=1.0), nearly_one).tolist() == [3]
+    assert draw(impossible, SamplingSettings(temperature=1.0), np.array([0.0])).tolist() == [1]
+    uneven = torch.tensor([[3.0, 1.0, 1.0, 1.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0]])  # four candidates beside three
+    assert draw(uneven, top, np.array([nearly_one[0]] * 2)).tolist() == [4, 2]
+
+
+# ---- ending ---------------------------------------------------------------------------------------------------------
+
+
+def _tokenizers(folder: Path) -> dict[str, Tokenizer]:
+    return {
+        "special": load_tokenizer(tokenizers.bpe(folder / "special", markers=True)),
+        "pieces": load_tokenizer(tokenizers.bpe(folder / "pieces", markers=False)),
+        "sentencepiece": load_tokenizer(tokenizers.sentencepiece_model(folder / "sentencepiece")),
+    }
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    return _tokenizers(tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.mark.parametrize("kind", ["special", "pieces", "sentencepiece"])
+@pytest.mark.parametrize(
+    ("said", "stop", "text", "finish"),
+    [
+        (" I am fine.\n<extra_id_1>User\nHi", ("<extra_id_1>",), " I am fine.\n", "stop"),
+        ("Good. <extra_id_2>\n", ("<extra_id_1>", "<extra_id_2>"), "Good. ", "stop"),
+        ("The quick brown fox", ("row",), "The quick b", "stop"),  # inside a token, or over its borders
+        ("Hello there", ("there", "Hello"), "", "stop"),
+        ("gr\u00fcn, hello", ("\u00fc",), "gr", "stop"),  # a character that only bytes can spell
+        ("no stop here", ("<extra_id_1>",), "no stop here", "length"),
+        ("almost <extra_id_", ("<extra_id_1>",), "almost <extra_id_", "length"),
+    ],
+)
+def test_stop_texts_over_token_borders(
+    world: World, kinds: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch,
+    kind: str, said: str, stop: tuple[str, ...], text: str, finish: str,
+) -> None:  # fmt: skip
+    tokenizer = kinds[kind]
+    script = tokenizer.encode_continuation(said)
+    said_next = iter(script)
+    monkeypatch.setattr(generation, "draw", lambda *_: torch.tensor([next(said_next) % world.vocab_size]))
+    assert max(script) < world.vocab_size
+    settings = SamplingSettings(max_new_tokens=len(script), stop=stop)
+    (found,) = generate(world.model, tokenizer, [[5]], settings, vocab_size=world.vocab_size)
+    assert (found.text, found.finish) == (text, finish)
+    assert text.startswith(tokenizer.decode_continuation(found.tokens))
+    assert found.tokens == script[: len(found.tokens)]
+    if finish == "length":
+        assert found.tokens == script
+
+
+@pytest.mark.parametrize("kind", ["special", "pieces", "sentencepiece"])
+def test_no_stop_is_missed(kinds: dict[str, Tokenizer], kind: str) -> None:
+    """Random tokens, bytes of torn characters among them, against decoding everything after every token."""
+    tokenizer, random = kinds[kind], np.random.default_rng(0)
+    frequent = tokenizer.encode_continuation(" ".join(tokenizers.CORPUS))
+    for stop in (("e ",), ("he", "is"), ("a", "\n<"), (">", "é"), ("you?",)):
+        judge = generation._StopJudge(tokenizer, stop, tokenizer.vocab_size)
+        for _ in range(15):
+            tokens = random.choice([*frequent, *range(3, tokenizer.vocab_size)], 40)[None]
+            endings = [
+                int(judge.endings(tokens[:, n - 1], tokens, np.array([0]), np.array([n]))[0])
+                for n in range(1, 41)
+            ]
+            ended = next((n for n, ending in enumerate(endings, 1) if ending == generation._STOP), None)
+            texts = [tokenizer.decode_continuation(tokens[0, :n].tolist()) for n in range(1, 41)]
+            assert ended == next((n for n, text in enumerate(texts, 1) if any(s in text for s in stop)), None)
+
+
+def test_stops_in_a_batch(world: World) -> None:
+    free, stopped = world.generate(), world.generate(stop=("o", "e "), batch_size=7)
+    ends = [min([p for p in map(g.text.find, ("o", "e ")) if p >= 0], default=None) for g in free]
+    assert sum(end is not None for end in ends) > 2
+    for whole, cut, end in zip(free, stopped, ends, strict=True):
+        assert cut.text == whole.text[:end]
+        assert cut.finish == ("stop" if end is not None else whole.finish)
+
+
+def test_end_of_text_token_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = iter([9, 8, world.tokenizer.eos_id, 7])
+    monkeypatch.setattr(generation, "draw", lambda *_: torch.tensor([next(script)]))
+    (found,) = world.generate([[5]])
+    assert (found.tokens, found.finish) == ([9, 8], "eos")
