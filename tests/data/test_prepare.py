@@ -340,6 +340,15 @@ BAD_INPUTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("recipe", ["default", "nemo_aligner"])
+def test_a_damaged_gzip_file_is_named(recipe, tmp_path):
+    packed = bytearray(gzip.compress(bad(many_trees(200))))
+    for content in (packed[:-200], packed[:500] + b"\xff" * 200 + packed[700:]):  # cut off, changed
+        (tmp_path / "a.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match="a.jsonl.gz.*damaged"):
+            prepare({"source": "oasst", "input": tmp_path / "a.jsonl.gz", "output": tmp_path / "o", "recipe": recipe})
+
+
 BAD_FOR_BOTH = [("nemo_aligner", *bad) for bad in BAD_INPUTS if bad[0] == "oasst" and "is left" not in bad[2]]
 
 
@@ -382,7 +391,7 @@ BAD_SETTINGS = [
     ({"recipe": "nemo_aligner", "attributes": "oasst_0_9"}, "writes attributes=helpsteer"),
     ({"val_fraction": 1.0}, "below 1"),
     ({"attributes": "helpster"}, "did you mean 'helpsteer'?"),
-    ({"source": "messages", "languages": ["en"]}, "leave it null"),
+    ({"source": "hh_rlhf", "languages": ["en"]}, "leave it null"),
 ]
 
 
@@ -395,7 +404,7 @@ def test_bad_settings(change, message, fixture_trees, tmp_path):
 
 def test_folders_of_files(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match="holds no .jsonl"):
+    with pytest.raises(DataError, match=r"holds no file of \*_ready.trees.jsonl\*, .jsonl"):
         run("oasst", tmp_path / "in", tmp_path / "out")
     rows = list(many_trees(20))
     write_trees(tmp_path / "in" / "b.jsonl", rows[10:])
