@@ -173,6 +173,14 @@ def test_real_trees_train_each_labelled_message_once(tmp_path):
     assert report["dropped"]["deleted_message"] == 11 and report["shared_turns"] == 240
 
 
+def test_a_label_without_a_value_is_missing(tmp_path):
+    replies = answer("a", "Hi", scores={"quality": 0.5, "humor": None}), answer("b", "Ho", labels={"quality": None})
+    path = write_trees(tmp_path / "t.jsonl", [tree(ask("t", "Hello", *replies))])
+    report, sides = run("oasst", path, tmp_path / "out", attributes="helpsteer")
+    assert [row.turns[1].label for row in rows_of(sides)] == [{"quality": 2.0}]
+    assert report["dropped"] == {"unlabelled_response": 1}
+
+
 @pytest.mark.parametrize("above", ["kept", "deleted"])
 def test_a_reply_that_is_no_message_is_named(above, tmp_path):
     root = ask("t", "Hello", answer("a", "Hi", "not a message", deleted=above == "deleted"))
