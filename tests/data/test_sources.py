@@ -276,7 +276,8 @@ def test_ultrafeedback(tmp_path):
     bad = write(tmp_path / "bad.jsonl", [{"instruction": "ask", "completions": [completion("x", helpfulness=6)]}])
     message = "bad.jsonl:1: completions[0]: 'helpfulness' is 6, expected 1 to 5"
     refused(message, "ultrafeedback", bad, tmp_path / "bad")
-    bad = write(tmp_path / "bad.jsonl", [{"instruction": "ask", "completions": [{"response": "x", "annotations": [5]}]}])
+    odd = {"response": "x", "annotations": [5]}
+    bad = write(tmp_path / "bad.jsonl", [{"instruction": "ask", "completions": [odd]}])
     message = "bad.jsonl:1: completions[0]: 'annotations' is [5], expected an object"
     refused(message, "ultrafeedback", bad, tmp_path / "bad")
 
