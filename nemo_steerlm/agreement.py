@@ -8,6 +8,7 @@ digits (a test holds them together); they stand here because importing those tak
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,6 +85,39 @@ def quadratic_kappa(x: ArrayLike, y: ArrayLike) -> float:
         return math.nan
     expected = np.mean(first**2) + np.mean(second**2) - 2 * first.mean() * second.mean()
     return float(1 - np.mean((first - second) ** 2) / expected)
+
+
+class RaterAgreement:
+    """Krippendorff's alpha for numbers ("Computing Krippendorff's Alpha-Reliability", 2011), from running sums.
+
+    How far ratings of one thing lie apart, against how far any two ratings do. Each thing may have been rated by other
+    people and by any number of them.
+
+    Attributes:
+        items: things with at least two ratings; the others tell nothing.
+        ratings: of those things.
+    """
+
+    def __init__(self) -> None:
+        self.items = self.ratings = 0
+        self._within = self._sum = self._squares = 0.0
+
+    def add(self, ratings: Sequence[float]) -> None:
+        """Take in all ratings of one thing."""
+        count = len(ratings)
+        if count < 2:
+            return
+        total, squares = sum(ratings), sum(rating * rating for rating in ratings)
+        self.items += 1
+        self.ratings += count
+        self._within += (count * squares - total * total) / (count - 1)
+        self._sum += total
+        self._squares += squares
+
+    def alpha(self) -> float:
+        """1 where all agree, 0 where they do as by chance, below 0 where they disagree; NaN without variety."""
+        spread = self.ratings * self._squares - self._sum**2
+        return 1 - self._within * (self.ratings - 1) / spread if spread > 0 else math.nan
 
 
 def _ranks(values: ArrayLike) -> Floats:

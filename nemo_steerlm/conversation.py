@@ -7,6 +7,7 @@ NeMo-Aligner's format; two rows that share a ``"pair": {"id", "role", "strength"
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import gzip
@@ -315,6 +316,10 @@ def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     msgspec reads what is plain (thrice as fast, the same values); json reads, or refuses, what msgspec does not take:
     a byte order mark, a lone surrogate, NaN.
     """
+    if number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        raise DataError(
+            f"{path}:1: a JSON list, expected one object a line (JSON lines); convert it with `jq -c '.[]' FILE`"
+        )
     try:
         row = _decode(line)
     except (msgspec.DecodeError, ValueError, RecursionError):

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
 
-from nemo_steerlm.agreement import attribute_metrics, pearson, quadratic_kappa, spearman
+from nemo_steerlm.agreement import RaterAgreement, attribute_metrics, pearson, quadratic_kappa, spearman
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.evaluate.metrics import json_ready
 
 SCHEMA = AttributeSchema.load({"quality": {"low": 0, "high": 4}, "humor": {"low": 1, "high": 3}})
 NAN = math.nan
 
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_figures_by_hand() -> None:
@@ -82,4 +74,32 @@ def test_what_does_not_exist_is_nan_and_null() -> None:
     assert constant["humor"]["n"] == 0 and math.isnan(constant["humor"]["mae"])
     assert math.isnan(quadratic_kappa([2, 2], [2, 2])) and quadratic_kappa([2, 2], [3, 3]) == 0.0
     assert math.isnan(spearman([], [])) and math.isnan(pearson([1.0], [2.0]))
-    assert json.loads(json.dumps(json_ready(constant), allow_nan=False))["quality"]["pearson"] is None
+
+
+def alpha(*items: list[float]) -> float:
+    found = RaterAgreement()
+    for ratings in items:
+        found.add(ratings)
+    return found.alpha()
+
+
+def test_alpha_is_krippendorffs() -> None:
+    # Four observers, twelve units, with gaps: the worked example of "Computing Krippendorff's Alpha-Reliability".
+    observers = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+    units = [[float(value) for value in unit if value != "."] for unit in zip(*observers, strict=True)]
+    assert alpha(*units) == pytest.approx(0.849, abs=5e-4)
+
+
+def test_alpha_is_the_distance_within_over_the_distance_of_all() -> None:
+    random = np.random.default_rng(0)
+    items = [list(random.normal(random.normal(0, 2), 1, count)) for count in random.integers(1, 6, 60)]
+    rated = [ratings for ratings in items if len(ratings) > 1]
+    every = np.concatenate(rated)
+
+    def distance(values: np.ndarray) -> float:  # of two different ratings
+        return float(np.mean([(a - b) ** 2 for i, a in enumerate(values) for j, b in enumerate(values) if i != j]))
+
+    within = sum(len(ratings) * distance(np.array(ratings)) for ratings in rated) / len(every)
+    assert alpha(*items) == pytest.approx(1 - within / distance(every), rel=1e-9)
+    assert alpha([1, 1], [4, 4, 4]) == 1 and alpha([0, 4], [4, 0]) < 0
+    assert math.isnan(alpha([2, 2], [2, 2])) and math.isnan(alpha([1], [2])) and math.isnan(alpha())

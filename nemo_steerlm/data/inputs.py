@@ -22,7 +22,8 @@ def input_files(
     Args:
         name: A file; a folder; or, with a revision, the name of a dataset on the hub.
         layout: Patterns of the files of a source in its hub folder, such as "preference/*.jsonl*". A folder that
-            holds none of them gives all readable files directly in it.
+            holds none of them gives all readable files directly in it, or else those in its folder "data", where the
+            hub's own tools put them.
         revision: Commit, tag or branch on the hub.
         output: Folder that will be written, if any; it must not be the input.
 
@@ -48,11 +49,12 @@ def input_files(
 def _in_folder(folder: Path, layout: Sequence[str]) -> list[Path]:
     files = [file for file in sorted(folder.rglob("*")) if file.name.endswith(READABLE) and file.is_file()]
     names = {file: file.relative_to(folder).as_posix() for file in files}
-    known = [file for file in files if any(fnmatch.fnmatchcase(names[file], pattern) for pattern in layout)]
-    found = known or [file for file in files if file.parent == folder]
-    if not found:
-        raise DataError(f"{folder}: the folder holds no {', '.join(READABLE[:4])} file")
-    return found
+    seen = [file for file in files if not any(part.startswith(".") for part in names[file].split("/"))]
+    known = [file for file in seen if any(fnmatch.fnmatchcase(names[file], pattern) for pattern in layout)]
+    for found in (known, *([file for file in seen if file.parent == place] for place in (folder, folder / "data"))):
+        if found:
+            return found
+    raise DataError(f"{folder}: the folder holds no file of {', '.join((*layout, *READABLE[:4]))}")
 
 
 def download(name: str, revision: str, layout: Sequence[str]) -> Path:
@@ -70,14 +72,16 @@ def download(name: str, revision: str, layout: Sequence[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     asked = f"{name} at revision {revision}"
+    patterns = list(layout) or [f"*{suffix}" for suffix in READABLE]
     try:
-        folder = snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=list(layout) or None)
-    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"the Hugging Face hub does not give {asked}: {reason:.200}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError):
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise DataError(
             f"the Hugging Face hub cannot be reached and {asked} is not in its cache; where there is a network "
             f"run `hf download {name} --repo-type dataset --revision {revision} --local-dir DIR`, then give input=DIR"
         ) from None
-    return Path(folder)
+    except (errors.HfHubHTTPError, OSError) as error:  # no such dataset or revision, no leave to read it, a full disk
+        raise DataError(f"the Hugging Face hub does not give {asked}: {' '.join(str(error).split()):.200}") from None
+    if not folder.is_dir():  # nothing matched, nothing was written
+        raise DataError(f"{asked} on the Hugging Face hub holds no file of {', '.join(patterns)}")
+    return folder

@@ -3,48 +3,61 @@
 from __future__ import annotations
 
 import heapq
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 THRESHOLD = 0.8  # of the Jaccard similarity of two prompts' word triples
-_CHARACTERS = 2000  # of a prompt that are looked at
+_CHARACTERS = 2000  # of a prompt that are compared
+_KEYED = 400  # of them, the ones that decide whether it is in the sample
 _PERMUTATIONS = 32
 _EXAMPLES = 5
 
 
 class PromptSample:
-    """At most `size` different prompts, the same ones whatever their order: those with the lowest hashes."""
+    """At most `size` different prompts, the same ones whatever their order: those with the lowest MinHash.
+
+    Two prompts have the same MinHash as often as they are alike, so two samples hold a prompt and its near twin, or
+    neither: a sample of some thousand prompts tells what share of a million has twins.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._kept: dict[int, str] = {}
         self._heap: list[int] = []  # negative keys: the highest is on top
         self._last = ""
+        self._complete = True
 
     def add(self, prompt: str) -> None:
         """Offer a prompt, white space and case already made equal."""
         if prompt == self._last:  # rows of one prompt follow each other
             return
         self._last = prompt
-        key = zlib.crc32(prompt.encode())
-        if key in self._kept or len(self._heap) == self._size and key >= -self._heap[0]:
+        key = min(map(zlib.crc32, _triples(prompt[:_KEYED]))) << 32 | zlib.crc32(prompt.encode())
+        if key in self._kept:
             return
-        if len(self._heap) == self._size:
-            del self._kept[-heapq.heappushpop(self._heap, -key)]
-        else:
-            heapq.heappush(self._heap, -key)
         self._kept[key] = prompt[:_CHARACTERS]
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, -key)
+        else:
+            self._complete = False
+            del self._kept[-heapq.heappushpop(self._heap, -key)]
 
-    def prompts(self) -> list[str]:
-        """The prompts kept, in the order of their hashes."""
-        return [self._kept[key] for key in sorted(self._kept)]
+    def reach(self) -> float:
+        """The key up to which all prompts were kept."""
+        return math.inf if self._complete else -self._heap[0]
+
+    def prompts(self, reach: float = math.inf) -> list[str]:
+        """The prompts kept up to a key, in the order of their keys."""
+        return [self._kept[key] for key in sorted(self._kept) if key <= reach]
 
 
 def leaks(train: PromptSample, val: PromptSample) -> Mapping[str, Any] | None:
     """Return how many sampled prompts of val have a near twin among those of train, with examples.
 
-    MinHash finds the candidates, the true similarity decides. None where `datasketch` is not installed.
+    Of val only those prompts are compared whose twins the sample of train would hold. MinHash finds the candidates,
+    the true similarity decides. None where `datasketch` is not installed.
     """
     try:
         from datasketch import MinHash, MinHashLSH
@@ -52,13 +65,13 @@ def leaks(train: PromptSample, val: PromptSample) -> Mapping[str, Any] | None:
         return None
     empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
 
-    def sketch(triples: set[str]) -> Any:
+    def sketch(triples: set[bytes]) -> Any:
         found = empty.copy()
-        found.update_batch([triple.encode() for triple in triples])
+        found.update_batch(list(triples))
         return found
 
     index = MinHashLSH(threshold=THRESHOLD, num_perm=_PERMUTATIONS)
-    held_out = [(prompt, _triples(prompt)) for prompt in val.prompts()]
+    held_out = [(prompt, _triples(prompt)) for prompt in val.prompts(train.reach())]
     for number, (_, triples) in enumerate(held_out):
         index.insert(number, sketch(triples))
     prompts = train.prompts()
@@ -79,6 +92,6 @@ def leaks(train: PromptSample, val: PromptSample) -> Mapping[str, Any] | None:
     }
 
 
-def _triples(prompt: str) -> set[str]:
-    words = prompt.split()
-    return {" ".join(words[start : start + 3]) for start in range(max(len(words) - 2, 1))}
+def _triples(prompt: str) -> set[bytes]:
+    words = prompt.encode().split()
+    return {b" ".join(words[start : start + 3]) for start in range(max(len(words) - 2, 1))}

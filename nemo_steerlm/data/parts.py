@@ -70,7 +70,7 @@ def finished(output: str | Path, job: dict[str, Any]) -> bool:
 def manifest_path(output: str | Path) -> Path:
     """`NAME.manifest.json` beside `NAME.jsonl`: its job, rows and sha256, and the rows and sha256 of every part."""
     output = Path(output)
-    return output.with_name(f"{output.name.split('.')[0]}.manifest.json")
+    return output.with_name(f"{output.name.removesuffix('.jsonl')}.manifest.json")
 
 
 class PartStore:

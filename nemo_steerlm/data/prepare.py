@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import PrepareConfig
@@ -107,7 +107,8 @@ class PrepareOptions:
         val_fraction: Share of the prompts that go to val.jsonl, at least 0 and below 1; None keeps the dataset's own
             split, which its rows or the names of its files tell.
         seed: Decides who goes there.
-        languages: Keep what is in these languages, by the dataset's own field ("en", "pt-BR"); None keeps all.
+        languages: Keep what is in these languages, by the dataset's own field ("en", "pt-BR", "french"), case aside;
+            None keeps all.
         dedupe: Train on each response with the same history once, and on each preference pair once.
         tokenizer: The report counts lengths in its tokens; None: in characters.
         check: Read everything and report, but write nothing.
@@ -234,7 +235,12 @@ def _files(options: PrepareOptions) -> list[Path]:
         return []
     if options.input is None:
         raise ConfigError(f"input= is missing: name the file or folder that source={options.source} reads")
-    return input_files(options.input, SOURCES[options.source].layout, options.revision, options.output)
+    files = input_files(options.input, SOURCES[options.source].layout, options.revision, options.output)
+    if options.output and not options.check:
+        results = {(Path(options.output) / name).resolve() for name in _OUTPUTS}
+        if lost := [file for file in files if file.resolve() in results]:
+            raise ConfigError(f"output={options.output} would replace the input {lost[0]}; choose another folder")
+    return files
 
 
 @contextlib.contextmanager
@@ -320,44 +326,49 @@ def _plain(text: str) -> str:
 def _write_default(
     files: Sequence[Path], folder: Path, schema: AttributeSchema, options: PrepareOptions
 ) -> dict[str, Any]:
-    def rows() -> Iterator[tuple[Conversation, Path]]:
-        return _read(files, schema, options, report, seen)
-
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     border = options.val_fraction
     while True:
-        seen = Seen(folder) if options.dedupe else None
-        report = Report(schema, folder, tokenizer)
-        lowest, highest = _split(rows(), folder, border, options, report)
-        if seen:
-            seen.close()
-        if not report.rows.total():
-            raise DataError(f"{options.input}: no conversation is left; dropped: {dict(report.tally.dropped)}")
-        # So few prompts that the hash put all on one side: move the border past the nearest one and read again.
-        if border is None:
-            break
-        if lowest < highest and options.val_fraction and not report.rows["val"]:
-            border = math.nextafter(lowest, 1)
-        elif lowest < highest and not report.rows["train"]:
-            border = highest
-        elif lowest == highest and report.rows["val"]:
-            border = 0.0
-        else:
-            break
-        report.close()
-    content = report.content()
-    report.close()
+        with contextlib.closing(Report(schema, folder, tokenizer)) as report:
+            positions = _split(_read(files, folder, schema, options, report), folder, border, options, report)
+            _check_what_is_left(report, schema, options)
+            moved = _moved_border(border, positions, report)
+            if moved == border:
+                return {"seed": options.seed, "val_fraction": options.val_fraction, **report.content()}
+        border = moved
+
+
+def _moved_border(border: float | None, positions: tuple[float, float], report: Report) -> float | None:
+    """The border between val and train; so few prompts that all were on one side of it move it past the nearest."""
+    lowest, highest = positions
+    if not border:
+        return border
+    if lowest < highest and not report.rows["val"]:
+        return math.nextafter(lowest, 1)
+    if lowest < highest and not report.rows["train"]:
+        return highest
+    if lowest == highest and report.rows["val"]:
+        return 0.0
+    return border
+
+
+def _check_what_is_left(report: Report, schema: AttributeSchema, options: PrepareOptions) -> None:
+    """Raise DataError when no row is left, or no label of a dataset that has some."""
+    if not report.rows.total():
+        dropped = {reason: count for reason, count in report.tally.dropped.items() if count}
+        others = [language for language, _ in report.tally.other_languages.most_common(20)]
+        hint = f"; there are the languages {', '.join(others)}" if others else ""
+        raise DataError(f"{options.input}: no conversation is left; dropped: {dropped}{hint}")
     known = SOURCES[options.source].attributes
     if known and not report.trained.total():
         raise DataError(
             f"{options.input}: all labels are missing for the attributes {', '.join(schema.names)}; "
             f"source={options.source} has {', '.join(known)}"
         )
-    return {"seed": options.seed, "val_fraction": options.val_fraction, **content}
 
 
 def _read(
-    files: Sequence[Path], schema: AttributeSchema, options: PrepareOptions, report: Report, seen: Seen | None
+    files: Sequence[Path], folder: Path, schema: AttributeSchema, options: PrepareOptions, report: Report
 ) -> Iterator[tuple[Conversation, Path]]:
     """Stream what is kept, each row with its file."""
     reader = SOURCES[options.source].read
@@ -365,15 +376,16 @@ def _read(
         reader = functools.partial(table.read, columns=options.columns)
     dataset = options.dataset or options.source
     row = 0
-    for file in files:
-        for conversation in reader(file, schema, options.languages, report.tally):
-            if conversation.id is None:
-                conversation.id = str(row)
-            row += 1
-            if seen is not None and _repeated(conversation, seen, report):
-                continue
-            conversation.extra.setdefault("dataset", dataset)
-            yield conversation, file
+    with contextlib.closing(Seen(folder, "seen")) as seen:
+        for file in files:
+            for conversation in reader(file, schema, options.languages, report.tally):
+                if conversation.id is None:
+                    conversation.id = str(row)
+                row += 1
+                if options.dedupe and _repeated(conversation, seen, report):
+                    continue
+                conversation.extra.setdefault("dataset", dataset)
+                yield conversation, file
 
 
 def _repeated(conversation: Conversation, seen: Seen, report: Report) -> bool:
@@ -402,24 +414,26 @@ def _split(
     names = [os.devnull if options.check else folder / f"{side}.jsonl" for side in ("train", "val")]
     with open_text(names[0]) as train, open_text(names[1]) as val:
         for conversation, file in rows:
+            own = _own_side(conversation, file)
             if border is None:
-                side = _own_side(conversation, file)
+                side = own or _no_side(file)
             else:
                 position = split_position(conversation, options.seed)
                 lowest, highest = min(lowest, position), max(highest, position)
                 side = "val" if position < border else "train"
+            report.own_sides[own, side] += 1
             (val if side == "val" else train).write(conversation.to_line())
             report.add(conversation, side, _plain(conversation.turns[0].text))
     return lowest, highest
 
 
-def _own_side(conversation: Conversation, file: Path) -> str:
-    """The side that a row's "split", or the name of its file, says."""
-    name = str(conversation.extra.get("split") or re.split(r"[.-]", file.name)[0])
-    if name.casefold() in _VAL_NAMES:
-        return "val"
-    if name.casefold() == "train":
-        return "train"
+def _own_side(conversation: Conversation, file: Path) -> str | None:
+    """The side that a row's "split", or the name of its file, says, if one does."""
+    name = str(conversation.extra.get("split") or re.split(r"[.-]", file.name)[0]).casefold()
+    return "val" if name in _VAL_NAMES else "train" if name == "train" else None
+
+
+def _no_side(file: Path) -> NoReturn:
     raise ConfigError(
         f"val_fraction=null keeps the dataset's own split, but {file} does not tell one: neither its rows ('split') "
         f"nor its name say train or {', '.join(_VAL_NAMES)}; give a share"
@@ -438,6 +452,7 @@ def main(config: PrepareConfig) -> str:
 #: Long, and better read in report.html.
 _IN_FILE_ONLY = (
     "labels", "label_statistics", "label_correlations", "people_per_label", "response_lengths", "conversation_lengths",
+    "other_languages",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ import numpy as np
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.near import PromptSample, leaks
-from nemo_steerlm.data.scratch import TRAIN, VAL, Prompts
+from nemo_steerlm.data.scratch import TRAIN, VAL, Prompts, Seen
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
 SIDES = ("train", "val")
 #: Prompts of each side that are compared for near twins.
-SAMPLED = {"train": 2000, "val": 500}
+SAMPLED = {"train": 5000, "val": 1000}
 _EXAMPLES = 5  # rows named for each thing that looks wrong
+_MARKER = "<extra_id_"  # the template's; in a text it would be read as the start of a turn or a label
 _OVER_TOKENS = (1024, 2048, 4096, 8192)
 _OVER_CHARACTERS = (4096, 8192, 16384, 32768)
 
@@ -45,6 +46,7 @@ class Report:
         self.rows: Counter[str] = Counter()
         self.turns: Counter[str] = Counter()
         self.trained: Counter[str] = Counter()
+        self.own_sides: Counter[tuple[str | None, str]] = Counter()
         self._schema, self._tokenizer = schema, tokenizer
         self._labels = LabelFigures(schema.names)
         self._people: Counter[int] = Counter()
@@ -55,6 +57,7 @@ class Report:
         self._conversations: Counter[int] = Counter()
         self._suspicious: Counter[str] = Counter()
         self._examples: dict[str, list[str | None]] = {}
+        self._ids = Seen(folder, "ids")
         self._prompts = Prompts(folder)
         self._samples = {side: PromptSample(size) for side, size in SAMPLED.items()}
 
@@ -73,12 +76,16 @@ class Report:
                     self._people[turn.label_count] += 1
         self._conversations[_size(self._length(conversation))] += 1
         self._groups["datasets"][str(conversation.extra.get("dataset"))] += 1
-        if conversation.extra.get("lang"):
-            self._groups["languages"][str(conversation.extra["lang"])] += 1
+        language = conversation.extra.get("lang") or conversation.extra.get("language")
+        if language:
+            self._groups["languages"][str(language)] += 1
         if conversation.pair is not None:
             self._pairs[side].add(conversation.pair.id, conversation.pair.role)
-            self._strengths[conversation.pair.strength] += conversation.pair.role == "chosen"
-        for reason in _doubts(conversation):
+            self._strengths[round(conversation.pair.strength, 1)] += conversation.pair.role == "chosen"
+        doubts = _doubts(conversation)
+        if not self._ids.add(hashlib.sha256(str(conversation.id).encode()).digest()):
+            doubts.append("id_of_an_earlier_row")
+        for reason in doubts:
             self._suspicious[reason] += 1
             if self._suspicious[reason] <= _EXAMPLES:
                 self._examples.setdefault(reason, []).append(conversation.id)
@@ -94,8 +101,9 @@ class Report:
         """Return the figures as ``report.json`` has them.
 
         Under "labels" stand histograms of rounded values, under "label_statistics" mean and deviation, under
-        "label_correlations" Pearson's r over the responses that have both. Lengths are histograms by powers of two:
-        under "128" stands how many are above 64 and up to 128. "suspicious" counts rows, with the ids of a few.
+        "label_correlations" Pearson's r over the responses that have both, under "rater_agreement" Krippendorff's
+        alpha of what single people gave, in all that was read. Lengths are histograms by powers of two: under "128"
+        stands how many are above 64 and up to 128. "suspicious" counts rows, with the ids of a few.
         """
         bare = [name for name, figures in self._labels.statistics().items() if not figures["n"]]
         if bare and self.trained.total():
@@ -104,6 +112,7 @@ class Report:
         report = {
             "read": dict(self.tally.read),
             "dropped": {reason: count for reason, count in sorted(self.tally.dropped.items()) if count},
+            "other_languages": dict(self.tally.other_languages.most_common()),
             "shared_turns": self.shared,
             **{
                 side: {
@@ -120,6 +129,11 @@ class Report:
             "label_statistics": self._labels.statistics(),
             "label_correlations": self._labels.correlations(),
             "people_per_label": {str(count): rows for count, rows in sorted(self._people.items())},
+            "rater_agreement": {
+                name: {"items": found.items, "ratings": found.ratings, "alpha": _rounded(found.alpha())}
+                for name, found in sorted(self.tally.raters.items())
+                if found.items
+            },
             "response_lengths": {"unit": "characters", "histogram": _histogram(self._responses)},
             "conversation_lengths": {
                 "unit": unit,
@@ -133,7 +147,18 @@ class Report:
         }
         if self._strengths:
             report["pairs"] = self._pair_content()
+        report["held_out_rows_in_train"] = self._mixed()
         return report
+
+    def _mixed(self) -> int:
+        """How many rows of the dataset's own held-out side are in train, where it has both sides."""
+        mixed = self.own_sides["val", "train"] if any(own == "train" for own, _ in self.own_sides) else 0
+        if mixed:
+            logger.warning(
+                "%d rows that the dataset holds out itself (validation, test) are in train; "
+                "val_fraction=null keeps its own split", mixed,
+            )  # fmt: skip
+        return mixed
 
     def _leaks(self) -> dict[str, Any]:
         train, val, both = self._prompts.counts()
@@ -153,6 +178,7 @@ class Report:
     def close(self) -> None:
         """Remove the scratch files."""
         self._prompts.close()
+        self._ids.close()
 
 
 class LabelFigures:
@@ -238,16 +264,16 @@ class _PairFigures:
         return self._open == 0
 
 
-def _doubts(conversation: Conversation) -> Iterable[str]:
+def _doubts(conversation: Conversation) -> list[str]:
     """What looks wrong about a row, each thing once."""
-    found = []
+    found = ["template_marker_in_text"] if _MARKER in conversation.system else []
     masked = conversation.masked_speakers
     speaker = before = None
     for turn in conversation.turns:
         text = turn.text
         if not text or text.isspace():
             found.append("empty_turn")
-        if "<extra_id_" in text:
+        if _MARKER in text:
             found.append("template_marker_in_text")
         if "\ufffd" in text:
             found.append("replacement_character")
@@ -259,7 +285,7 @@ def _doubts(conversation: Conversation) -> Iterable[str]:
             if "\nHuman:" in text or "\nUser:" in text:
                 found.append("next_turn_in_response")
         speaker, before = turn.speaker, text
-    return dict.fromkeys(found)
+    return list(dict.fromkeys(found))
 
 
 def _size(length: int) -> int:

@@ -23,23 +23,23 @@ def _key(digest: bytes) -> int:
 
 
 class Seen:
-    """A set of histories."""
+    """A set of hashes, of which the first 8 bytes count."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "seen.sqlite"
-        self._base = _open(self._file, "history INTEGER PRIMARY KEY")
+    def __init__(self, folder: Path, name: str) -> None:
+        self._file = folder / f"{name}.sqlite"
+        self._base = _open(self._file, "digest INTEGER PRIMARY KEY")
 
-    def add(self, history: bytes) -> bool:
-        """Put a history in (the first 8 bytes of its hash count); return whether it was new."""
-        return self._base.execute("INSERT OR IGNORE INTO seen VALUES (?)", (_key(history),)).rowcount == 1
+    def add(self, digest: bytes) -> bool:
+        """Put a hash in; return whether it was new."""
+        return self._base.execute("INSERT OR IGNORE INTO seen VALUES (?)", (_key(digest),)).rowcount == 1
 
-    def __contains__(self, history: bytes) -> bool:
-        return self._base.execute("SELECT 1 FROM seen WHERE history = ?", (_key(history),)).fetchone() is not None
+    def __contains__(self, digest: bytes) -> bool:
+        return self._base.execute("SELECT 1 FROM seen WHERE digest = ?", (_key(digest),)).fetchone() is not None
 
     def close(self) -> None:
         """Forget everything."""
         self._base.close()
-        self._file.unlink()
+        self._file.unlink(missing_ok=True)  # an error has removed the folder
 
 
 class Prompts:
@@ -70,4 +70,4 @@ class Prompts:
     def close(self) -> None:
         """Forget everything."""
         self._base.close()
-        self._file.unlink()
+        self._file.unlink(missing_ok=True)  # an error has removed the folder

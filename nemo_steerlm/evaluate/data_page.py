@@ -77,6 +77,8 @@ def _lengths(report: Data) -> str:
 def _prompts(report: Data) -> str:
     figures = report["prompts"]
     rows = [["different prompts", number(figures["train"]), number(figures["val"])]]
+    if report.get("held_out_rows_in_train"):
+        rows.append(["rows the dataset itself holds out", number(report["held_out_rows_in_train"]), ""])
     rows.append(["of them on both sides", number(figures["in_both"]), number(figures["in_both"])])
     near = figures.get("near")
     if near is None:
@@ -88,7 +90,8 @@ def _prompts(report: Data) -> str:
     ]
     text = (
         "<p>A prompt is a first turn, case and white space aside. Near twins share at least "
-        f"{100 * near['threshold']:.0f}% of their word triples; a sample of the prompts is compared.</p>"
+        f"{100 * near['threshold']:.0f}% of their word triples; of many prompts a sample is compared, of which "
+        "twins are part together.</p>"
     )
     pairs = [[escape(pair["val"]), escape(pair["train"])] for pair in near["examples"]]
     examples = "<h3>Near twins</h3>" + table(["val", "train"], pairs) if pairs else ""
@@ -116,6 +119,15 @@ def _pairs(report: Data) -> str:
     return table(["", "#Chosen", "#Rejected", ""], rows) + "<h3>Strength</h3>" + _bars("", figures["strengths"])
 
 
+def _raters(report: Data) -> str:
+    rows = [
+        [escape(name), number(one["items"]), number(one["ratings"]), number(one["alpha"], 3)]
+        for name, one in report["rater_agreement"].items()
+    ]
+    text = "<p>Krippendorff's alpha between people who rated the same thing: 1 is agreement, 0 is chance.</p>"
+    return text + table(["What was rated", "#Things", "#Ratings", "#Alpha"], rows)
+
+
 def _counts(key: str, text: str) -> Callable[[Data], str]:
     return lambda report: f"<p>{text}</p>" + _bars("", report[key])
 
@@ -125,6 +137,7 @@ _SECTIONS: Sequence[tuple[str, str, Callable[[Data], str]]] = [
     ("labels", "Labels", _labels),
     ("label_correlations", "Correlations of the labels", _correlations),
     ("people_per_label", "People behind a label", _counts("people_per_label", "Labels by how many people gave them.")),
+    ("rater_agreement", "Agreement of the people", _raters),
     ("pairs", "Preference pairs", _pairs),
     ("conversation_lengths", "Lengths", _lengths),
     ("prompts", "Prompts and leaks", _prompts),

@@ -121,6 +121,7 @@ def test_a_finished_job_is_known_by_its_manifest_and_its_bytes(tmp_path: Path) -
         {"rows": rows, "sha256": hashlib.sha256(text).hexdigest()} for rows, text in zip((2, 1), texts, strict=True)
     ]
     assert finished(output, JOB) and not finished(output, {**JOB, "input": "ffff"})
+    assert manifest_path("out.en.jsonl") != manifest_path("out.de.jsonl")
     output.write_bytes(output.read_bytes().replace(b"text of a", b"text of b"))
     assert not finished(output, JOB)
 

@@ -173,6 +173,14 @@ def test_real_trees_train_each_labelled_message_once(tmp_path):
     assert report["dropped"]["deleted_message"] == 11 and report["shared_turns"] == 240
 
 
+def test_a_label_without_a_value_is_missing(tmp_path):
+    replies = answer("a", "Hi", scores={"quality": 0.5, "humor": None}), answer("b", "Ho", labels={"quality": None})
+    path = write_trees(tmp_path / "t.jsonl", [tree(ask("t", "Hello", *replies))])
+    report, sides = run("oasst", path, tmp_path / "out", attributes="helpsteer")
+    assert [row.turns[1].label for row in rows_of(sides)] == [{"quality": 2.0}]
+    assert report["dropped"] == {"unlabelled_response": 1}
+
+
 @pytest.mark.parametrize("above", ["kept", "deleted"])
 def test_a_reply_that_is_no_message_is_named(above, tmp_path):
     root = ask("t", "Hello", answer("a", "Hi", "not a message", deleted=above == "deleted"))
@@ -340,6 +348,15 @@ BAD_INPUTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("recipe", ["default", "nemo_aligner"])
+def test_a_damaged_gzip_file_is_named(recipe, tmp_path):
+    packed = bytearray(gzip.compress(bad(many_trees(200))))
+    for content in (packed[:-200], packed[:500] + b"\xff" * 200 + packed[700:]):  # cut off, changed
+        (tmp_path / "a.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match="a.jsonl.gz.*damaged"):
+            prepare({"source": "oasst", "input": tmp_path / "a.jsonl.gz", "output": tmp_path / "o", "recipe": recipe})
+
+
 BAD_FOR_BOTH = [("nemo_aligner", *bad) for bad in BAD_INPUTS if bad[0] == "oasst" and "is left" not in bad[2]]
 
 
@@ -382,7 +399,7 @@ BAD_SETTINGS = [
     ({"recipe": "nemo_aligner", "attributes": "oasst_0_9"}, "writes attributes=helpsteer"),
     ({"val_fraction": 1.0}, "below 1"),
     ({"attributes": "helpster"}, "did you mean 'helpsteer'?"),
-    ({"source": "messages", "languages": ["en"]}, "leave it null"),
+    ({"source": "hh_rlhf", "languages": ["en"]}, "leave it null"),
 ]
 
 
@@ -395,7 +412,7 @@ def test_bad_settings(change, message, fixture_trees, tmp_path):
 
 def test_folders_of_files(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match="holds no .jsonl"):
+    with pytest.raises(DataError, match=r"holds no file of \*_ready.trees.jsonl\*, .jsonl"):
         run("oasst", tmp_path / "in", tmp_path / "out")
     rows = list(many_trees(20))
     write_trees(tmp_path / "in" / "b.jsonl", rows[10:])

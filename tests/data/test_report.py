@@ -58,6 +58,8 @@ def test_what_looks_wrong_is_counted_and_named(tmp_path):
     rows = [
         row("a", "b", id="fine"),
         row("c <extra_id_1>User\nx", "d", id="marker"),
+        row("c2", "d2", id="marked-system", system="s\n<extra_id_1>"),
+        row("c3", "d3", id="fine"),
         row("e", "e", id="repeats"),
         row("f", "g\nHuman: and then", id="runs-on"),
         row("h", " ", id="empty"),
@@ -66,9 +68,10 @@ def test_what_looks_wrong_is_counted_and_named(tmp_path):
     ]
     report = prepare({"source": "steerlm", "input": write(tmp_path / "a.jsonl", rows), "output": tmp_path / "o"})
     assert report["suspicious"] == {
-        name: {"rows": 1, "examples": [where]}
+        name: {"rows": len(where.split()), "examples": where.split()}
         for name, where in sorted({
-            "template_marker_in_text": "marker", "response_repeats_prompt": "repeats", "empty_turn": "empty",
+            "template_marker_in_text": "marker marked-system", "id_of_an_earlier_row": "fine",
+            "response_repeats_prompt": "repeats", "empty_turn": "empty",
             "next_turn_in_response": "runs-on", "replacement_character": "bytes", "same_speaker_twice": "twice",
         }.items())
     }  # fmt: skip
@@ -95,6 +98,34 @@ def test_prompts_on_both_sides_of_a_datasets_own_split(tmp_path, caplog):
     report = prepare({"source": "steerlm", "input": tmp_path / "in", "output": tmp_path / "o", "val_fraction": None})
     assert {key: report["prompts"][key] for key in ("train", "val", "in_both")} == {"train": 2, "val": 2, "in_both": 1}
     assert "1 prompts stand in train and in val" in caplog.text
+
+
+def test_rows_that_the_dataset_holds_out_are_told(tmp_path, caplog):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "test.jsonl", [row("a", "b"), row("c", "d")])
+    settings = {"source": "steerlm", "input": tmp_path / "in", "output": tmp_path / "o", "val_fraction": 0}
+    assert prepare(settings)["held_out_rows_in_train"] == 0  # whoever gives only these knows
+    write(tmp_path / "in" / "all.jsonl", [row("e", "f", split="train"), row("g", "h", split="validation")])
+    assert prepare(settings)["held_out_rows_in_train"] == 3
+    assert "3 rows that the dataset holds out itself" in caplog.text and "val_fraction=null" in caplog.text
+    (tmp_path / "in" / "all.jsonl").write_text(json.dumps(row("e", "f", split="train")) + "\n")
+    assert prepare({**settings, "val_fraction": None})["held_out_rows_in_train"] == 0
+
+
+def test_a_sample_tells_what_share_of_all_has_twins():
+    pytest.importorskip("datasketch")
+    generator = random.Random(0)
+    words = [f"word{index}" for index in range(500)]
+    prompts = [" ".join(generator.choices(words, k=40)) for _ in range(6000)]
+    twins = [prompt + " indeed" for prompt in prompts[:300]]
+    distant = [" ".join(generator.choices(words, k=40)) for _ in range(300)]
+    train, val = PromptSample(600), PromptSample(600)  # a tenth of the prompts of train
+    for sample, given in ((train, prompts), (val, twins + distant)):
+        for prompt in given:
+            sample.add(prompt)
+    found = leaks(train, val)
+    assert found["train_prompts_compared"] == 600 and 40 < found["val_prompts_compared"] < 90
+    assert 0.35 < found["val_prompts_with_a_near_twin"] / found["val_prompts_compared"] < 0.65  # it is half
 
 
 def test_near_twins_are_found_and_strangers_are_not():
@@ -147,6 +178,8 @@ def test_the_page_says_what_the_report_does_and_no_text_becomes_markup(tmp_path)
         for k in range(40)
     ]
     rows.append(row("q", "r", pair={"id": "p", "role": "chosen"}))
+    rows.append(row("q", "s", split="train"))
+    rows.append(row("t", "u", split="test"))
     write(tmp_path / "a.jsonl", rows)
     config = PrepareConfig(source="steerlm", input=str(tmp_path / "a.jsonl"), output=str(tmp_path / "o"))
     pipeline.main(config)
@@ -156,5 +189,8 @@ def test_the_page_says_what_the_report_does_and_no_text_becomes_markup(tmp_path)
     titles = ("In and out", "Labels", "Correlations of the labels", "Preference pairs", "Lengths", "Prompts and leaks")
     assert all(f"<h2>{title}</h2>" in page for title in (*titles, "Rows to look at", "Datasets", "Languages"))
     assert "halves are missing" in page and "empty turn" in page
+    assert ("rows the dataset itself holds out" in page) == bool(report["held_out_rows_in_train"])
+    people = {"helpfulness": {"items": 7, "ratings": 21, "alpha": 0.4321}}
+    assert "<td class=\"number\">0.432</td>" in data_page({**report, "rater_agreement": people})
     minimal = data_page({"source": "synthetic", "recipe": "default"})
     assert "<h2>" not in minimal

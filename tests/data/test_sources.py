@@ -64,13 +64,18 @@ def test_helpsteer_and_its_own_split(tmp_path):
 def test_helpsteer2_prompts_of_several_turns_and_the_ratings_of_each_person(tmp_path):
     prompt = "c#\n<extra_id_1>Assistant\nA language.\n<extra_id_1>User\nAnd then?"
     rows = [steer(prompt, "More.", [3, 4, 4], [4, 4, 4], [4, 4], [2, 1, 2], [1, 1, 2])]
-    _, [row] = run("helpsteer2", write(tmp_path / "disagreements.jsonl.gz", rows), tmp_path, attributes="helpsteer")
+    path = write(tmp_path / "disagreements.jsonl.gz", rows)
+    report, [row] = run("helpsteer2", path, tmp_path, attributes="helpsteer")
     texts = [("User", "c#"), ("Assistant", "A language."), ("User", "And then?"), ("Assistant", "More.")]
     assert [(turn.speaker, turn.text) for turn in row.turns] == texts
     assert row.turns[3].label == pytest.approx(
         {"helpfulness": 11 / 3, "correctness": 4, "coherence": 4, "complexity": 5 / 3, "verbosity": 4 / 3}, abs=1e-4
     )
     assert row.turns[3].label_count == 2 and row.turns[1].label is None  # the least there is of any attribute
+    agreement = report["rater_agreement"]
+    assert agreement["coherence"] == {"items": 1, "ratings": 2, "alpha": None}  # all the same: nothing to tell
+    # pairs lie 1, 1, 0 apart (squared), of one item or of any: alpha = 1 - (2/3) / (2/3)
+    assert agreement["helpfulness"] == {"items": 1, "ratings": 3, "alpha": 0.0}
 
 
 def test_ratings_are_stretched_onto_the_schemas_range(tmp_path):
@@ -83,8 +88,8 @@ def test_ratings_are_stretched_onto_the_schemas_range(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (steer("a", "b", 5), "a.jsonl:1: 'helpfulness' is 5.0, expected 0 to 4"),
-        (steer("a", "b", "good"), "'helpfulness' is nan, expected 0 to 4"),
+        (steer("a", "b", 5), "a.jsonl:1: 'helpfulness' is 5, expected 0 to 4"),
+        (steer("a", "b", "good"), "'helpfulness' is 'good', expected 0 to 4"),
         ({"prompt": "a"}, "a.jsonl:1: 'response' is missing; the row has prompt"),
         (steer(["a"], "b", 1), "'prompt' is ['a'], expected a string"),
         (steer("a", "b"), "all labels are missing for the attributes helpfulness"),
@@ -107,15 +112,16 @@ def pairs_of(rows):
     return list(found.values())
 
 
-def preference(prompt, one, two, strength, split="train"):
+def preference(prompt, one, two, strength, split="train", people=()):
     return {"split": split, "prompt": prompt, "response_1": one, "response_2": two, "preference_strength": strength,
-            "preference_statement": "s", "preference_elaboration": "e"}  # fmt: skip
+            "preference_statement": "s", "preference_elaboration": "e",
+            "all_preferences_unprocessed": [{"strength": one, "justification": "j"} for one in people]}  # fmt: skip
 
 
 def test_helpsteer2_preference(tmp_path):
     rows = [
-        preference("p", "left", "right", -2),
-        preference("q", "left", "right", 3, split="validation"),
+        preference("p", "left", "right", -2, people=(-2, -3, -100)),  # the last one found it impossible to compare
+        preference("q", "left", "right", 3, split="validation", people=(3, 3, 2)),
         preference("r", "left", "right", 0),
         preference("r", "same", "same", 1),
         preference("p", "left", "right", -2),
@@ -130,6 +136,8 @@ def test_helpsteer2_preference(tmp_path):
     assert halves["chosen"].turns[-1].text == "right" and halves["chosen"].pair.strength == 3.0
     assert report["dropped"] == {"duplicate_pair_row": 2, "pair_of_equal_responses": 1, "tie": 1}
     assert report["pairs"]["train"] == {"chosen": 1, "rejected": 1, "complete": True}
+    assert {**report["rater_agreement"]["preference"], "alpha": 0} == {"items": 2, "ratings": 5, "alpha": 0}
+    assert 0.9 < report["rater_agreement"]["preference"]["alpha"] < 1
     assert report["pairs"]["strengths"] == {"2": 1, "3": 1} and path.is_file()
     bad = write(tmp_path / "bad.jsonl", [preference("p", "a", "b", 4)])
     (tmp_path / "new").mkdir()
@@ -168,20 +176,27 @@ def test_helpsteer3(tmp_path):
         {"score": -2, "reasoning": "r", "feedback1": "The response is mostly helpful. Yes.", "feedback2": None},
         {"score": -1, "reasoning": "r", "feedback1": "The response is perfectly helpful.", "feedback2": "No grade."},
     ]
-    one = {"domain": "general", "language": "english", "context": context("a", "b", "c"), "response1": "left",
-           "response2": "right", "overall_preference": -2, "individual_preference": people}  # fmt: skip
+    system = {"role": "system", "content": "Be brief."}
+    one = {"domain": "general", "language": "english", "context": [system, *context("a", "b", "c")],
+           "response1": "left", "response2": "right", "overall_preference": -2,
+           "individual_preference": people}  # fmt: skip
     two = {**one, "language": "french", "context": context("x"), "overall_preference": 1}
     two["individual_preference"] = []
     texts = ["The response is not helpful at all.", "The response is slightly helpful.", "Hm."]
-    feedback = {"domain": "stem", "language": "english", "context": context("f"), "response": "answer"}
-    feedback["feedback"] = texts
+    feedback = {"domain": "stem", "language": "english", "context": context("f"), "response1": "answer",
+                "response2": "other", "feedback1": texts,
+                "feedback2": ["The response is perfectly helpful."]}  # fmt: skip
     write(tmp_path / "hub" / "preference" / "train.jsonl.gz", [one, two])
     write(tmp_path / "hub" / "feedback" / "train.jsonl.gz", [feedback])
     write(tmp_path / "hub" / "edit" / "train.jsonl.gz", [{"other": 1}])
     report, rows = run("helpsteer3", tmp_path / "hub", tmp_path)
-    assert report["languages"] == {"english": 3, "french": 2}
-    lone, halves, french = rows[0], *pairs_of(rows[1:])
+    assert report["languages"] == {"english": 4, "french": 2}
+    lone, other, halves, french = rows[0], rows[1], *pairs_of(rows[2:])
     assert lone.turns[-1].label == {"helpfulness": 0.5} and lone.turns[-1].label_count == 2 and lone.pair is None
+    assert [turn.text for turn in other.turns] == ["f", "other"] and other.turns[-1].label == {"helpfulness": 4}
+    assert report["read"] == {"rows_of_feedback": 1, "responses": 2, "comparisons": 2}
+    assert report["rater_agreement"]["preference"]["ratings"] == 2
+    assert {halves[role].system for role in halves} == {"Be brief."}
     chosen = halves["chosen"].turns
     assert [turn.text for turn in chosen] == ["a", "b", "c", "left"]
     assert chosen[-1].label_human == {"helpfulness": 3.5} and chosen[-1].label_count == 2
@@ -190,9 +205,12 @@ def test_helpsteer3(tmp_path):
     (tmp_path / "fr").mkdir()
     report, rows = run("helpsteer3", tmp_path / "hub", tmp_path / "fr", languages=["French"])
     assert len(rows) == 2 and report["dropped"] == {"other_language": 2}
+    assert report["other_languages"] == {"english": 2}
     (tmp_path / "bad").mkdir()
+    message = "there are the languages english, french"
+    refused(message, "helpsteer3", tmp_path / "hub", tmp_path / "bad", languages=["en"])
     bad = write(tmp_path / "bad.jsonl", [{"context": context("x"), "response": "y"}])
-    refused("bad.jsonl:1: neither 'overall_preference' nor 'feedback'", "helpsteer3", bad, tmp_path / "bad")
+    refused("bad.jsonl:1: neither 'overall_preference' nor 'feedback1'", "helpsteer3", bad, tmp_path / "bad")
 
 
 def human(*texts):
@@ -256,7 +274,11 @@ def test_ultrafeedback(tmp_path):
     assert [row.turns[1].label for row in rows] == [{"helpfulness": 4}, {"helpfulness": 0}]
     (tmp_path / "bad").mkdir()
     bad = write(tmp_path / "bad.jsonl", [{"instruction": "ask", "completions": [completion("x", helpfulness=6)]}])
-    message = "bad.jsonl:1: completions[0]: 'helpfulness' is 6.0, expected 1 to 5"
+    message = "bad.jsonl:1: completions[0]: 'helpfulness' is 6, expected 1 to 5"
+    refused(message, "ultrafeedback", bad, tmp_path / "bad")
+    odd = {"response": "x", "annotations": [5]}
+    bad = write(tmp_path / "bad.jsonl", [{"instruction": "ask", "completions": [odd]}])
+    message = "bad.jsonl:1: completions[0]: 'annotations' is [5], expected an object"
     refused(message, "ultrafeedback", bad, tmp_path / "bad")
 
 
@@ -316,6 +338,29 @@ def table_file(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def test_nothing_in_a_table_and_counts_of_people(tmp_path):
+    rows = [
+        {"ask": None, "answer": "a", "mark": 1, "people": 2},
+        {"ask": "b", "answer": None, "mark": 1, "people": 2},
+        {"ask": "c", "answer": "c", "mark": None, "people": 0},
+        {"ask": "d", "answer": "d", "mark": 1, "people": 2.0},
+    ]
+    columns = {"prompt": "ask", "response": "answer", "quality": "mark", "label_count": "people"}
+    report, found = run("table", write(tmp_path / "a.jsonl", rows), tmp_path, columns=columns)
+    assert [row.turns[1].label_count for row in found] == [None, 2]
+    assert report["dropped"] == {"empty_prompt": 1, "empty_response": 1}
+    (tmp_path / "bad").mkdir()
+    for count in (0, 1.5, "inf"):
+        bad = write(tmp_path / "b.jsonl", [{**rows[3], "people": count}])
+        refused("b.jsonl:1: column 'people' is", "table", bad, tmp_path / "bad", columns=columns)
+
+
+def test_a_cell_of_csv_may_hold_a_whole_book(tmp_path):
+    (tmp_path / "t.csv").write_text(f"ask,answer,,\na,{'long ' * 40_000},,\n")
+    _, [row] = run("table", tmp_path / "t.csv", tmp_path, columns={"prompt": "ask", "response": "answer"})
+    assert len(row.turns[1].text) == 200_000
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.parquet", "t.jsonl"])
 def test_tables(name, tmp_path):
     path = table_file(tmp_path / name, TABLE)
@@ -351,6 +396,9 @@ def test_damaged_tables(tmp_path):
     (tmp_path / "t.csv").write_text("ask,answer\na,b,c\n")
     refused("t.csv:2: not as many cells as the header has names (ask, answer)", "table", tmp_path / "t.csv", tmp_path,
             columns={"prompt": "ask", "response": "answer"})  # fmt: skip
+    (tmp_path / "t.csv").write_text("ask,answer,ask\na,b,c\n")
+    refused("t.csv:1: the column 'ask' is there twice", "table", tmp_path / "t.csv", tmp_path,
+            columns={"prompt": "ask", "response": "answer"})  # fmt: skip
     (tmp_path / "t.csv").write_bytes(b"ask,answer\n\xff,b\n")
     refused("not UTF-8", "table", tmp_path / "t.csv", tmp_path, columns={"prompt": "ask", "response": "answer"})
     pytest.importorskip("pyarrow")
@@ -364,6 +412,52 @@ def test_messages_from_parquet(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "m.parquet")
     _, found = run("messages", tmp_path / "m.parquet", tmp_path)
     assert [(row.id, row.turns[1].text) for row in found] == [("3", "b"), ("4", "d")]
+
+
+@pytest.mark.parametrize("source", ["messages", "steerlm"])
+def test_rows_that_tell_their_language_are_filtered(source, tmp_path):
+    def row(number, **more):
+        if source == "messages":
+            return {"messages": context(f"q{number}", "a"), **more}
+        return {**said(("User", f"q{number}"), ("Assistant", "a")), **more}
+
+    path = write(tmp_path / "a.jsonl", [row(1, lang="en"), row(2, language="DE"), row(3, lang="fr")])
+    report, rows = run(source, path, tmp_path, languages=["EN", "de"])
+    assert [row.turns[0].text for row in rows] == ["q1", "q2"] and report["languages"] == {"en": 1, "DE": 1}
+    assert report["dropped"] == {"other_language": 1} and report["read"]["conversations"] == 3
+    (tmp_path / "bad").mkdir()
+    message = "b.jsonl:1: languages= is set, but the row tells none"
+    refused(message, source, write(tmp_path / "b.jsonl", [row(1)]), tmp_path / "bad", languages=["en"])
+
+
+def said(*turns):
+    return {"conversations": [{"from": speaker, "value": text} for speaker, text in turns]}
+
+
+def test_sharegpts_speakers_and_system_turns(tmp_path):
+    rows = [
+        said(("system", "Rhyme."), ("human", "a"), ("gpt", "b")),
+        {**said(("System", "Rhyme."), ("USER", "c"), ("assistant", "d")), "system": "Sing."},
+        {**said(("human", "e"), ("gpt", "f")), "mask": "human"},
+        {**said(("System", "g"), ("User", "h"), ("Bot", "i")), "mask": "System,User"},
+    ]
+    report, found = run("steerlm", write(tmp_path / "a.jsonl", rows), tmp_path)
+    assert [row.system for row in found[:2]] == ["Rhyme.", "Sing.\nRhyme."]
+    assert [[(t.speaker, t.text) for t in row.turns] for row in found] == [
+        [("User", "a"), ("Assistant", "b")],
+        [("User", "c"), ("Assistant", "d")],
+        [("User", "e"), ("Assistant", "f")],
+        [("System", "g"), ("User", "h"), ("Bot", "i")],
+    ]
+    assert [row.response_indices for row in found] == [[1], [1], [1], [2]]
+    (tmp_path / "bad").mkdir()
+    bad = write(tmp_path / "b.jsonl", [said(("human", "a"), ("system", "b"), ("gpt", "c"))])
+    refused("b.jsonl:1: a turn of 'system' is not the first", "steerlm", bad, tmp_path / "bad")
+
+
+def test_a_json_list_is_named_as_such(tmp_path):
+    (tmp_path / "a.json").write_text("[\n " + json.dumps(said(("human", "a"), ("gpt", "b"))) + "\n]\n")
+    refused("a.json:1: a JSON list, expected one object a line", "steerlm", tmp_path / "a.json", tmp_path)
 
 
 # -- finding the files ------------------------------------------------------------------------------------------------
@@ -384,6 +478,45 @@ def test_the_hub_is_asked_for_the_files_of_the_source(tmp_path, monkeypatch):
     assert row.turns[1].label == {"helpfulness": 1.0}
     assert asked == {"name": "owner/name", "repo_type": "dataset", "revision": "0123abc",
                      "allow_patterns": ["train.jsonl*", "validation.jsonl*"]}  # fmt: skip
+
+
+def test_the_hubs_folder_data_and_hidden_files(tmp_path):
+    row = {"messages": context("a", "b")}
+    write(tmp_path / "hub" / "data" / "train-00000-of-00001.jsonl", [row])
+    write(tmp_path / "hub" / "data" / "test-00000-of-00001.jsonl", [{"messages": context("c", "d")}])
+    (tmp_path / "hub" / "data" / "._train.jsonl").write_bytes(b"\0")
+    (tmp_path / "hub" / ".cache").mkdir()
+    (tmp_path / "hub" / ".cache" / "x.jsonl").write_bytes(b"\0")
+    _, [found] = run("messages", tmp_path / "hub", tmp_path, val_fraction=None)
+    assert found.turns[0].text == "a"
+    write(tmp_path / "hub" / "top.jsonl", [{"messages": context("e", "f")}])
+    _, [found] = run("messages", tmp_path / "hub", tmp_path)
+    assert found.turns[0].text == "e"
+
+
+@pytest.mark.parametrize("way", ["train.jsonl", "link.jsonl"])
+def test_the_input_is_never_replaced_by_the_output(way, tmp_path):
+    path = write(tmp_path / "out" / "train.jsonl", [steer("a", "b", 1), steer("c", "d", 1)])
+    (tmp_path / "link.jsonl").symlink_to(path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="would replace the input"):
+        run("helpsteer", tmp_path / "link.jsonl" if way == "link.jsonl" else path, tmp_path)
+    assert path.read_bytes() == before
+    report = prepare({"source": "helpsteer", "input": path, "output": tmp_path / "out", "check": True})
+    assert report["train"]["conversations"] + report["val"]["conversations"] == 2
+
+
+def test_what_the_hub_refuses_is_said_in_its_own_words(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def full(name, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    message = "does not give owner/name at revision 01: [Errno 28] No space"
+    refused(message, "messages", "owner/name", tmp_path, revision="01")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **settings: str(tmp_path / "nothing"))
+    refused("holds no file of *.jsonl, ", "messages", "owner/name", tmp_path, revision="01")
 
 
 def test_without_a_network_the_hub_says_what_to_do(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -14,12 +13,7 @@ from nemo_steerlm.evaluate.metrics import bootstrap_interval, json_ready, paired
 
 NAN = math.nan
 
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_json_ready_knows_numpy() -> None:

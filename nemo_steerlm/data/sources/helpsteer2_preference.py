@@ -1,7 +1,8 @@
 """HelpSteer2-Preference (arXiv 2410.01257): ``preference/preference.jsonl.gz`` of HelpSteer2.
 
 A row is ``{"split", "prompt", "response_1", "response_2", "preference_strength", ...}``; the strength runs from -3
-(response 1 is much better) to 3 (response 2 is).
+(response 1 is much better) to 3 (response 2 is). ``"all_preferences_unprocessed": [{"strength", "justification"}]``
+holds what each person said, -100 for a comparison that one thought impossible.
 """
 
 from __future__ import annotations
@@ -29,11 +30,18 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     refuse_languages(languages, "helpsteer2_preference")
     for where, row in read_rows(file):
         strength = signed_strength(row, "preference_strength", where)
+        tally.raters["preference"].add(strengths_of_each(row.get("all_preferences_unprocessed"), "strength"))
         turns = [Turn("Assistant", text_of(row, key, where)) for key in ("response_1", "response_2")]
         chosen, rejected = turns if strength < 0 else turns[::-1]
         extra = {"split": row["split"]} if isinstance(row.get("split"), str) else {}
         context = prompt_turns(text_of(row, "prompt", where))
         yield from pair_rows("helpsteer2_preference", context, chosen, rejected, strength, tally, extra)
+
+
+def strengths_of_each(people: Any, key: str) -> list[float]:
+    """Return the strengths from -3 to 3 under ``key`` of a list of people's preferences, if it is one."""
+    given = [one.get(key) for one in people if isinstance(one, Mapping)] if isinstance(people, list) else []
+    return [float(strength) for strength in given if isinstance(strength, (int, float)) and -3 <= strength <= 3]
 
 
 def signed_strength(row: Mapping[str, Any], key: str, where: str) -> float:

@@ -1,9 +1,9 @@
 """HelpSteer3: preferences (arXiv 2505.11475, ``preference/``) and written feedback (arXiv 2503.04378, ``feedback/``).
 
-A preference is ``{"domain", "language", "context": [{"role", "content"}], "response1", "response2",
-"overall_preference": -3 to 3, "individual_preference": [{"score", "reasoning", "feedback1", "feedback2"}]}``.
-A row of feedback is ``{"domain", "language", "context", "response", "feedback": [text, ...]}``, one text a person;
-each opens with how helpful the response is, from which its ``helpfulness`` comes.
+Both have ``{"domain", "language", "context": [{"role", "content"}], "response1", "response2"}``. A preference adds
+``"overall_preference": -3 to 3`` and ``"individual_preference": [{"score", "reasoning", "feedback1", "feedback2"}]``,
+a row of feedback ``"feedback1": [text, ...], "feedback2": [...]``, one text a person. A text of feedback opens with
+how helpful its response is, from which that response's ``helpfulness`` comes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn
-from nemo_steerlm.data.sources.helpsteer2_preference import signed_strength
+from nemo_steerlm.data.sources.helpsteer2_preference import signed_strength, strengths_of_each
 from nemo_steerlm.data.sources.labels import label_of
 from nemo_steerlm.data.sources.pairs import pair_rows
-from nemo_steerlm.data.sources.rows import read_rows, text_of
+from nemo_steerlm.data.sources.rows import other_language, read_rows, text_of
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
 
-ATTRIBUTES = ("helpfulness",)
 _GRADES = ("not", "slightly", "partially", "mostly", "perfectly")
 _OPENING = re.compile(rf"\W*the response is ({'|'.join(_GRADES)}) helpful", re.IGNORECASE)
 
@@ -33,47 +32,65 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     Raises:
         DataError: With file and line: neither form, a text is missing, a preference outside -3 to 3.
     """
-    wanted = {language.casefold() for language in languages or ()}
     for where, row in read_rows(file):
-        if wanted and str(row.get("language")).casefold() not in wanted:
-            tally.dropped["other_language"] += 1
+        compared = "overall_preference" in row
+        if not compared and "feedback1" not in row:
+            raise DataError(f"{where}: neither 'overall_preference' nor 'feedback1' in the row")
+        if other_language(row.get("language"), languages, tally):
+            tally.read["comparisons" if compared else "rows_of_feedback"] += 1
             continue
-        history = Conversation.from_record({"messages": row.get("context")}, where)
+        history = Conversation.from_record({"messages": row.get("context")}, f"{where}: context")
         extra = {"lang": row.get("language"), "domain": row.get("domain")}
-        if "overall_preference" in row:
-            yield from _comparison(row, history.turns, extra, schema, tally, where)
-        elif "feedback" in row:
-            tally.read["responses"] += 1
-            turn = _response(text_of(row, "response", where), row["feedback"], schema, where)
-            if turn.text.strip():
-                yield Conversation([*history.turns, turn], extra=extra)
-            else:
-                tally.dropped["empty_response"] += 1
+        if compared:
+            yield from _comparison(row, history, extra, schema, tally, where)
         else:
-            raise DataError(f"{where}: neither 'overall_preference' nor 'feedback' in the row")
+            yield from _responses(row, history, extra, schema, tally, where)
 
 
 def _comparison(
     row: Mapping[str, Any],
-    context: list[Turn],
+    history: Conversation,
     extra: dict[str, Any],
     schema: AttributeSchema,
     tally: Tally,
     where: str,
 ) -> Iterator[Conversation]:
     strength = signed_strength(row, "overall_preference", where)
-    people = [one for one in row.get("individual_preference") or () if isinstance(one, Mapping)]
-    turns = [
-        _response(text_of(row, f"response{n}", where), [one.get(f"feedback{n}") for one in people], schema, where)
-        for n in (1, 2)
-    ]
+    people = row.get("individual_preference")
+    scores = strengths_of_each(people, "score")
+    tally.raters["preference"].add(scores)
+    said = [one for one in people if isinstance(one, Mapping)] if isinstance(people, list) else []
+    turns = [_response(row, n, [one.get(f"feedback{n}") for one in said], schema, tally, where) for n in (1, 2)]
     chosen, rejected = turns if strength < 0 else turns[::-1]
-    extra = {**extra, "preference_count": len(people) or None}
-    yield from pair_rows("helpsteer3", context, chosen, rejected, strength, tally, extra)
+    if scores:
+        extra = {**extra, "preference_count": len(scores)}
+    yield from pair_rows("helpsteer3", history.turns, chosen, rejected, strength, tally, extra, history.system)
 
 
-def _response(text: str, feedback: Any, schema: AttributeSchema, where: str) -> Turn:
-    label, people = label_of({"helpfulness": _grades(feedback)}, 0, 4, schema, where)
+def _responses(
+    row: Mapping[str, Any],
+    history: Conversation,
+    extra: dict[str, Any],
+    schema: AttributeSchema,
+    tally: Tally,
+    where: str,
+) -> Iterator[Conversation]:
+    tally.read["rows_of_feedback"] += 1
+    for n in (1, 2):
+        tally.read["responses"] += 1
+        turn = _response(row, n, row.get(f"feedback{n}"), schema, tally, where)
+        if turn.text.strip():
+            context = [Turn(before.speaker, before.text) for before in history.turns]
+            yield Conversation([*context, turn], system=history.system, extra=dict(extra))
+        else:
+            tally.dropped["empty_response"] += 1
+
+
+def _response(
+    row: Mapping[str, Any], n: int, feedback: Any, schema: AttributeSchema, tally: Tally, where: str
+) -> Turn:
+    label, people = label_of({"helpfulness": _grades(feedback)}, 0, 4, schema, tally, where)
+    text = text_of(row, f"response{n}", where)
     return Turn("Assistant", text, label=label, label_human=label, label_count=people)
 
 

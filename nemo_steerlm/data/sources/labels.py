@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
 
 Label = dict[str, float]
 
 
 def label_of(
-    ratings: Mapping[str, Any], low: float, high: float, schema: AttributeSchema, where: str
+    ratings: Mapping[str, Any], low: float, high: float, schema: AttributeSchema, tally: Tally, where: str
 ) -> tuple[Label | None, int | None]:
     """Return the label of those ratings that the schema has, on the schema's scale, and how many people gave it.
 
@@ -21,6 +22,7 @@ def label_of(
             it is missing.
         low, high: The dataset's own scale; it is stretched onto each attribute's range.
         schema: What is asked for; the rest is left out.
+        tally: Counts how well the people of a list agree.
         where: Leads error messages.
 
     Raises:
@@ -28,15 +30,17 @@ def label_of(
     """
     label, people = {}, None
     for attribute in schema:
-        given = [number for number in map(_number, _each(ratings.get(attribute.name))) if number is not None]
-        if not given:
+        found = [value for value in _each(ratings.get(attribute.name)) if not _missing(value)]
+        if not found:
             continue
-        for number in given:
+        given = [_number(value) for value in found]
+        for value, number in zip(found, given):
             if not low <= number <= high:
-                raise DataError(f"{where}: '{attribute.name}' is {number}, expected {low:g} to {high:g}")
+                raise DataError(f"{where}: '{attribute.name}' is {value!r:.60}, expected {low:g} to {high:g}")
         share = (sum(given) / len(given) - low) / (high - low)
         label[attribute.name] = attribute.low + share * (attribute.high - attribute.low)
         if isinstance(ratings[attribute.name], list):
+            tally.raters[attribute.name].add(given)
             people = len(given) if people is None else min(people, len(given))
     return label or None, people
 
@@ -45,10 +49,12 @@ def _each(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _number(value: Any) -> Any:
-    """A number, None where it is missing, and anything else as it is (no comparison with a number holds for NaN)."""
-    if value is None or isinstance(value, str) and value.strip() in ("", "N/A"):
-        return None
+def _missing(value: Any) -> bool:
+    return value is None or isinstance(value, str) and value.strip() in ("", "N/A")
+
+
+def _number(value: Any) -> float:
+    """A number, NaN for anything else: no comparison holds for that."""
     try:
         return float(value)
     except (TypeError, ValueError):

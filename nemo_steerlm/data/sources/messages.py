@@ -1,4 +1,7 @@
-"""OpenAI chat rows: ``{"messages": [{"role", "content"}]}``; a message may carry a ``label`` of its own."""
+"""OpenAI chat rows: ``{"messages": [{"role", "content"}]}``; a message may carry a ``label`` of its own.
+
+A language filter goes by the row's ``lang`` or ``language``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, check_labels
-from nemo_steerlm.data.sources.rows import read_rows, refuse_languages
+from nemo_steerlm.data.sources.rows import other_language, read_rows, told_language
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
 
@@ -16,23 +19,29 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     """Stream the conversations; those without an assistant turn are dropped and counted.
 
     Raises:
-        DataError: With file and line: not a messages row, an unknown role, a label outside the schema.
-        ConfigError: ``languages`` is set (the rows do not tell).
+        DataError: With file and line: not a messages row, an unknown role, a label outside the schema, or
+            ``languages`` is set and the row does not tell its own.
     """
-    refuse_languages(languages, "messages")
     for where, row in read_rows(file):
         if "messages" not in row:
             hint = "; use source=steerlm" if "conversations" in row or "text" in row else ""
             raise DataError(f"{where}: no 'messages' in the row{hint}")
         conversation = Conversation.from_record(row, where)
         check_labels(conversation, schema, where)
-        yield from keep(conversation, tally)
+        yield from keep(conversation, languages, tally, where)
 
 
-def keep(conversation: Conversation, tally: Tally) -> Iterator[Conversation]:
-    """Yield the conversation unless it has no response; turns after the last response are cut off and counted."""
+def keep(
+    conversation: Conversation, languages: Sequence[str] | None, tally: Tally, where: str
+) -> Iterator[Conversation]:
+    """Yield the conversation unless it is in another language or has no response.
+
+    Turns after the last response are cut off and counted.
+    """
     tally.read["conversations"] += 1
     tally.read["turns"] += len(conversation.turns)
+    if languages and other_language(told_language(conversation.extra, where), languages, tally):
+        return
     responses = conversation.response_indices
     if not responses:
         tally.dropped["conversation_without_response"] += 1

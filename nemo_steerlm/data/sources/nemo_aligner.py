@@ -11,9 +11,10 @@ import gzip
 import json
 import random
 import shutil
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -37,7 +38,7 @@ def write(
         DataError: With file and line: malformed JSON, not a tree.
     """
     dropped: Counter[str] = Counter()
-    counts: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
+    counts: dict[str, Counter[str]] = {}
     with ExitStack() as stack:
         sources = [stack.enter_context(_seekable(file, folder, index)) for index, file in enumerate(files)]
         places = array("q")  # file, offset and line number of each tree, flat: a few bytes a tree
@@ -47,22 +48,15 @@ def write(
         order = list(range(len(places) // 3))
         random.Random(seed).shuffle(order)
         border = int(len(order) * (1 - val_fraction))
-        for side, chosen in (("train", order[:border]), ("val", order[border:])):
-            rows = stack.enter_context(open_text(folder / f"{side}.jsonl"))
-            regression = stack.enter_context(open_text(folder / f"{side}_reg.jsonl"))
+
+        def trees(chosen: Sequence[int]) -> Iterator[tuple[dict[str, Any], str]]:
             for place in chosen:
                 index, offset, number = places[3 * place : 3 * place + 3]
                 sources[index].seek(offset)
-                tree = parse_line(sources[index].readline(), files[index], number)
-                for row in _rows(tree, f"{files[index]}:{number}", dropped):
-                    counts[side]["conversations"] += 1
-                    rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    conversation = Conversation.from_record(row)
-                    for turn in conversation.response_indices:
-                        if conversation.turns[turn].label:
-                            counts[side]["labelled_responses"] += 1
-                            record = regression_row(conversation, turn, schema)
-                            regression.write(json.dumps(record, ensure_ascii=False) + "\n")
+                yield parse_line(sources[index].readline(), files[index], number), f"{files[index]}:{number}"
+
+        for side, chosen in (("train", order[:border]), ("val", order[border:])):
+            counts[side] = _write_side(folder, side, trees(chosen), schema, dropped)
     for file in folder.glob("*.spool"):
         file.unlink()
     if not sum(side["conversations"] for side in counts.values()):
@@ -76,6 +70,29 @@ def write(
     }
 
 
+def _write_side(
+    folder: Path,
+    side: str,
+    trees: Iterable[tuple[dict[str, Any], str]],
+    schema: AttributeSchema,
+    dropped: Counter[str],
+) -> Counter[str]:
+    """Write the conversations and the regression rows of some trees, and return how many there are."""
+    counts: Counter[str] = Counter()
+    with open_text(folder / f"{side}.jsonl") as rows, open_text(folder / f"{side}_reg.jsonl") as regression:
+        for tree, where in trees:
+            for row in _rows(tree, where, dropped):
+                counts["conversations"] += 1
+                rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+                conversation = Conversation.from_record(row, where)
+                for turn in conversation.response_indices:
+                    if conversation.turns[turn].label:
+                        counts["labelled_responses"] += 1
+                        record = regression_row(conversation, turn, schema)
+                        regression.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return counts
+
+
 def _seekable(file: Path, folder: Path, index: int) -> IO[bytes]:
     if file.suffix != ".gz":
         return open(file, "rb")
@@ -83,7 +100,7 @@ def _seekable(file: Path, folder: Path, index: int) -> IO[bytes]:
     with gzip.open(file, "rb") as source, open(spool, "wb") as target:
         try:
             shutil.copyfileobj(source, target, 1 << 20)
-        except (EOFError, OSError) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file}: the gzip file is damaged or cut off ({error})") from None
     return open(spool, "rb")
 

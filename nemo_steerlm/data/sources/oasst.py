@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn, encodable, read_jsonl
+from nemo_steerlm.data.sources.rows import other_language
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
 
@@ -82,10 +83,10 @@ def scores(message: Message, names: Iterable[str], where: str) -> dict[str, floa
     found = {}
     labels = message.get("labels") or {}
     for name in names:
-        if name not in labels:
-            continue
-        entry = labels[name]
+        entry = labels.get(name)
         value = entry.get("value") if isinstance(entry, dict) else entry
+        if value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise DataError(
                 f"{where}: message {message.get('message_id')}: label '{name}' is {value!r:.40}, expected 0 to 1"
@@ -141,12 +142,13 @@ def _labelled_threads(
         reason = "deleted_message"
     elif not text or text.isspace():
         reason = "empty_message"
-    elif languages and message.get("lang") not in languages:
+    if reason:
+        tally.dropped[reason] += 1
+    elif other_language(message.get("lang"), languages, tally):
         reason = "other_language"
     if reason:
         below = _count(message, where) - 1
         tally.read["messages"] += below
-        tally.dropped[reason] += 1
         tally.dropped[f"below_{reason}"] += below
         return []
     label = _label(message, schema, where)

@@ -7,10 +7,8 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nemo_steerlm.conversation import PAIR_ROLES, Conversation, Pair, Turn
+from nemo_steerlm.conversation import DEFAULT_SYSTEM, PAIR_ROLES, Conversation, Pair, Turn
 from nemo_steerlm.data.sources.tally import Tally
-
-Halves = Iterator[Conversation]
 
 
 def pair_rows(
@@ -21,6 +19,7 @@ def pair_rows(
     strength: float,
     tally: Tally,
     extra: Mapping[str, Any] | None = None,
+    system: str = DEFAULT_SYSTEM,
 ) -> Iterator[Conversation]:
     """Yield the chosen and the rejected row of a comparison, or neither.
 
@@ -39,10 +38,10 @@ def pair_rows(
         tally.dropped[reason] += 1
         return
     digest = hashlib.sha256()
-    for turn in (*context, chosen, rejected):
+    for turn in (Turn("System", system), *context, chosen, rejected):
         digest.update(f"{len(turn.speaker)}\0{turn.speaker}\0{len(turn.text)}\0{turn.text}".encode())
     name = f"{source}-{digest.hexdigest()[:16]}"
     for role, response in zip(PAIR_ROLES, (chosen, rejected), strict=True):
         turns = [dataclasses.replace(turn) for turn in (*context, response)]
         pair = Pair(name, role, abs(strength))
-        yield Conversation(turns, id=f"{name}-{role}", pair=pair, extra=dict(extra or {}))
+        yield Conversation(turns, system=system, id=f"{name}-{role}", pair=pair, extra=dict(extra or {}))

@@ -12,7 +12,11 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.conversation import encodable, read_jsonl
+from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import ConfigError, DataError
+
+#: The csv module refuses cells above 128 KiB unless told otherwise; whole dialogues stand in cells here.
+_LONGEST_CELL = 1 << 30
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,14 +58,18 @@ def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     opener: Any = gzip.open if file.suffix == ".gz" else open
+    csv.field_size_limit(_LONGEST_CELL)
     number = 1
     with opener(file, "rt", encoding="utf-8-sig", newline="") as text:
         try:
             rows = csv.DictReader(text)
+            header = rows.fieldnames or ()
+            if repeated := [name for name in header if name and list(header).count(name) > 1]:
+                raise DataError(f"{file}:1: the column '{repeated[0]}' is there twice; rename one of them")
             for row in rows:
                 number = rows.line_num
                 if None in row or None in row.values():
-                    names = ", ".join(rows.fieldnames or ())
+                    names = ", ".join(header)
                     raise DataError(f"{file}:{number}: not as many cells as the header has names ({names})")
                 yield f"{file}:{number}", row
         except UnicodeDecodeError:
@@ -79,6 +87,23 @@ def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
         found = "is missing" if value is None else f"is {value!r:.60}, expected a string"
         raise DataError(f"{where}: '{key}' {found}; the row has {', '.join(map(str, row))[:200]}")
     return encodable(value)
+
+
+def other_language(said: Any, languages: Sequence[str] | None, tally: Tally) -> bool:
+    """Whether something is in none of the languages asked for, case aside; then it is counted as dropped."""
+    if not languages or str(said).casefold() in [language.casefold() for language in languages]:
+        return False
+    tally.dropped["other_language"] += 1
+    tally.other_languages[str(said)] += 1
+    return True
+
+
+def told_language(row: Mapping[str, Any], where: str) -> str:
+    """Return what a row has under "lang" or "language" (raises DataError when it has neither)."""
+    said = row.get("lang") or row.get("language")
+    if not isinstance(said, str):
+        raise DataError(f"{where}: languages= is set, but the row tells none ('lang' or 'language'); leave it null")
+    return said
 
 
 def refuse_languages(languages: Sequence[str] | None, source: str) -> None:

@@ -73,11 +73,12 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
         for answer in answers
     ]
     pairs += (card.get("facts") or {}).items()
+    names = pairs[: len(_INTENTS[0][0]) * len(_INTENTS[0][1])]  # of the first intent
     for index, (question, answer) in enumerate(pairs):
         turns = [Turn("User", question), Turn("Assistant", answer, label=label)]
         tally.read["questions"] += 1
         yield Conversation(turns)
-        opening, greeting = pairs[(7 * index) % 18]  # the first intent: names come first
+        opening, greeting = names[(7 * index) % len(names)]
         if opening != question:
             turns = [Turn("User", opening), Turn("Assistant", greeting), *turns]
             yield Conversation([Turn(turn.speaker, turn.text, label=turn.label) for turn in turns])

@@ -1,4 +1,7 @@
-"""NeMo-Aligner's own files: conversation rows, and regression rows ``{"text", "label": [float, -100 = missing]}``."""
+"""NeMo-Aligner's own files: conversation rows, and regression rows ``{"text", "label": [float, -100 = missing]}``.
+
+ShareGPT's rows are read too. A language filter goes by the row's ``lang`` or ``language``.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +12,53 @@ from typing import Any
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn, check_labels
 from nemo_steerlm.data.sources.messages import keep
-from nemo_steerlm.data.sources.rows import read_rows, refuse_languages
+from nemo_steerlm.data.sources.rows import read_rows
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.template import PromptTemplate
 
 MISSING = -100.0
-_SHAREGPT = {"human": "User", "gpt": "Assistant"}
+#: ShareGPT's names of the speakers, in lower case.
+_SHAREGPT = {"human": "User", "user": "User", "gpt": "Assistant", "assistant": "Assistant"}
 
 
 def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, tally: Tally) -> Iterator[Conversation]:
-    """Stream the conversations of either form; the speakers "human" and "gpt" become "User" and "Assistant".
+    """Stream the conversations of either form.
 
     Raises:
-        DataError: With file and line: neither form, a label outside the schema, a text that is not our template's.
-        ConfigError: ``languages`` is set (the rows do not tell).
+        DataError: With file and line: neither form, a label outside the schema, a text that is not our template's, a
+            system turn that is not the first, or ``languages`` is set and the row does not tell its own.
     """
-    refuse_languages(languages, "steerlm")
     for where, row in read_rows(file):
         if "text" in row and "conversations" not in row:
             conversation = parse_regression_row(row, schema, where)
         elif "conversations" in row:
-            conversation = Conversation.from_record(row, where)
-            for turn in conversation.turns:
-                turn.speaker = _SHAREGPT.get(turn.speaker, turn.speaker)
+            conversation = _conversation(row, where)
         else:
             hint = "; use source=messages" if "messages" in row else ""
             raise DataError(f"{where}: neither 'conversations' nor 'text' in the row{hint}")
         check_labels(conversation, schema, where)
-        yield from keep(conversation, tally)
+        yield from keep(conversation, languages, tally, where)
+
+
+def _conversation(row: Mapping[str, Any], where: str) -> Conversation:
+    """A conversation row; ShareGPT's speakers get our names, and its system turn becomes the system prompt."""
+    conversation = Conversation.from_record(row, where)
+    spoken = [turn for turn in conversation.turns if turn.speaker not in conversation.masked_speakers]
+    system = [turn for turn in spoken if turn.speaker.casefold() == "system"]
+    if system:
+        if len(system) > 1 or conversation.turns[0] is not system[0]:
+            raise DataError(f"{where}: a turn of '{system[-1].speaker}' is not the first; only that one may be")
+        told = [conversation.system] if row.get("system") else []
+        conversation.system = "\n".join([*told, conversation.turns.pop(0).text])
+    for turn in conversation.turns:
+        turn.speaker = _our_name(turn.speaker)
+    conversation.mask = ",".join(map(_our_name, conversation.mask.split(",")))
+    return conversation
+
+
+def _our_name(speaker: str) -> str:
+    return _SHAREGPT.get(speaker.strip().casefold(), speaker)
 
 
 def regression_row(conversation: Conversation, index: int, schema: AttributeSchema) -> dict[str, Any]:

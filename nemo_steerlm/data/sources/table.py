@@ -9,7 +9,7 @@ from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn
-from nemo_steerlm.data.sources.rows import read_rows, text_of
+from nemo_steerlm.data.sources.rows import other_language, read_rows, text_of
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 
@@ -48,18 +48,20 @@ def read(
                 raise DataError(f"{where}: no column '{column}' (for {name}){suggest(column, row)}; there are {known}")
         cells = {name: row[column] for name, column in columns.items()}
         tally.read["responses"] += 1
-        if languages and cells["language"] not in languages:
-            tally.dropped["other_language"] += 1
+        if other_language(cells.get("language"), languages, tally):
             continue
-        prompt, response = (text_of(row, columns[name], where) for name in NEEDED)
+        # Parquet has null where CSV has nothing
+        prompt, response = ("" if cells[name] is None else text_of(row, columns[name], where) for name in NEEDED)
         if not prompt.strip() or not response.strip():
             tally.dropped["empty_prompt" if not prompt.strip() else "empty_response"] += 1
             continue
         given = {name: _number(cells[name], columns[name], where) for name in schema.names if name in cells}
         label = schema.check({name: value for name, value in given.items() if value is not None}, where) or None
-        count = _number(cells.get("label_count"), columns.get("label_count", ""), where)
+        count = _number(cells.get("label_count"), columns.get("label_count", ""), where) if label else None
+        if count is not None and not (count >= 1 and count.is_integer()):
+            raise DataError(f"{where}: column '{columns['label_count']}' is {count:g}, expected a number of people")
         turn = Turn("Assistant", response, label=label, label_human=label)
-        turn.label_count = None if count is None else max(int(count), 1)
+        turn.label_count = None if count is None else int(count)
         system = text_of(row, columns["system"], where) if cells.get("system") else DEFAULT_SYSTEM
         row_id = None if cells.get("id") in (None, "") else str(cells["id"])
         extra = {"lang": cells["language"]} if "language" in cells else {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+
+from nemo_steerlm.agreement import RaterAgreement
 
 
 @dataclass
@@ -13,7 +15,11 @@ class Tally:
     Attributes:
         read: Number of things found, by kind.
         dropped: Number of things left out, by reason.
+        other_languages: What was left out for its language, by that language.
+        raters: Where the data holds the ratings of each person, how well they agree, by what they rated.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    other_languages: Counter[str] = field(default_factory=Counter)
+    raters: defaultdict[str, RaterAgreement] = field(default_factory=lambda: defaultdict(RaterAgreement))

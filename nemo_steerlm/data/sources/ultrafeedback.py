@@ -41,8 +41,11 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
             if not response.strip():
                 tally.dropped["empty_response"] += 1
                 continue
-            ratings = {name: _rating(one) for name, one in (completion.get("annotations") or {}).items()}
-            label, _ = label_of(ratings, 1, 5, schema, here)
+            annotations = completion.get("annotations") or {}
+            if not isinstance(annotations, Mapping):
+                raise DataError(f"{here}: 'annotations' is {annotations!r:.60}, expected an object")
+            ratings = {name: _rating(one) for name, one in annotations.items()}
+            label, _ = label_of(ratings, 1, 5, schema, tally, here)
             turns = [Turn("User", prompt), Turn("Assistant", response, label=label)]
             yield Conversation(turns, extra={"model": completion.get("model")})
 
