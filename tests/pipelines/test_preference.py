@@ -56,11 +56,12 @@ def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
         "overlap": ["input=test.jsonl", "preference.fit=test.jsonl"],
         "twice": ["input=test.jsonl", "preference.preset=llama3_70b", "preference.fit=train.jsonl"],
         "preset": ["input=test.jsonl", "preference.preset=llama3_70b"],
+        "several": [f"input=[{home}/test.jsonl,{home}/train.jsonl]"],
         **({"real": [f"input={real}", "max_length=256"]} if real else {}),
     }
     said: dict[str, Any] = {}
     for name, (source, *words) in cases.items():
-        source = source.replace("input=", "input=" if source.startswith("input=/") else f"input={home}/")
+        source = source.replace("input=", "input=" if source[6] in "/[" else f"input={home}/")
         words = [word.replace("=train.jsonl", f"={home}/train.jsonl").replace("=test.jsonl", f"={home}/test.jsonl")
                  for word in words]  # fmt: skip
         if not any(word.startswith("max_length") for word in words):
@@ -175,6 +176,7 @@ def test_what_makes_no_sense_is_refused(folder: Path) -> None:
         "overlap": "this is the file that is tested",
         "twice": "preference.preset and preference.fit both say",
         "preset": "predicts no 'correctness'",
+        "several": "reads one file; put several into a folder",
     }.items():
         assert said[name].startswith("refused: ") and words in said[name], said[name]
         assert not (folder / name).exists(), name
