@@ -214,6 +214,8 @@ def test_the_stored_correction_is_what_annotation_applies(world) -> None:
         row = next(iter(read_conversations(folder / f"{name}.jsonl")))
         models += {turn.label_model for turn in row.turns if turn.label_model}
     assert models == [f"{models[1]}-raw", models[1]] and len(models[1]) == 16
+    job = json.loads((folder / "raw.manifest.json").read_text())["job"]
+    assert job["precision"] == "fp32" and job["calibrated"] is False
 
 
 def test_a_temperature_acts_on_distributions_and_annotation_writes_them(world) -> None:

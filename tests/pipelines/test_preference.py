@@ -36,8 +36,10 @@ def _pairs(count: int, seed: int) -> list[dict[str, str]]:
 
 def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
     """Train for a step on two data-parallel ranks and evaluate in several ways; what went wrong, by case."""
+    from nemo_steerlm.calibration import Calibration
     from nemo_steerlm.conversation import Conversation, Turn
     from nemo_steerlm.errors import SteerLMError
+    from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models.regressor import AttributeRegressor
     from nemo_steerlm.pipelines.evaluate import main
     from nemo_steerlm.stages import train_regressor
@@ -77,6 +79,11 @@ def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
     said["alone"] = model.score(
         [Conversation([Turn("User", row["prompt"]), Turn("Assistant", row["chosen"])]) for row in rows]
     )
+    if parallel.is_rank_zero():
+        Calibration("linear", {"quality": {"slope": 0.5, "intercept": 1.0}}).write(checkpoint)
+    parallel.barrier()
+    words = ["task=preference", f"checkpoint={checkpoint}", f"output={home}/corrected", f"input={home}/test.jsonl"]
+    said["corrected"] = main(compose.load("evaluate", EvaluateConfig, [*words, "max_length=300", "trainer.devices=2"]))
     return said
 
 
@@ -159,6 +166,13 @@ def test_the_table_says_what_was_done_and_the_page_shows_it(folder: Path) -> Non
     assert "hep-js" in page and "<img" in page and (folder / "plain" / "preference.png").is_file()
     run = json.loads((folder / "fit" / "run.json").read_text())
     assert [Path(one["path"]).name for one in run["inputs"]] == ["test.jsonl", "train.jsonl", "train.jsonl"]
+
+
+def test_the_stored_correction_is_applied_and_said(folder: Path) -> None:
+    assert "values after the model's stored linear correction" in _said(folder)["corrected"]
+    for row, plain in zip(_scores(folder, "corrected"), _scores(folder, "plain"), strict=True):
+        assert row["chosen"][0]["quality"] == pytest.approx(0.5 * plain["chosen"][0]["quality"] + 1, abs=2e-5)
+        assert row["chosen"][0]["humor"] == pytest.approx(plain["chosen"][0]["humor"], abs=1e-5)
 
 
 def test_a_row_with_an_answer_too_long_is_left_out_and_counted(folder: Path) -> None:
