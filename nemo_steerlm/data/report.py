@@ -94,8 +94,7 @@ class Report:
         """Return the figures as ``report.json`` has them.
 
         Under "labels" stand histograms of rounded values, under "label_statistics" mean and deviation, under
-        "label_correlations" Pearson's r over the responses that have both, under "rater_agreement" what
-        `Tally.rater_agreement` tells. Lengths are histograms by powers of two:
+        "label_correlations" Pearson's r over the responses that have both. Lengths are histograms by powers of two:
         under "128" stands how many are above 64 and up to 128. "suspicious" counts rows, with the ids of a few.
         """
         bare = [name for name, figures in self._labels.statistics().items() if not figures["n"]]
@@ -121,7 +120,6 @@ class Report:
             "label_statistics": self._labels.statistics(),
             "label_correlations": self._labels.correlations(),
             "people_per_label": {str(count): rows for count, rows in sorted(self._people.items())},
-            "rater_agreement": self.tally.rater_agreement(),
             "response_lengths": {"unit": "characters", "histogram": _histogram(self._responses)},
             "conversation_lengths": {
                 "unit": unit,

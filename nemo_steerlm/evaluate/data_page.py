@@ -62,19 +62,6 @@ def _correlations(report: Data) -> str:
     return text + table(["", *(f"#{escape(name)}" for name in names)], rows)
 
 
-def _raters(report: Data) -> str:
-    rows = [
-        [escape(name), number(one["responses"]), number(one["kappa"]), number(one["deviation"])]
-        for name, one in report["rater_agreement"].items()
-    ]
-    text = (
-        "<p>Where the data holds every person's rating: quadratic kappa of all pairs of people who rated a response, "
-        "and how far one person's rating lies from the average of many (standard deviation, on the data's own scale). "
-        "The values of a perfect regressor would correlate with one person's ratings at about the root of kappa.</p>"
-    )
-    return text + table(["Attribute", "#Responses", "#Kappa", "#Deviation"], rows)
-
-
 def _lengths(report: Data) -> str:
     text = "<p>A bar counts what is longer than the one above it and not longer than its own length.</p>"
     for key, title in (("response_lengths", "Responses"), ("conversation_lengths", "Whole conversations")):
@@ -138,7 +125,6 @@ _SECTIONS: Sequence[tuple[str, str, Callable[[Data], str]]] = [
     ("labels", "Labels", _labels),
     ("label_correlations", "Correlations of the labels", _correlations),
     ("people_per_label", "People behind a label", _counts("people_per_label", "Labels by how many people gave them.")),
-    ("rater_agreement", "Agreement of raters", _raters),
     ("pairs", "Preference pairs", _pairs),
     ("conversation_lengths", "Lengths", _lengths),
     ("prompts", "Prompts and leaks", _prompts),

@@ -8,14 +8,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nemo_steerlm.config import PREPARE_SOURCES
 from nemo_steerlm.conversation import Conversation, Pair, Turn, read_conversations, write_conversations
 from nemo_steerlm.data.prepare import SOURCES, prepare
 from nemo_steerlm.errors import ConfigError, DataError, SteerLMError
-from nemo_steerlm.evaluate.data_page import data_page
 from tests.tokenizers import real_data
 
 
@@ -73,28 +71,6 @@ def test_helpsteer2_prompts_of_several_turns_and_the_ratings_of_each_person(tmp_
         {"helpfulness": 11 / 3, "correctness": 4, "coherence": 4, "complexity": 5 / 3, "verbosity": 4 / 3}, abs=1e-4
     )
     assert row.turns[3].label_count == 2 and row.turns[1].label is None  # the least there is of any attribute
-
-
-def test_the_agreement_of_visible_raters_is_that_of_all_pairs_of_them(tmp_path):
-    random = np.random.default_rng(0)
-    truth = random.uniform(0, 4, 60)
-    ratings = [
-        np.clip(np.rint(value + random.normal(0, 0.8, random.integers(1, 5))), 0, 4).tolist() for value in truth
-    ]
-    rows = [steer(f"Why {i}?", "So.", one, [4] * len(one), one[0]) for i, one in enumerate(ratings)]
-    report, _ = run("helpsteer2", write(tmp_path / "disagreements.jsonl", rows), tmp_path, attributes="helpsteer")
-    several = [one for one in ratings if len(one) > 1]
-    pairs = np.array(
-        [[a, b, 1 / (len(one) - 1)] for one in several for i, a in enumerate(one) for j, b in enumerate(one) if i != j]
-    )
-    everyone = np.concatenate(several)
-    apart = np.average((pairs[:, 0] - pairs[:, 1]) ** 2, weights=pairs[:, 2])
-    expected = {"responses": len(several), "kappa": 1 - apart / (2 * everyone.var()), "deviation": (apart / 2) ** 0.5}
-    found = report["rater_agreement"]
-    assert found["helpfulness"] == pytest.approx(expected, abs=1e-4) and 0.5 < expected["kappa"] < 0.9
-    assert found["correctness"] == {"responses": len(several), "kappa": None, "deviation": 0.0}
-    assert "coherence" not in found  # one rating a response
-    assert "Agreement of raters" in data_page(report)
 
 
 def test_ratings_are_stretched_onto_the_schemas_range(tmp_path):

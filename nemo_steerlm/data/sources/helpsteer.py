@@ -31,7 +31,7 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     refuse_languages(languages, "helpsteer")
     for where, row in read_rows(file):
         tally.read["responses"] += 1
-        label, people = label_of(row, 0, 4, schema, where, tally)
+        label, people = label_of(row, 0, 4, schema, where)
         response = text_of(row, "response", where)
         turns = prompt_turns(text_of(row, "prompt", where))
         if not response.strip():

@@ -44,7 +44,7 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
             yield from _comparison(row, history.turns, extra, schema, tally, where)
         elif "feedback" in row:
             tally.read["responses"] += 1
-            turn = _response(text_of(row, "response", where), row["feedback"], schema, where, tally)
+            turn = _response(text_of(row, "response", where), row["feedback"], schema, where)
             if turn.text.strip():
                 yield Conversation([*history.turns, turn], extra=extra)
             else:
@@ -63,17 +63,17 @@ def _comparison(
 ) -> Iterator[Conversation]:
     strength = signed_strength(row, "overall_preference", where)
     people = [one for one in row.get("individual_preference") or () if isinstance(one, Mapping)]
-    turns = []
-    for n in (1, 2):
-        feedback = [one.get(f"feedback{n}") for one in people]
-        turns.append(_response(text_of(row, f"response{n}", where), feedback, schema, where, tally))
+    turns = [
+        _response(text_of(row, f"response{n}", where), [one.get(f"feedback{n}") for one in people], schema, where)
+        for n in (1, 2)
+    ]
     chosen, rejected = turns if strength < 0 else turns[::-1]
     extra = {**extra, "preference_count": len(people) or None}
     yield from pair_rows("helpsteer3", context, chosen, rejected, strength, tally, extra)
 
 
-def _response(text: str, feedback: Any, schema: AttributeSchema, where: str, tally: Tally) -> Turn:
-    label, people = label_of({"helpfulness": _grades(feedback)}, 0, 4, schema, where, tally)
+def _response(text: str, feedback: Any, schema: AttributeSchema, where: str) -> Turn:
+    label, people = label_of({"helpfulness": _grades(feedback)}, 0, 4, schema, where)
     return Turn("Assistant", text, label=label, label_human=label, label_count=people)
 
 

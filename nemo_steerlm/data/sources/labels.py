@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
 
 Label = dict[str, float]
 
 
 def label_of(
-    ratings: Mapping[str, Any], low: float, high: float, schema: AttributeSchema, where: str, tally: Tally
+    ratings: Mapping[str, Any], low: float, high: float, schema: AttributeSchema, where: str
 ) -> tuple[Label | None, int | None]:
     """Return the label of those ratings that the schema has, on the schema's scale, and how many people gave it.
 
@@ -23,7 +22,6 @@ def label_of(
         low, high: The dataset's own scale; it is stretched onto each attribute's range.
         schema: What is asked for; the rest is left out.
         where: Leads error messages.
-        tally: Told of every list, for the agreement of raters.
 
     Raises:
         DataError: Not a number, or outside the scale.
@@ -40,7 +38,6 @@ def label_of(
         label[attribute.name] = attribute.low + share * (attribute.high - attribute.low)
         if isinstance(ratings[attribute.name], list):
             people = len(given) if people is None else min(people, len(given))
-            tally.rated(attribute.name, given)
     return label or None, people
 
 

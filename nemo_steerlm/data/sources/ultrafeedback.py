@@ -42,7 +42,7 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
                 tally.dropped["empty_response"] += 1
                 continue
             ratings = {name: _rating(one) for name, one in (completion.get("annotations") or {}).items()}
-            label, _ = label_of(ratings, 1, 5, schema, here, tally)
+            label, _ = label_of(ratings, 1, 5, schema, here)
             turns = [Turn("User", prompt), Turn("Assistant", response, label=label)]
             yield Conversation(turns, extra={"model": completion.get("model")})
 
