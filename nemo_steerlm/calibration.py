@@ -4,12 +4,16 @@
 
     {"method": "isotonic", "attributes": {NAME: {"x": [...], "y": [...]}}, ...}       value = interp(raw, x, y)
     {"method": "linear", "attributes": {NAME: {"slope": s, "intercept": i}}, ...}     value = s * raw + i
+    {"method": "temperature", "attributes": {NAME: {"temperature": t, "levels": [...]}}, ...}
+
+The first two correct values. A temperature corrects the distribution of a head over levels, to P ** (1 / t) divided
+by its sum, and the value is the mean of that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +25,10 @@ from nemo_steerlm.attributes import Attribute, AttributeSchema
 from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import CheckpointError
 
-METHODS = ("isotonic", "linear")
+METHODS = ("isotonic", "linear", "temperature")
 FILE = "calibration.json"
 LEAST_ROWS = 10  # an attribute with fewer labels stays as it is
+_TINY = 1e-30  # a probability that underflowed
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,23 @@ class Calibration:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, values: np.ndarray, schema: AttributeSchema) -> np.ndarray:
-        """Correct values `[n, K]` in schema order; NaN stays NaN, the number format stays too."""
+        """Correct values `[n, K]` in schema order; NaN stays NaN, the number format stays too.
+
+        They are means of corrected distributions already where the method is a temperature: see `temperatures`.
+        """
+        if self.method == "temperature":
+            return values
         corrected = values.copy()
         for k, name in enumerate(schema.names):
             if name in self.attributes:
                 corrected[:, k] = apply_curve(self.attributes[name], values[:, k])
         return corrected
+
+    def temperatures(self, schema: AttributeSchema) -> list[float] | None:
+        """The temperature of each attribute, 1 where none was fitted; None where the method is another."""
+        if self.method != "temperature":
+            return None
+        return [self.attributes.get(name, {"temperature": 1.0})["temperature"] for name in schema.names]
 
     def write(self, folder: Path | str) -> None:
         """Write `calibration.json` into a model folder, atomically."""
@@ -69,7 +85,7 @@ class Calibration:
             content = json.loads(path.read_text(encoding="utf-8"))
             found = cls(content.pop("method"), content.pop("attributes"), content)
             for curve in found.attributes.values():
-                apply_curve(curve, np.zeros(1))
+                apply_curve(curve, np.ones((1, len(curve["levels"]))) if "levels" in curve else np.zeros(1))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: damaged correction: {error}; remove it or fit it again") from error
         unknown = [name for name in found.attributes if name not in schema]
@@ -82,37 +98,50 @@ class Calibration:
 
 
 def fit(
-    method: str, predicted: Floats, label: Floats, schema: AttributeSchema, about: Mapping[str, Any] | None = None
+    method: str,
+    predicted: Sequence[Floats],
+    label: Floats,
+    schema: AttributeSchema,
+    about: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Fit one curve for each attribute that has enough rows with both a prediction and a label.
 
     Args:
         method: one of `METHODS`.
-        predicted: raw values `[n, K]`, NaN = missing.
+        predicted: of each attribute raw values `[n]`, or for a temperature probabilities `[n, levels]`; NaN = missing.
         label: `[n, K]`, NaN = missing.
         schema: the K attributes.
         about: goes into the file.
     """
     curves = {}
     for k, attribute in enumerate(schema):
-        both = ~np.isnan(predicted[:, k] + label[:, k])
-        curve = fit_curve(method, predicted[both, k], label[both, k], attribute)
+        both = present(predicted[k], label[:, k])
+        curve = fit_curve(method, predicted[k][both], label[both, k], attribute)
         if curve is not None:
             curves[attribute.name] = curve
     return Calibration(method, curves, about or {})
 
 
-def fit_curve(method: str, x: Floats, y: Floats, attribute: Attribute) -> dict[str, Any] | None:
-    """The least-squares curve from predictions to labels, both `[n]`; None with too few rows or a constant `x`.
+def present(x: Floats, y: Floats) -> np.ndarray:
+    """Which rows of `x` `[n]` or `[n, levels]` and of `y` `[n]` hold numbers."""
+    return ~np.isnan(x.reshape(len(y), -1).sum(1) + y)
 
-    Isotonic: never falling, within the attribute's range, constant outside of what was seen
-    (`sklearn.isotonic.IsotonicRegression`).
+
+def fit_curve(method: str, x: Floats, y: Floats, attribute: Attribute) -> dict[str, Any] | None:
+    """The best curve from predictions to labels `[n]`; None with too few rows or a constant `x`.
+
+    Of values `x` `[n]` the least-squares curve that never falls: a correction may not turn an order round, and
+    predictions that run against the labels become the mean label. Isotonic: within the attribute's range, constant
+    outside of what was seen (`sklearn.isotonic.IsotonicRegression`). A temperature has the least cross-entropy between
+    labels and the distributions `x` `[n, levels]` (Guo et al., 2017, arXiv 1706.04599, section 4.2).
     """
-    if len(x) < LEAST_ROWS or np.ptp(x) == 0:
+    if len(x) < LEAST_ROWS or np.ptp(x, axis=0).max() == 0:
         return None
+    if method == "temperature":
+        return _fit_temperature(x, y, np.arange(attribute.low, attribute.high + 1))
     if method == "linear":
         slope, intercept = least_squares(x, y)
-        return {"slope": slope, "intercept": intercept}
+        return {"slope": slope, "intercept": intercept} if slope > 0 else {"slope": 0.0, "intercept": float(y.mean())}
     assert method == "isotonic", method
     from sklearn.isotonic import IsotonicRegression
 
@@ -120,8 +149,26 @@ def fit_curve(method: str, x: Floats, y: Floats, attribute: Attribute) -> dict[s
     return {"x": model.X_thresholds_.tolist(), "y": model.y_thresholds_.tolist()}
 
 
+def _fit_temperature(probabilities: Floats, y: Floats, levels: np.ndarray) -> dict[str, Any]:
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logs = np.log(np.maximum(probabilities, _TINY))
+    target = np.clip(1 - np.abs(y[:, None] - levels), 0, None)  # as `LevelHead.target`
+
+    def loss(log_temperature: float) -> float:
+        return float(-(target * log_softmax(logs / np.exp(log_temperature), axis=1)).sum(1).mean())
+
+    found = minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+    return {"temperature": float(np.exp(found.x)), "levels": levels.tolist()}
+
+
 def apply_curve(curve: Mapping[str, Any], values: np.ndarray) -> np.ndarray:
-    """Values `[n]` after one attribute's curve."""
+    """Values `[n]` after one attribute's curve, from values `[n]` or for a temperature from `[n, levels]`."""
+    if "levels" in curve:
+        from scipy.special import softmax
+
+        return softmax(np.log(np.maximum(values, _TINY)) / curve["temperature"], axis=1) @ np.array(curve["levels"])
     if "x" in curve:
         return np.interp(values, curve["x"], curve["y"])
     return curve["slope"] * values + curve["intercept"]

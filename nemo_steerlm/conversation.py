@@ -51,6 +51,7 @@ class Turn:
         label_human: What people gave; never overwritten.
         label_predicted: What a regressor gave, floats kept.
         label_model: Which regressor that was.
+        label_distribution: Of each attribute the probabilities it gave low, low + 1, ..., high, where asked for.
         shared: An earlier row of the same file holds this very turn after the same history and trains on it. Here
             it is context only: no loss, and annotation leaves its ``label`` empty.
         label_count: How many people ``label_human`` is from, where the data tells.
@@ -64,6 +65,7 @@ class Turn:
     label_model: str | None = None
     shared: bool = False
     label_count: int | None = None
+    label_distribution: dict[str, list[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,8 @@ class Conversation:
                 row["label_predicted"] = ",".join(f"{k}:{v:.4f}" for k, v in turn.label_predicted.items())
             if turn.label_model is not None:
                 row["label_model"] = turn.label_model
+            if turn.label_distribution is not None:
+                row["label_distribution"] = turn.label_distribution
             if turn.label_count is not None:
                 row["label_count"] = turn.label_count
             if turn.shared:
@@ -231,6 +235,7 @@ def _read_turn(row: Mapping[str, Any], speaker: str, text: str, where: str) -> T
         label_human=_read_label(row, "label_human", where),
         label_predicted=_read_label(row, "label_predicted", where),
         label_model=row.get("label_model"),
+        label_distribution=row.get("label_distribution"),
         shared=bool(row.get("shared", False)),
         label_count=_read_count(row, where),
     )

@@ -116,6 +116,7 @@ class AnnotateConfig:
     batch_tokens: int | None = option(None, "tokens a forward pass; null = 16384 on a GPU, 2048 on a CPU", least=1)
     part_size: int = option(1024, "conversations a part file: what a kill loses at most", least=1)
     calibrated: bool = option(True, "apply the correction stored with the model, if there is one")
+    distributions: bool = option(False, "also write the probability of every level; not with head=regression")
     shards: str | None = option(None, "i/n: do this share of the parts, i from 0; the last share to end joins all")
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
@@ -220,10 +221,11 @@ class EvaluateConfig:
     max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
     batch_tokens: int | None = option(None, "tokens a forward pass, as annotate's", least=1)
     seed: int = option(0, "seed of the bootstrap intervals")
-    resamples: int = option(1000, "resamples of the prompts for the intervals; 0 = none", least=0)
+    resamples: int = option(1000, "resamples for the intervals; 0 = none; task=preference: always 1000", least=0)
     calibrate: str | None = option(
-        None, "fit a correction on the input and store it with the model; null = none", choices=("isotonic", "linear")
-    )
+        None, "fit a correction on the input and store it with the model; temperature: of a distribution",
+        choices=("isotonic", "linear", "temperature"),
+    )  # fmt: skip
     preference: PreferenceConfig = option(PreferenceConfig, "of task=preference")
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")

@@ -271,13 +271,17 @@ def _prompted(rows: Rows, counts: Counter[str]) -> Iterator[Comparison]:
 
 
 def _styles(rows: Rows, counts: Counter[str]) -> Iterator[Comparison]:
-    for row in _prompted(rows, counts):
-        if len(row.chosen) != len(row.rejected):
-            raise DataError(
-                f"row '{row.id}' has {len(row.chosen)} chosen and {len(row.rejected)} rejected answers; RM-Bench has "
-                "one of each style in both"
-            )
-        yield row
+    return _prompted((_same_styles(where, row) for where, row in rows), counts)
+
+
+def _same_styles(where: str, row: Row) -> tuple[str, Row]:
+    sizes = [len(_answers(row, key, where)) for key in ("chosen", "rejected")]
+    if sizes[0] != sizes[1] or sizes[0] < 2:
+        raise DataError(
+            f"{where}: {sizes[0]} chosen and {sizes[1]} rejected answers; RM-Bench has one of each style in both, and "
+            "several styles"
+        )
+    return where, row
 
 
 def _prompt(row: Row, where: str) -> list[Turn]:

@@ -362,7 +362,10 @@ def _preference(data: Mapping[str, Any], theme: Theme) -> Any:
         if key in rows[0]
     }
     names = [row["name"] for row in rows]
-    return draw_arms(names, arms, "accuracy", "share of comparisons won, 95% interval; the line is a coin", theme, 0.5)
+    best_of_four = data["preference"].get("layout") == "rewardbench2"
+    chance, text = (0.25, "chance among four answers") if best_of_four else (0.5, "a coin")
+    label = f"share of comparisons won, 95% interval; the line is {text}"
+    return draw_arms(names, arms, "accuracy", label, theme, chance)
 
 
 _DRAWERS: dict[str, Callable[[Mapping[str, Any], Theme], Any]] = {

@@ -131,7 +131,9 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
 
 
 def combine(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
-    """The weighted mean of figures of different prompts."""
+    """The weighted mean of figures of different prompts; of one figure it is that figure, with its interval."""
+    if len(parts) == 1:
+        return parts[0]
     shares = np.asarray([1.0] * len(parts) if weights is None else weights) / (sum(weights) if weights else len(parts))
     draws = shares @ np.array([part.draws for part in parts])
     value = float(shares @ [part.value for part in parts])

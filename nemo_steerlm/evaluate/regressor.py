@@ -12,7 +12,7 @@ import numpy as np
 
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.calibration import apply_curve, fit_curve
+from nemo_steerlm.calibration import apply_curve, fit_curve, present
 from nemo_steerlm.evaluate.grouped import by_the_other_folds, figures, folds
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.page import picture, render, settings_section, table, write_folder
@@ -67,22 +67,28 @@ def _dataset(
     return {"n": len(samples), "groups": len(np.unique(samples.group)), "attributes": attributes}
 
 
-def cross_fitted(samples: Samples, schema: AttributeSchema, method: str) -> Floats:
+def cross_fitted(samples: Samples, schema: AttributeSchema, method: str, inputs: Sequence[Floats]) -> Floats:
     """Predictions `[n, K]` corrected by curves that were fitted on the other folds; raw where none could be fitted.
 
     What a correction does to rows it was fitted on says little: isotonic regression can only look good there.
+
+    Args:
+        samples: raw predictions and labels.
+        schema: the K attributes.
+        method: one of `calibration.METHODS`.
+        inputs: of each attribute what `fit_curve` takes.
     """
     fold, corrected = folds(samples.group), samples.predicted.copy()
     for k, attribute in enumerate(schema):
-        x, y = samples.predicted[:, k], samples.label[:, k]
-        both = ~np.isnan(x + y)
+        x, y = inputs[k], samples.label[:, k]
+        both = present(x, y)
 
         def fit(x: Floats, y: Floats, attribute: Any = attribute) -> Callable[[Floats], Floats]:
             curve = fit_curve(method, x, y, attribute)
-            return (lambda new: new) if curve is None else partial(apply_curve, curve)
+            return (lambda new: np.full(len(new), np.nan)) if curve is None else partial(apply_curve, curve)
 
         values = by_the_other_folds(fold[both], fit, x[both], y[both])
-        corrected[both, k] = np.where(np.isnan(values), x[both], values)
+        corrected[both, k] = np.where(np.isnan(values), corrected[both, k], values)
     return corrected
 
 

@@ -9,6 +9,7 @@ target.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -79,7 +80,13 @@ class LevelHead(Head):
 
     The target is a histogram: a label between two levels counts for both, nearer for more, so that the histogram's
     mean is the label. The loss is the cross-entropy between histogram and distribution.
+
+    Attributes:
+        temperatures: of each attribute, from a correction: its distribution is the softmax of log-probabilities over
+            the temperature, flatter above 1 and sharper below. None, as in training, for the distribution itself.
     """
+
+    temperatures: Sequence[float] | None = None
 
     def __init__(self, schema: AttributeSchema) -> None:
         super().__init__(schema)
@@ -92,12 +99,19 @@ class LevelHead(Head):
 
     def probabilities(self, raw: torch.Tensor) -> torch.Tensor:
         """The probabilities of all levels of all attributes, one after another, `[n, C]`."""
-        return torch.cat(self.log_probabilities(raw), dim=-1).exp()
+        logs = self.log_probabilities(raw)
+        if self.temperatures is not None:
+            logs = [(part / t).log_softmax(-1) for part, t in zip(logs, self.temperatures, strict=True)]
+        return torch.cat(logs, dim=-1).exp()
 
     def values(self, raw: torch.Tensor) -> torch.Tensor:
         """The distributions' means."""
-        parts = zip(self.log_probabilities(raw), self._levels(raw), strict=True)
-        return torch.stack([(logs.exp() * levels).sum(-1) for logs, levels in parts], dim=-1)
+        return self.means(self.probabilities(raw))
+
+    def means(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Values `[n, K]` of `probabilities` `[n, C]`."""
+        parts = zip(probabilities.split(self.sizes, dim=-1), self._levels(probabilities), strict=True)
+        return torch.stack([(part * levels).sum(-1) for part, levels in parts], dim=-1)
 
     def target(self, labels: torch.Tensor) -> torch.Tensor:
         """Histograms, one after another."""

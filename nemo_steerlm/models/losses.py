@@ -74,7 +74,7 @@ class Objective:
 
         Returns:
             The sum, the count, and with pairs `preference` `[3]`: the unweighted sum of their losses, how many have
-            the chosen response above the rejected one, and their number.
+            the chosen response above the rejected one (equal values: half), and their number.
         """
         parts = [self._labels(raw, batch)] if self.loss.kind != "none" else []
         if self.preferred is None:
@@ -90,7 +90,8 @@ class Objective:
         difference, strength = values[:-1] - values[1:], strength[:-1]
         present = ~torch.isnan(strength)
         losses = preference_loss(self.loss.preference, difference, strength.nan_to_num(0.0))
-        right = (present & (difference.detach() > 0)).sum().to(losses)
+        above = torch.heaviside(difference.detach(), difference.new_tensor(0.5))  # an equal score wins half the time
+        right = torch.where(present, above, 0.0).sum()
         return torch.where(present, losses, 0.0).sum(), right, present.sum().int()
 
     def _labels(self, raw: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from nemo_steerlm.agreement import attribute_metrics
 from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.prefixes import shared_rows
-from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.megatron import hf_folder, parallel
 from nemo_steerlm.megatron.decoding import serving
 from nemo_steerlm.megatron.inference import broadcast_from_last_stage, read
@@ -191,7 +191,28 @@ class AttributeRegressor(MegatronModel):
 
     # ---------------------------------------------------------------- inference
 
-    calibration: Calibration | None = None  # corrects what `predict` returns; None = raw values
+    _calibration: Calibration | None = None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Corrects what `predict` and `distribution` return; None = raw.
+
+        A temperature acts in the head, the other corrections on values. Setting one that the head has no use for
+        raises CheckpointError.
+        """
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, correction: Calibration | None) -> None:
+        temperatures = None if correction is None else correction.temperatures(self.schema)
+        if isinstance(self.head, LevelHead):
+            self.head.temperatures = temperatures
+        elif temperatures is not None:
+            raise CheckpointError(
+                f"calibration.json holds temperatures, but head={self.card.head} has no distribution; remove the file "
+                "or fit it again with calibrate=isotonic"
+            )
+        self._calibration = correction
 
     @classmethod
     def from_pretrained(cls: type[Regressor], path: Path | str, **settings: Any) -> Regressor:  # type: ignore[override]
@@ -225,19 +246,46 @@ class AttributeRegressor(MegatronModel):
         Returns:
             `[len(texts), K]` float32, in the schema's order, corrected by `calibration`; the same on every rank of the
             model.
+
+        Raises:
+            CheckpointError: a value is not finite.
         """
-        found = self._read(texts, self.head.values, len(self.schema), batch_tokens, progress)
-        return found if self.calibration is None else self.calibration.apply(found, self.schema)
+        return self._corrected(self._read(texts, self.head.values, len(self.schema), batch_tokens, progress))
 
     def predict_over_ranks(self, texts: Sequence[Sequence[int]], batch_tokens: int | None = None) -> np.ndarray:
         """As `predict`, each data-parallel rank doing its share of the texts; every rank gets all values."""
+        # Corrected after the sum: where a value is not finite every rank raises, and none waits for another.
+        return self._corrected(self._over_ranks(texts, self.head.values, len(self.schema), batch_tokens))
+
+    def _over_ranks(
+        self,
+        texts: Sequence[Sequence[int]],
+        values_of: Callable[[torch.Tensor], torch.Tensor],
+        columns: int,
+        batch_tokens: int | None,
+    ) -> np.ndarray:
+        """As `_read`, each data-parallel rank doing its share of the texts."""
         rank, ranks = parallel.data_parallel()
-        values = torch.zeros(len(texts), len(self.schema))
-        values[rank::ranks] = torch.from_numpy(self.predict(texts[rank::ranks], batch_tokens))
+        values = torch.zeros(len(texts), columns)
+        values[rank::ranks] = torch.from_numpy(self._read(texts[rank::ranks], values_of, columns, batch_tokens))
         return parallel.sum_over_data_parallel(values.to(parallel.device())).cpu().numpy()
 
-    def distribution(self, texts: Sequence[Sequence[int]], batch_tokens: int | None = None) -> dict[str, np.ndarray]:
-        """Probabilities of the levels of already tokenised answers.
+    def _corrected(self, values: np.ndarray) -> np.ndarray:
+        """Values `[n, K]` after `calibration` (raises CheckpointError where one is not finite)."""
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                "the regressor predicts values that are not finite: its training diverged, or its weights are "
+                "damaged; train it again with a lower optimizer.lr, or take an earlier checkpoint"
+            )
+        return values if self.calibration is None else self.calibration.apply(values, self.schema)
+
+    def distribution(
+        self,
+        texts: Sequence[Sequence[int]],
+        batch_tokens: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Probabilities of the levels of already tokenised answers; arguments as `predict`'s.
 
         Returns:
             For each attribute `[len(texts), levels]` float32, of low, low + 1, ..., high.
@@ -245,12 +293,31 @@ class AttributeRegressor(MegatronModel):
         Raises:
             ConfigError: the head predicts values alone.
         """
+        head = self.level_head()
+        return self._by_attribute(self._read(texts, head.probabilities, head.columns, batch_tokens, progress))
+
+    def distribution_over_ranks(
+        self, texts: Sequence[Sequence[int]], batch_tokens: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """As `distribution`, each data-parallel rank doing its share of the texts; every rank gets all of them."""
+        head = self.level_head()
+        return self._by_attribute(self._over_ranks(texts, head.probabilities, head.columns, batch_tokens))
+
+    def expectation(self, distribution: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What `predict` returns, from what `distribution` did."""
+        columns = torch.from_numpy(np.concatenate([distribution[name] for name in self.schema.names], axis=1))
+        return self._corrected(self.level_head().means(columns).numpy())
+
+    def level_head(self) -> LevelHead:
+        """The head (raises ConfigError where it predicts values alone)."""
         if not isinstance(self.head, LevelHead):
             raise ConfigError(
                 f"a regressor with head={self.card.head} has no probabilities; train one with head=distribution"
             )
-        columns = self._read(texts, self.head.probabilities, self.head.columns, batch_tokens)
-        parts = np.split(columns, np.cumsum(self.head.sizes)[:-1], axis=1)
+        return self.head
+
+    def _by_attribute(self, columns: np.ndarray) -> dict[str, np.ndarray]:
+        parts = np.split(columns, np.cumsum(self.level_head().sizes)[:-1], axis=1)
         return dict(zip(self.schema.names, parts, strict=True))
 
     def _read(

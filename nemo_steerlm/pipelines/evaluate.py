@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nemo_steerlm.config import EvaluateConfig
+from nemo_steerlm.config import EvaluateConfig, PreferenceConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
@@ -22,9 +22,16 @@ _WITHOUT_MODEL = ("label_noise",)
 
 
 def main(config: EvaluateConfig) -> str:
-    """`steerlm evaluate`: write the report of `config.task` into `config.output`, return its table."""
+    """`steerlm evaluate`: write the report of `config.task` into `config.output`, return its table.
+
+    Raises:
+        ConfigError: the task needs a model, or has no use for a setting that is given.
+    """
     if config.checkpoint is None and config.task not in _WITHOUT_MODEL:
         raise ConfigError(f"task={config.task} needs checkpoint=, the model folder of a regressor")
+    for key, task, unused in (("calibrate", "regressor", None), ("preference", "preference", PreferenceConfig())):
+        if config.task != task and getattr(config, key) != unused:
+            raise ConfigError(f"{key} is for task={task}; task={config.task} has no use for it: leave it out")
     parallel.initialize(config.parallel)
     model = None
     if config.checkpoint is not None:

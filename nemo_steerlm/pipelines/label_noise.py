@@ -33,18 +33,24 @@ def label_noise(model: AttributeRegressor | None, config: EvaluateConfig) -> str
     if not parallel.is_rank_zero():
         return ""
     parts = measure(samples, schema, seed=config.seed, resamples=config.resamples)
-    paired = int((~np.isnan(samples.predicted + samples.label)).any(axis=1).sum())
-    told = sum(bool(one) for one in samples.language.tolist())
     write_report(
         config.output,
         {
             "task": "label_noise", "attributes": schema.to_dict(), "parts": parts, "seed": config.seed,
-            "summary": f"{paired} responses with a human label and a prediction; {told} of them tell their language.",
-            "settings": plain(config), "versions": versions(),
+            "summary": _summary(model, samples), "settings": plain(config), "versions": versions(),
         },
     )  # fmt: skip
     write_run_json(config.output, "evaluate", config, config.inputs(), schema)
     return summary_table(parts)
+
+
+def _summary(model: AttributeRegressor | None, samples: Samples) -> str:
+    paired = (~np.isnan(samples.predicted + samples.label)).any(axis=1)
+    told = samples.language[paired] != ""
+    text = f"{paired.sum()} responses with a human label and a prediction; {told.sum()} of them tell their language."
+    if model is None or model.calibration is None:
+        return text
+    return text + f" Predictions are those after the model's stored {model.calibration.method} correction."
 
 
 def _schema(config: EvaluateConfig) -> AttributeSchema:

@@ -13,7 +13,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig, PreferenceConfig
 from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.data.regression_dataset import fit_history
-from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
+from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.evaluate import floors
 from nemo_steerlm.evaluate.comparisons import Benchmark, Comparison, check_held_out, read_benchmark
 from nemo_steerlm.evaluate.preference import (
@@ -46,18 +46,21 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
     """Write the report into `config.output`; returns the table. Every rank runs it.
 
     Raises:
-        ConfigError: weights given twice, or for attributes the regressor does not predict.
+        ConfigError: several files, weights given twice, or for attributes the regressor does not predict.
         DataError: a file that cannot be read, or fitting on what is tested.
     """
     started, options = time.perf_counter(), config.preference
-    test = read_benchmark(config.input, options.layout)
+    source_file, *more = config.inputs()
+    if more:
+        raise ConfigError("task=preference reads one file; put several into a folder and give that as input=")
+    test = read_benchmark(source_file, options.layout)
     train = _held_out(test, options)
     weights, source = _weights(model, config, train.get("fit"))
     values, counts = rate(model, test.comparisons, config)
     kept = [i for i, row in enumerate(values) if not np.isnan(row).any()]
     counts["left_out"] = len(values) - len(kept)
     if not kept:
-        raise DataError(f"{config.input}: every row holds an answer of more than max_length tokens; raise max_length")
+        raise DataError(f"{test.path}: every row holds an answer of more than max_length tokens; raise max_length")
     rows = [test.comparisons[i] for i in kept]
     scores = [_split(scalar(values[i], weights, model.schema), test.comparisons[i]) for i in kept]
     if not parallel.is_rank_zero():
@@ -70,7 +73,10 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
     table = beside({key: accuracies(test.layout, rows, one, config.seed) for key, one in tables.items()})
     score = " ".join(f"{number(weight, 2, sign=True)} × {name}" for name, weight in weights.items() if weight)
     counts = {**test.counts, **counts}
-    notes = _notes(test, f"score: {score} ({source})", counts, _floor(floor, words is not None), options)
+    said = [f"score: {score} ({source})"]
+    if model.calibration is not None:
+        said.append(f"values after the model's stored {model.calibration.method} correction, as annotate gives them")
+    notes = _notes(test, [*said, _floor(floor, words is not None)], counts, options)
     figures = {
         "layout": test.layout, "rows": table, "notes": notes, "weights": weights,
         "weights_from": source, "counts": counts,
@@ -90,7 +96,6 @@ def rate(
 
     Raises:
         DataError: an answer is too long under overlong=error.
-        CheckpointError: the regressor's values are not finite.
     """
     card, tokenizer = model.card, model.tokenizer
     limit = config.max_length or card.architecture.max_position_embeddings
@@ -104,8 +109,6 @@ def rate(
     unique = {text: i for i, text in enumerate(dict.fromkeys(filter(None, texts)))}
     found = np.full((len(unique) + 1, len(model.schema)), np.nan)  # the last row is for what cannot be read
     found[:-1] = model.predict_over_ranks(list(unique), config.batch_tokens)
-    if not np.isfinite(found[:-1]).all():
-        raise CheckpointError(f"{config.checkpoint}: the regressor predicts values that are not finite")
     values = found[[unique.get(text, -1) for text in texts]]
     ends = np.cumsum([len(row.answers) for row in comparisons])
     return np.split(values, ends[:-1]), {"shortened": sum(map(bool, shorter))}
@@ -163,10 +166,8 @@ def _floor(train: Benchmark | None, there: bool) -> str:
     return f"TF-IDF floor: cross-fitted on this file, {floors.FOLDS} folds by prompt"
 
 
-def _notes(
-    test: Benchmark, score: str, counts: dict[str, int], floor: str, options: PreferenceConfig
-) -> list[str]:
-    notes = [score, floor]
+def _notes(test: Benchmark, said: list[str], counts: dict[str, int], options: PreferenceConfig) -> list[str]:
+    notes = list(said)
     if options.preset and test.layout == "rewardbench":
         notes.append("these weights were searched on RewardBench itself (HelpSteer2, appendix H): nothing held out")
     notes += [f"{counts[name]} {text}" for name, text in _COUNTS.items() if counts.get(name)]

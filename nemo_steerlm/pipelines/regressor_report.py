@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.evaluate.regressor import cross_fitted, measure, summary_table, write_report
 from nemo_steerlm.evaluate.samples import Response, Samples, collect, labelled_responses
+from nemo_steerlm.evaluate.tables import number
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import check_attributes, plain, sha256_file, versions, write_run_json
@@ -27,23 +29,17 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
     """Write the report of a regressor into `config.output`; with `config.calibrate` store a correction with the model.
 
     Raises:
-        ConfigError: a correction shall be stored in an archive.
-        DataError: no response carries a human label, or none is left within `max_length`.
+        ConfigError: a correction shall be stored in an archive, or the head has no distribution for a temperature.
+        DataError: no response carries a human label, none is left within `max_length`, or there are too few to correct
+            any attribute.
     """
+    if config.calibrate == "temperature":
+        model.level_head()
     if config.calibrate and not Path(config.checkpoint or "").is_dir():
         raise ConfigError(f"calibrate={config.calibrate} writes into the model folder; {config.checkpoint} is none")
     stored, model.calibration = model.calibration, None  # the raw values are what a correction starts from
-    samples = predict(model, config)
-    schema, about = model.schema, _about(config, samples)
-    corrected, sentence = None, None
-    if config.calibrate:
-        corrected = cross_fitted(samples, schema, config.calibrate)
-        stored = calibration.fit(config.calibrate, samples.predicted, samples.label, schema, about)
-        sentence = f"The {stored.method} correction below is cross-fitted; the one stored is fitted on all rows."
-    elif stored is not None:
-        corrected = stored.apply(samples.predicted, schema)
-        sentence = _origin(stored, about)
-    model.calibration = stored
+    samples, schema = predict(model, config), model.schema
+    model.calibration, corrected, sentence = _correction(model, config, samples, stored)
     if not parallel.is_rank_zero():
         return ""
     datasets = measure(samples, schema, corrected=corrected, seed=config.seed, resamples=config.resamples)
@@ -56,10 +52,27 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
             "settings": plain(config), "versions": versions(),
         },
     )  # fmt: skip
-    if config.calibrate and stored is not None:
-        stored.write(str(config.checkpoint))
+    if config.calibrate and model.calibration is not None:
+        model.calibration.write(str(config.checkpoint))
     write_run_json(config.output, "evaluate", config, config.inputs(), schema)
     return summary_table(datasets)
+
+
+def _correction(
+    model: AttributeRegressor, config: EvaluateConfig, samples: Samples, stored: Calibration | None
+) -> tuple[Calibration | None, Floats | None, str | None]:
+    """The correction that is new or `stored`, predictions `[n, K]` after it, and what to say about it."""
+    about, method = _about(config, samples), config.calibrate
+    if method:
+        inputs = _distributions(model, config) if method == "temperature" else list(samples.predicted.T)
+        fitted = calibration.fit(method, inputs, samples.label, model.schema, about)
+        return fitted, cross_fitted(samples, model.schema, method, inputs), _fitted(fitted, model.schema.names)
+    if stored is None:
+        return None, None, None
+    if stored.method != "temperature":
+        return stored, stored.apply(samples.predicted, model.schema), _origin(stored, about)
+    model.calibration = stored  # acts before the mean is taken: raw values do not tell what comes of it
+    return stored, predict(model, config).predicted, _origin(stored, about)
 
 
 def predict(model: AttributeRegressor, config: EvaluateConfig) -> Samples:
@@ -72,27 +85,56 @@ def predict(model: AttributeRegressor, config: EvaluateConfig) -> Samples:
         check_attributes(path, model.schema)
     parts = []
     for part in chunks(labelled_responses(config.inputs(), model.schema), _CHUNK):
-        parts.append(collect(part, _predict_part(model, part, config), model.schema))
+        texts, readable = _texts(model, part, config)
+        values = np.full((len(part), len(model.schema)), np.nan)
+        values[readable] = model.predict_over_ranks(texts, config.batch_tokens)
+        parts.append(collect(part, values, model.schema))
     samples = Samples.join(parts)
     if np.isnan(samples.predicted).all():
         raise DataError(f"all {len(samples)} labelled responses are over-long; raise max_length or change overlong")
     return samples
 
 
-def _predict_part(model: AttributeRegressor, part: list[Response], config: EvaluateConfig) -> Floats:
-    """Values `[n, K]` of one part, NaN where a text is too long."""
+def _distributions(model: AttributeRegressor, config: EvaluateConfig) -> list[Floats]:
+    """Of each attribute the probabilities of its levels `[n, levels]`, rows as `predict`'s."""
+    parts = []
+    for part in chunks(labelled_responses(config.inputs(), model.schema), _CHUNK):
+        texts, readable = _texts(model, part, config)
+        columns = list(model.distribution_over_ranks(texts, config.batch_tokens).values())
+        whole = [np.full((len(part), column.shape[1]), np.nan) for column in columns]
+        for one, column in zip(whole, columns, strict=True):
+            one[readable] = column
+        parts.append(whole)
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _texts(
+    model: AttributeRegressor, part: list[Response], config: EvaluateConfig
+) -> tuple[list[Sequence[int]], list[int]]:
+    """The token ids of those responses that can be read within `max_length`, and their places in the part."""
     places = [(one.conversation, one.turn) for one in part]
     limit = config.max_length or model.card.architecture.max_position_embeddings
     texts = fit_history(places, model.card.template, model.tokenizer, limit, config.overlong)
     readable = [i for i, ids in enumerate(texts) if ids]
-    values = np.full((len(part), len(model.schema)), np.nan)
-    values[readable] = model.predict_over_ranks([texts[i] for i in readable], config.batch_tokens)
-    return values
+    return [texts[i] for i in readable], readable
 
 
 def _about(config: EvaluateConfig, samples: Samples) -> dict[str, Any]:
     inputs = [{"path": path, "sha256": sha256_file(path)} for path in config.inputs()]
     return {"rows": len(samples), "inputs": inputs}
+
+
+def _fitted(correction: Calibration, names: Sequence[str]) -> str:
+    """Says how the correction was fitted, and what it leaves alone (raises DataError where that is everything)."""
+    left = [name for name in names if name not in correction.attributes]
+    why = f"fewer than {calibration.LEAST_ROWS} responses have a label, or all have the same prediction"
+    if len(left) == len(names):
+        raise DataError(f"calibrate={correction.method}: nothing can be corrected: {why}; give more labelled rows")
+    text = f"The {correction.method} correction below is cross-fitted; the one stored is fitted on all rows."
+    if correction.method == "temperature":
+        found = ", ".join(f"{name} {number(one['temperature'], 2)}" for name, one in correction.attributes.items())
+        text += f" Temperatures (above 1: it was too sure): {found}."
+    return text + (f" Left as predicted, because {why}: {', '.join(left)}." if left else "")
 
 
 def _origin(stored: Calibration, about: dict[str, Any]) -> str:

@@ -38,21 +38,32 @@ def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any
 
     The prediction (float) goes to `label_predicted`, what a person gave to `label_human` for good, and `label`, what
     training uses, becomes the prediction rounded to the attribute's scale. A response that cannot be read within
-    `max_length` keeps no label and is counted.
+    `max_length` keeps no label and is counted. With `distributions` the probabilities of the levels go to
+    `label_distribution`. `label_model` begins with the sha256 of the model folder, and ends with
+    "-raw" where the correction that the folder holds was not applied.
+
+    Raises:
+        ConfigError: `shards` is no share, the parts beside the output are another job's, or the head has no
+            distribution.
+        DataError: the input is malformed, or a response is too long under overlong=error.
+        CheckpointError: the regressor's values are not finite.
     """
     shard = _shard(config.shards)
+    if config.distributions:
+        model.level_head()
     source, output = Path(config.input), Path(config.output)
     digest = fingerprint_folder(config.checkpoint)
-    if not config.calibrated:
+    raw = "-raw" if model.calibration is not None and not config.calibrated else ""
+    if raw:
         model.calibration = None
     rows = read_conversations(source)
     first = next(rows)  # an empty or malformed file fails before anything is written
-    job = {
+    job = {  # not batch_tokens, which may be lowered after running out of memory: it moves values by rounding alone
         "verb": "annotate", "input": sha256_file(source), "checkpoint": digest, "turns": config.turns,
         "overlong": config.overlong, "max_length": config.max_length, "part_size": config.part_size,
-        "calibrated": config.calibrated,
+        "calibrated": config.calibrated, "precision": config.trainer.precision, "distributions": config.distributions,
     }  # fmt: skip
-    annotator = _Annotator(model, config, label_model=digest[:16])
+    annotator = _Annotator(model, config, label_model=digest[:16] + raw)
     started = time.perf_counter()
     done = run_in_parts(
         (row for group in ([first], rows) for row in group), annotator.part, output=output, job=job,
@@ -68,7 +79,7 @@ def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any
             json.dump(report, file, indent=2)
             file.write("\n")
         name = f"{stem}.run.json"
-        write_run_json(output.parent, "annotate", config, [source], model.schema, name=name, label_model=digest)
+        write_run_json(output.parent, "annotate", config, [source], model.schema, name=name, label_model=digest + raw)
     return report
 
 
@@ -101,10 +112,17 @@ class _Annotator:
         card, config = self.model.card, self.config
         texts = fit_history(places, card.template, self.model.tokenizer, self.max_length, config.overlong)
         readable = [i for i, ids in enumerate(texts) if ids]
-        values = self.model.predict([texts[i] for i in readable], config.batch_tokens, _moving(bar, rows, readable))
-        predictions: dict[int, np.ndarray] = dict(zip(readable, values, strict=True))
-        for i, (row, turn) in enumerate(places):
-            self._label(row.turns[turn], predictions.get(i))
+        rest = ([texts[i] for i in readable], config.batch_tokens, _moving(bar, rows, readable))
+        shares = self.model.distribution(*rest) if config.distributions else None
+        values = self.model.predict(*rest) if shares is None else self.model.expectation(shares)
+        for row, turn in places:
+            self._clear(row.turns[turn])
+        for place, (i, value) in enumerate(zip(readable, values, strict=True)):
+            row, turn = places[i]
+            self._label(row.turns[turn], value)
+            if shares is not None:
+                found = {name: [round(p, 4) for p in levels[place].tolist()] for name, levels in shares.items()}
+                row.turns[turn].label_distribution = found
         self.tokens += sum(len(texts[i]) for i in readable)
         bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.started):,.0f} tokens/s", refresh=False)
         return [row.to_record() for row in rows]
@@ -112,13 +130,14 @@ class _Annotator:
     def _wanted(self, turn: Turn) -> bool:
         return {"all": True, "labelled": bool(turn.label), "missing": not turn.label}[self.config.turns]
 
-    def _label(self, turn: Turn, prediction: np.ndarray | None) -> None:
-        """Put one prediction beside the human label, if there is one."""
+    def _clear(self, turn: Turn) -> None:
+        """Keep nothing but the human label, if there is one."""
         if turn.label and turn.label_human is None and turn.label_model is None:
             turn.label_human = dict(turn.label)
-        if prediction is None:
-            turn.label = turn.label_predicted = turn.label_model = None
-            return
+        turn.label = turn.label_predicted = turn.label_model = turn.label_distribution = None
+
+    def _label(self, turn: Turn, prediction: np.ndarray) -> None:
+        """Put one prediction beside the human label."""
         schema = self.model.schema
         turn.label_predicted = dict(zip(schema.names, map(float, prediction), strict=True))
         turn.label_model = self.label_model
@@ -141,8 +160,7 @@ def _moving(bar: tqdm, rows: list[Conversation], texts: list[int]) -> Callable[[
 def _report(output: Path, model: AttributeRegressor) -> dict[str, Any]:
     """Counts, the predictions' mean and spread, and how they agree with human labels where there are any."""
     counts: Counter[str] = Counter()
-    sums = {name: np.zeros(3) for name in model.schema.names}
-    pairs: dict[str, np.ndarray] = {name: np.zeros(6) for name in model.schema.names}
+    alone, paired = ({name: _Moments() for name in model.schema.names} for _ in range(2))
     for row in read_conversations(output):
         counts["conversations"] += 1
         for index in row.response_indices:
@@ -150,20 +168,30 @@ def _report(output: Path, model: AttributeRegressor) -> dict[str, Any]:
             counts["responses"] += 1
             counts["unlabelled" if turn.label_predicted is None else "labelled"] += 1
             for name, value in (turn.label_predicted or {}).items():
-                sums[name] += (1, value, value * value)
+                alone[name].add(value)
                 human = (turn.label_human or {}).get(name)
                 if human is not None:
-                    pairs[name] += (1, value, human, value * value, human * human, value * human)
+                    paired[name].add(value, human)
     attributes = {}
-    for name, (n, total, square) in sums.items():
-        mean, spread = None, None
-        if n:
-            mean = float(total / n)
-            spread = math.sqrt(max(0.0, float(square / n) - mean * mean))
-        attributes[name] = {"mean": mean, "std": spread, "pearson_with_human": _pearson(*pairs[name])}
+    for name, one in alone.items():
+        mean, spread = (one.x, math.sqrt(one.xx / one.n)) if one.n else (None, None)
+        attributes[name] = {"mean": mean, "std": spread, "pearson_with_human": paired[name].pearson()}
     return {**counts, "attributes": attributes}
 
 
-def _pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float | None:
-    spread = (n * xx - x * x) * (n * yy - y * y)
-    return float((n * xy - x * y) / math.sqrt(spread)) if n > 1 and spread > 1e-12 else None
+class _Moments:
+    """Means and central moments of a stream of pairs (Welford's updates: a constant has a deviation of exactly 0)."""
+
+    def __init__(self) -> None:
+        self.n, self.x, self.y, self.xx, self.yy, self.xy = 0, 0.0, 0.0, 0.0, 0.0, 0.0
+
+    def add(self, x: float, y: float = 0.0) -> None:
+        self.n += 1
+        from_x, from_y = x - self.x, y - self.y
+        self.x, self.y = self.x + from_x / self.n, self.y + from_y / self.n
+        self.xx, self.yy = self.xx + from_x * (x - self.x), self.yy + from_y * (y - self.y)
+        self.xy += from_x * (y - self.y)
+
+    def pearson(self) -> float | None:
+        """None where one of the two is constant."""
+        return self.xy / math.sqrt(self.xx * self.yy) if self.xx > 0 and self.yy > 0 else None

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from nemo_steerlm.attributes import Attribute, AttributeSchema
+from nemo_steerlm.calibration import FILE as CORRECTION
+from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.megatron import checkpoint, gpt, hf, hf_config, hf_folder, llama2c, model_folder, parallel
@@ -49,13 +51,17 @@ def import_main(config: Any) -> str:
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
     chunks = gpt.build(card.architecture, layout, dtype, outputs)
     hf.load(source, chunks, card.architecture, outputs)
+    correction = None if card.schema is None else Calibration.read(source.where, card.schema)
     model_folder.write(output, card, tokenizer, chunks)
     if parallel.is_rank_zero():
+        if correction is not None:
+            correction.write(output)
         inputs = [source.where]
         if source.where.is_dir():
             inputs = [source.where / "config.json", *sorted(source.where.glob("*.safetensors"))]
         write_run_json(output, "import", config, inputs=inputs, schema=card.schema)
-    return f"{output}: {card.kind} with {_count(card):,} parameters in {_name(dtype)}"
+    ranges = "" if card.schema is None else " of " + ", ".join(f"{a.name} {a.low} to {a.high}" for a in card.schema)
+    return f"{output}: {card.kind}{ranges} with {_count(card):,} parameters in {_name(dtype)}"
 
 
 def open_checkpoint(
@@ -116,7 +122,8 @@ def export_main(config: Any) -> str:
     """Turn a model folder into a Hugging Face folder that transformers, vLLM and others load.
 
     A regressor becomes a sequence classifier: stock transformers computes what `annotate` does, with the chat template
-    that comes with it.
+    that comes with it. A correction stored with the regressor is none that a linear head can hold: it lies beside the
+    weights as `calibration.json`, and transformers computes what `annotate calibrated=false` does.
 
     Args:
         config: `checkpoint` (a model folder), `output`, `dtype` ("float32", "bfloat16" or "float16"; None: as stored),
@@ -129,12 +136,13 @@ def export_main(config: Any) -> str:
     Raises:
         CheckpointError: no model folder, or a regressor that transformers cannot be: one that is more than a linear
             head on the last token, or whose tokenizer it reads otherwise.
-        ConfigError: unknown dtype, or `scalar` names what the model does not have.
+        ConfigError: unknown dtype, or `scalar` names what the model does not have, or weighs nothing.
     """
     folder = Path(config.checkpoint)
     card = model_folder.read(folder)
     _check_expressible(folder, card)
     weights = _scalar_weights(config.scalar, card, folder)
+    correction = None if card.schema is None else Calibration.read(folder, card.schema)
     stored = checkpoint.stored_dtype(folder / "weights")
     dtype = stored if config.dtype is None else DTYPES.get(config.dtype)
     if dtype is None:
@@ -157,10 +165,16 @@ def export_main(config: Any) -> str:
         except CheckpointError:
             shutil.rmtree(partial)
             raise
+        if correction is not None and weights is None:
+            correction.write(partial)
         write_run_json(partial, "export", config, inputs=[folder], schema=card.schema)
     hf.save(partial, chunks, card.architecture, dtype, outputs=hf_folder.outputs_of(card))
     checkpoint.replace_folder(partial, output)
-    return f"{output}: Hugging Face {card.kind} with {_count(card):,} parameters in {_name(dtype)}"
+    said = f"{output}: Hugging Face {card.kind} with {_count(card):,} parameters in {_name(dtype)}"
+    if correction is None:
+        return said
+    where = f"apply {CORRECTION} to them" if weights is None else "the sum is of raw values"
+    return f"{said}; its values are those before the stored {correction.method} correction: {where}"
 
 
 def _check_expressible(folder: Path, card: ModelCard) -> None:
@@ -186,6 +200,8 @@ def _scalar_weights(scalar: dict[str, float], card: ModelCard, folder: Path) -> 
                 f"scalar.{name}: no such attribute{suggest(name, card.schema.names)} (known: "
                 f"{', '.join(card.schema.names)})"
             )
+    if not any(scalar.values()):
+        raise ConfigError("scalar: every weight is zero, and so would be every score; give one that is not")
     return torch.tensor([[scalar.get(name, 0.0) for name in card.schema.names]], dtype=torch.float64)
 
 

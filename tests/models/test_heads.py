@@ -199,3 +199,16 @@ def test_labels_of_few_annotators_lean_towards_the_mean(kind: str) -> None:
 def test_weights_that_make_no_sense(weights: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         attribute_weights(LossConfig(weights=weights), SCHEMA, np.ones((2, 3)))
+
+
+def test_a_pair_of_equal_values_is_right_half_the_time() -> None:
+    objective = Objective(
+        make_head("regression", SCHEMA), LossConfig(kind="none", preference="regular", preference_attribute="humor")
+    )
+    humor = [2.0, 1.0, 1.0, 1.0, 0.5, 1.5, 7.0]  # above, equal, below, and a row without a partner
+    raw = torch.tensor([[0.0, value, 0.0] for value in humor], dtype=torch.float64)
+    strength = torch.tensor([1.0, math.nan, 1.0, math.nan, 1.0, math.nan, math.nan])
+    total, count, kept = objective(raw, {"strength": strength})
+    expected = sum(-math.log(sigmoid(difference)) for difference in (1.0, 0.0, -1.0))
+    assert count == 3 and kept["preference"].tolist() == pytest.approx([expected, 1.5, 3.0])
+    assert float(total) == pytest.approx(expected)

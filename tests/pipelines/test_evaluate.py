@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from nemo_steerlm import compose
 from nemo_steerlm.agreement import attribute_metrics
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import AnnotateConfig, EvaluateConfig
+from nemo_steerlm.config import AnnotateConfig, EvaluateConfig, PreferenceConfig
 from nemo_steerlm.conversation import read_conversations, write_conversations
 from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.provenance import write_run_json
@@ -37,6 +38,7 @@ def _write_inputs(root: Path) -> None:
     rows[0].turns[-1].shared = True
     write_conversations(root / "test.jsonl", rows[:41])
     write_conversations(root / "more.jsonl", rows[41:])
+    write_conversations(root / "few.jsonl", rows[:4])
     write_conversations(root / "bare.jsonl", rows[41:])
     write_run_json(root, "prepare", {}, schema=SCHEMA, name="bare.run.json")
 
@@ -74,6 +76,8 @@ def run_all(folder: str) -> dict:
     corrected = model.predict(texts)
     again = AttributeRegressor.from_pretrained(f"{folder}/packed.nemo").predict(texts)
     model.calibration = None
+    raw = model.predict(texts)
+    spread = _levels(root)
     noise = dict(task="label_noise", input=f"{folder}/raw.jsonl")
     noise_printed = evaluate.main(_config(folder, "noise", checkpoint=None, **noise))
     evaluate.main(_config(folder, "noise-model", **noise))
@@ -85,6 +89,10 @@ def run_all(folder: str) -> dict:
         "no run.json": dict(task="label_noise", checkpoint=None),
         "not annotated": dict(task="label_noise", checkpoint=None, input=f"{folder}/bare.jsonl"),
         "all over-long": dict(max_length=2, overlong="drop"),
+        "too few": dict(input=f"{folder}/few.jsonl", calibrate="linear"),
+        "no levels": dict(calibrate="temperature"),
+        "other task": dict(task="label_noise", calibrate="linear"),
+        "other keys": dict(preference=PreferenceConfig(preset="llama3_70b")),
     }.items():
         try:
             evaluate.main(_config(folder, "nothing", **changes))
@@ -93,8 +101,43 @@ def run_all(folder: str) -> dict:
     return {
         "mistakes": mistakes, "printed": printed, "noise": noise_printed,
         "untouched": before == (root / "regressor/model/model_config.yaml").stat().st_mtime_ns,
-        "corrected": corrected.tolist(), "archived": again.tolist(), "raw": model.predict(texts).tolist(),
+        "corrected": corrected.tolist(), "archived": again.tolist(), "raw": raw.tolist(), "broken": _broken(model),
+        "spread": spread,
     }  # fmt: skip
+
+
+def _levels(root: Path) -> str:
+    """A regressor with distributions, given a temperature, whose probabilities annotation writes."""
+    from nemo_steerlm.pipelines import evaluate
+    from nemo_steerlm.stages import annotate, train_regressor
+
+    train_regressor.main(regressor_config(root, "spread", steps=3, head="distribution"))
+    checkpoint = f"{root}/spread/model"
+    said = evaluate.main(_config(str(root), "tempered", checkpoint=checkpoint, calibrate="temperature"))
+    evaluate.main(_config(str(root), "tempered-again", checkpoint=checkpoint))
+    for calibrated in (True, False):
+        annotate.main(
+            AnnotateConfig(
+                checkpoint=checkpoint, input=f"{root}/test.jsonl", output=f"{root}/spread-{calibrated}.jsonl",
+                distributions=True, calibrated=calibrated,
+            )
+        )  # fmt: skip
+    return said
+
+
+def _broken(model: Any) -> list[str]:
+    """What a diverged regressor says, on one rank and over ranks."""
+    import torch
+
+    with torch.no_grad():
+        model.chunks[0].score.weight[0, 0] = torch.nan
+    said = []
+    for predict in (model.predict, model.predict_over_ranks):
+        try:
+            predict([[1, 2, 3], [4, 5]])
+        except SteerLMError as error:
+            said.append(str(error))
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +209,38 @@ def test_the_stored_correction_is_what_annotation_applies(world) -> None:
         assert np.all(corrected >= expected[0] - 1e-4) and np.all(corrected <= expected[1] + 1e-4)
     reports = [json.loads((folder / f"{name}.report.json").read_text()) for name in ("raw", "corrected")]
     assert [one["calibration"] for one in reports] == [None, "isotonic"]
+    models = []
+    for name in ("raw", "corrected"):
+        row = next(iter(read_conversations(folder / f"{name}.jsonl")))
+        models += {turn.label_model for turn in row.turns if turn.label_model}
+    assert models == [f"{models[1]}-raw", models[1]] and len(models[1]) == 16
+    job = json.loads((folder / "raw.manifest.json").read_text())["job"]
+    assert job["precision"] == "fp32" and job["calibrated"] is False
+
+
+def test_a_temperature_acts_on_distributions_and_annotation_writes_them(world) -> None:
+    folder, result = world
+    assert result["spread"].count("\n") == 1 + 4 * len(SCHEMA)
+    stored = json.loads((folder / "spread/model/calibration.json").read_text())
+    temperatures = [stored["attributes"][name]["temperature"] for name in SCHEMA.names]
+    assert stored["method"] == "temperature" and all(abs(t - 1) > 0.01 for t in temperatures)
+    first, again = (_report(folder / name) for name in ("tempered", "tempered-again"))
+    assert f"Temperatures (above 1: it was too sure): quality {temperatures[0]:.2f}" in first["correction"]
+    for name, one in first["datasets"]["all"]["attributes"].items():
+        other = again["datasets"]["all"]["attributes"][name]
+        assert one["mse"] == other["mse"] and one["corrected"]["mse"] != other["corrected"]["mse"] != one["mse"]
+    count = 0
+    for rows in zip(*(read_conversations(folder / f"spread-{calibrated}.jsonl") for calibrated in (True, False))):
+        for corrected, raw in zip(*(row.turns for row in rows)):
+            assert (corrected.label_distribution is None) == (corrected.label_predicted is None)
+            for k, name in enumerate(SCHEMA.names if corrected.label_predicted else ()):
+                found, plain = (np.array(turn.label_distribution[name]) for turn in (corrected, raw))
+                assert found.sum() == pytest.approx(1, abs=3e-4)
+                assert corrected.label_predicted[name] == pytest.approx(found @ np.arange(5), abs=1e-3)
+                expected = plain ** (1 / temperatures[k])
+                np.testing.assert_allclose(found, expected / expected.sum(), atol=2e-3)
+                count += 1
+    assert count > 100
 
 
 def test_corrected_figures_are_cross_fitted(world) -> None:
@@ -205,6 +280,11 @@ def test_mistakes_say_what_to_do(world) -> None:
     assert "give checkpoint=" in result["mistakes"]["no run.json"]
     assert "annotate the file first" in result["mistakes"]["not annotated"]
     assert "max_length" in result["mistakes"]["all over-long"]
+    assert "fewer than 10 responses have a label" in result["mistakes"]["too few"]
+    assert "head=regression has no probabilities" in result["mistakes"]["no levels"]
+    assert "calibrate is for task=regressor" in result["mistakes"]["other task"]
+    assert "preference is for task=preference" in result["mistakes"]["other keys"]
+    assert len(result["broken"]) == 2 and all("not finite" in message for message in result["broken"])
     assert not (folder / "nothing").exists()
 
 

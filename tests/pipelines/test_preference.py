@@ -36,8 +36,10 @@ def _pairs(count: int, seed: int) -> list[dict[str, str]]:
 
 def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
     """Train for a step on two data-parallel ranks and evaluate in several ways; what went wrong, by case."""
+    from nemo_steerlm.calibration import Calibration
     from nemo_steerlm.conversation import Conversation, Turn
     from nemo_steerlm.errors import SteerLMError
+    from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models.regressor import AttributeRegressor
     from nemo_steerlm.pipelines.evaluate import main
     from nemo_steerlm.stages import train_regressor
@@ -56,11 +58,12 @@ def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
         "overlap": ["input=test.jsonl", "preference.fit=test.jsonl"],
         "twice": ["input=test.jsonl", "preference.preset=llama3_70b", "preference.fit=train.jsonl"],
         "preset": ["input=test.jsonl", "preference.preset=llama3_70b"],
+        "several": [f"input=[{home}/test.jsonl,{home}/train.jsonl]"],
         **({"real": [f"input={real}", "max_length=256"]} if real else {}),
     }
     said: dict[str, Any] = {}
     for name, (source, *words) in cases.items():
-        source = source.replace("input=", "input=" if source.startswith("input=/") else f"input={home}/")
+        source = source.replace("input=", "input=" if source[6] in "/[" else f"input={home}/")
         words = [word.replace("=train.jsonl", f"={home}/train.jsonl").replace("=test.jsonl", f"={home}/test.jsonl")
                  for word in words]  # fmt: skip
         if not any(word.startswith("max_length") for word in words):
@@ -76,6 +79,11 @@ def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
     said["alone"] = model.score(
         [Conversation([Turn("User", row["prompt"]), Turn("Assistant", row["chosen"])]) for row in rows]
     )
+    if parallel.is_rank_zero():
+        Calibration("linear", {"quality": {"slope": 0.5, "intercept": 1.0}}).write(checkpoint)
+    parallel.barrier()
+    words = ["task=preference", f"checkpoint={checkpoint}", f"output={home}/corrected", f"input={home}/test.jsonl"]
+    said["corrected"] = main(compose.load("evaluate", EvaluateConfig, [*words, "max_length=300", "trainer.devices=2"]))
     return said
 
 
@@ -160,6 +168,13 @@ def test_the_table_says_what_was_done_and_the_page_shows_it(folder: Path) -> Non
     assert [Path(one["path"]).name for one in run["inputs"]] == ["test.jsonl", "train.jsonl", "train.jsonl"]
 
 
+def test_the_stored_correction_is_applied_and_said(folder: Path) -> None:
+    assert "values after the model's stored linear correction" in _said(folder)["corrected"]
+    for row, plain in zip(_scores(folder, "corrected"), _scores(folder, "plain"), strict=True):
+        assert row["chosen"][0]["quality"] == pytest.approx(0.5 * plain["chosen"][0]["quality"] + 1, abs=2e-5)
+        assert row["chosen"][0]["humor"] == pytest.approx(plain["chosen"][0]["humor"], abs=1e-5)
+
+
 def test_a_row_with_an_answer_too_long_is_left_out_and_counted(folder: Path) -> None:
     report = _report(folder, "drop")
     assert report["counts"]["left_out"] == 1 and report["rows"][-1]["n"] == 6
@@ -175,6 +190,7 @@ def test_what_makes_no_sense_is_refused(folder: Path) -> None:
         "overlap": "this is the file that is tested",
         "twice": "preference.preset and preference.fit both say",
         "preset": "predicts no 'correctness'",
+        "several": "reads one file; put several into a folder",
     }.items():
         assert said[name].startswith("refused: ") and words in said[name], said[name]
         assert not (folder / name).exists(), name

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_steerlm import config as configs
 from nemo_steerlm.attributes import Attribute, AttributeSchema, parse_label
+from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.megatron import gpt, model_folder, parallel
@@ -181,7 +182,25 @@ def test_a_scalar_is_the_weighted_sum(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(tmp_path / "again"), expected.float(), rtol=0, atol=1e-5)
     with pytest.raises(ConfigError, match="scalar.humour: no such attribute; did you mean 'humor'"):
         export(folder, tmp_path / "no", scalar={"humour": 1.0})
+    with pytest.raises(ConfigError, match="scalar: every weight is zero"):
+        export(folder, tmp_path / "no", scalar={"humor": 0.0})
     assert not (tmp_path / "no").exists()
+
+
+def test_a_correction_travels_with_the_values_it_corrects(tmp_path: Path) -> None:
+    folder = make_regressor(tmp_path / "model", make_tokenizer(tmp_path / "tokenizer", "markers"))
+    raw = ours(folder)
+    correction = Calibration("linear", {"humor": {"slope": 0.5, "intercept": 1.0}}, {"rows": 3})
+    correction.write(folder)
+    corrected = raw * torch.tensor([1.0, 0.5, 1.0]) + torch.tensor([0.0, 1.0, 0.0])
+    torch.testing.assert_close(ours(folder), corrected)
+    assert "before the stored linear correction: apply calibration.json" in export(folder, tmp_path / "hf")
+    assert Calibration.read(tmp_path / "hf", SCHEMA) == correction
+    torch.testing.assert_close(stock(tmp_path / "hf"), raw, rtol=0, atol=1e-5)
+    import_(tmp_path / "hf", tmp_path / "again")
+    torch.testing.assert_close(ours(tmp_path / "again"), corrected)
+    assert "the sum is of raw values" in export(folder, tmp_path / "sum", scalar={"humor": 1.0})
+    assert not (tmp_path / "sum" / "calibration.json").exists()
 
 
 SPACES = {"normalization_rule_name": "nmt_nfkc_cf", "remove_extra_whitespaces": True}
@@ -233,7 +252,8 @@ def make_classifier(folder: Path, family: str = "llama", **settings: Any) -> Any
 def test_a_classifier_of_others_is_a_regressor(tmp_path: Path, family: str) -> None:
     names = {"id2label": dict(enumerate(SCHEMA.names))}
     model = make_classifier(tmp_path / "theirs", family, **names)
-    import_(tmp_path / "theirs", tmp_path / "model")
+    said = import_(tmp_path / "theirs", tmp_path / "model")
+    assert "regressor of quality 0 to 4, humor 0 to 4" in said  # nothing says so: whoever imports has to see it
     card = model_folder.read(tmp_path / "model")
     assert card.kind == "regressor" and card.schema is not None and card.schema.names == SCHEMA.names
     conversations = [Conversation.from_record({"messages": chat}) for chat in CHATS]
@@ -445,6 +465,8 @@ def test_transformers_scores_real_conversations_as_annotate_does(tmp_path: Path)
             logging=configs.LoggingConfig(tensorboard=False),
         )
     )  # fmt: skip
+    curves = {"quality": {"slope": 0.8, "intercept": 0.3}, "humor": {"x": [0.0, 1.0, 4.0], "y": [0.2, 0.9, 3.0]}}
+    Calibration("mixed", curves).write(tmp_path / "run" / "model")
     annotate.main(
         configs.AnnotateConfig(
             checkpoint=str(tmp_path / "run" / "model"), input=str(tmp_path / "chats.jsonl"),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,38 +11,17 @@ import pytest
 from nemo_steerlm.config import AnnotateConfig, ComputeConfig, SampleConfig, TrainRegressorConfig
 from nemo_steerlm.errors import ConfigError
 from tests.distributed import run_distributed
+from tests.stages.forks import finish, kill_when, start
 from tests.stages.helpers import make_world, policy_config, regressor_config, weights_of
 
 
 def _run_and_kill(work: Callable[[], None], moment: Callable[[], bool]) -> bool:
     """Run `work` in a forked process and kill it when `moment` comes; whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0, "the run failed before it was killed"
-            return False
-        if moment():
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return True
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    raise AssertionError("the moment never came")
+    return kill_when(moment, start(work))
 
 
-def _never() -> bool:
-    return False
+def _run(work: Callable[[], None]) -> None:
+    finish(start(work))
 
 
 def _lines(path: Path) -> int:
@@ -66,7 +42,7 @@ def _training(folder: Path) -> dict:
         ("regressor", regressor_config, train_regressor.main),
         ("policy", policy_config, train_sft.main),
     ):
-        _run_and_kill(lambda: main(make(folder, f"{name}-whole")), _never)
+        _run(lambda: main(make(folder, f"{name}-whole")))
         run = folder / f"{name}-killed"
         checkpoints, metrics = run / "checkpoints", run / "metrics.jsonl"
         moments = [
@@ -77,7 +53,7 @@ def _training(folder: Path) -> dict:
             lambda: (run / "model.unfinished").exists(),  # while the result is written
         ]
         killed = [_run_and_kill(lambda: main(make(folder, f"{name}-killed")), moment) for moment in moments]
-        _run_and_kill(lambda: main(make(folder, f"{name}-killed")), _never)
+        _run(lambda: main(make(folder, f"{name}-killed")))
         result[name] = {
             "killed": killed,
             "whole": _metrics(folder / f"{name}-whole"),
@@ -119,7 +95,7 @@ def _rows(folder: Path) -> dict:
 
     result = {}
     for name, job in (("annotated", annotation), ("sampled", sampling)):
-        _run_and_kill(job(f"{name}-whole.jsonl"), _never)
+        _run(job(f"{name}-whole.jsonl"))
         parts = folder / f"{name}-killed.jsonl.parts"
         moments = [
             lambda: (parts / "job.json").exists(),
@@ -129,7 +105,7 @@ def _rows(folder: Path) -> dict:
             lambda: (parts / "part-000004.jsonl").exists(),
         ]
         killed = [_run_and_kill(job(f"{name}-killed.jsonl"), moment) for moment in moments]
-        _run_and_kill(job(f"{name}-killed.jsonl"), _never)
+        _run(job(f"{name}-killed.jsonl"))
         result[name] = killed
     return result
 
@@ -153,7 +129,7 @@ def _best(root: Path) -> dict:
     from nemo_steerlm.stages import train_regressor
 
     main = train_regressor.main
-    _run_and_kill(lambda: main(_best_config(root, "best-plain", None)), _never)
+    _run(lambda: main(_best_config(root, "best-plain", None)))
     rows = _validations(root / "best-plain")
     assert [row["step"] for row in rows] == [3, 6, 9]
     higher = [name for name in rows[0] if name.endswith(("pearson", "spearman"))]
@@ -163,8 +139,8 @@ def _best(root: Path) -> dict:
         if (best := max if name in higher else min)(row[name] for row in rows) == rows[1][name] != rows[0][name]
         and best(row[name] for row in rows if row["step"] != 6) != rows[1][name]
     )  # fmt: skip
-    _run_and_kill(lambda: main(_best_config(root, "best-six", None, steps=6)), _never)
-    _run_and_kill(lambda: main(_best_config(root, "best-whole", metric)), _never)
+    _run(lambda: main(_best_config(root, "best-six", None, steps=6)))
+    _run(lambda: main(_best_config(root, "best-whole", metric)))
     run = root / "best-killed"
     killed = [
         _run_and_kill(lambda: main(_best_config(root, "best-killed", metric)), moment)
@@ -174,9 +150,9 @@ def _best(root: Path) -> dict:
             lambda: (run / "checkpoints/step-00000009").exists(),  # before its validation
         )
     ]
-    _run_and_kill(lambda: main(_best_config(root, "best-killed", metric)), _never)
+    _run(lambda: main(_best_config(root, "best-killed", metric)))
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
-    _run_and_kill(lambda: main(_best_config(root, "best-killed", metric)), _never)  # had ended: changes nothing
+    _run(lambda: main(_best_config(root, "best-killed", metric)))  # had ended: changes nothing
     weights = {name: weights_of(root / f"best-{name}/model") for name in ("six", "whole", "killed", "plain")}
     same = {
         name: all(torch.equal(value, weights["six"][key]) for key, value in weights[name].items()) for name in weights

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 import shutil
-import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,48 +15,22 @@ import pytest
 from nemo_steerlm.config import AnnotateConfig, ComputeConfig, ParallelConfig
 from nemo_steerlm.conversation import read_conversations, write_conversations
 from tests.distributed import run_distributed
+from tests.stages.forks import finish, kill_when, start
 from tests.stages.helpers import make_world, regressor_config
 
 ROWS, KILLS, PART = 240, 10, 2
 
 
-def _start(ranks: int, work: Callable[[], None]) -> list[int]:
-    """Fork the ranks of a run, each its own process group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child == 0:
-            own = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, LOCAL_WORLD_SIZE=ranks, MASTER_PORT=port)
-            os.environ.update({name: str(value) for name, value in own.items()}, MASTER_ADDR="127.0.0.1")
-            try:
-                work()
-            except BaseException:
-                import traceback
+def _after_a_part(parts: Path, wait: float) -> Callable[[], bool]:
+    """The moment `wait` seconds after the first new part."""
+    there = len(list(parts.glob("part-*")))
 
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    return children
+    def moment() -> bool:
+        come = len(list(parts.glob("part-*"))) > there
+        time.sleep(wait if come else 0)
+        return come
 
-
-def _finish(children: list[int]) -> None:
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    assert codes == [0] * len(children), codes
-
-
-def _kill(children: list[int], parts: Path, wait: float) -> bool:
-    """Kill all ranks `wait` seconds after the first new part; whether they were still at work."""
-    there, deadline = len(list(parts.glob("part-*"))), time.monotonic() + 60
-    while len(list(parts.glob("part-*"))) == there and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(wait)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-    return all(os.waitpid(child, 0)[1] == signal.SIGKILL for child in children)
+    return moment
 
 
 def annotate_everything(folder: str) -> dict:
@@ -68,7 +39,7 @@ def annotate_everything(folder: str) -> dict:
 
     world = Path(folder)
     make_world(world)
-    _finish(_start(1, lambda: train_regressor.main(regressor_config(world, steps=1))))
+    finish(start(lambda: train_regressor.main(regressor_config(world, steps=1))))
     _rows(world)
 
     def job(output: str, **changes) -> Callable[[], None]:
@@ -80,21 +51,21 @@ def annotate_everything(folder: str) -> dict:
             )  # fmt: skip
         )
 
-    _finish(_start(1, job("whole.jsonl")))
+    finish(start(job("whole.jsonl")))
     moments, parts, killed, left = random.Random(5), world / "killed.jsonl.parts", [], []
     for attempt in range(KILLS):
-        children = _start(1 + attempt % 3, job("killed.jsonl"))
-        killed.append(_kill(children, parts, moments.uniform(0, 0.04)))
+        moment = _after_a_part(parts, moments.uniform(0, 0.04))
+        killed.append(kill_when(moment, start(job("killed.jsonl"), 1 + attempt % 3)))
         left.append(len(list(parts.glob("part-*"))))
     for ranks in (1, 2, 3):
         shutil.copytree(parts, world / f"resumed-{ranks}.jsonl.parts")
-        _finish(_start(ranks, job(f"resumed-{ranks}.jsonl")))
+        finish(start(job(f"resumed-{ranks}.jsonl"), ranks))
     for shard in (2, 0, 1):
-        _finish(_start(1, job("sharded.jsonl", shards=f"{shard}/3")))
+        finish(start(job("sharded.jsonl", shards=f"{shard}/3")))
         left.append(len(list(world.glob("sharded.jsonl.parts/part-*"))))
-    _finish(_start(2, job("tensor.jsonl", parallel=ParallelConfig(tensor=2))))
+    finish(start(job("tensor.jsonl", parallel=ParallelConfig(tensor=2)), 2))
     before = (world / "whole.jsonl").stat().st_mtime_ns
-    _finish(_start(2, job("whole.jsonl")))
+    finish(start(job("whole.jsonl"), 2))
     return {"killed": killed, "left": left, "written again": (world / "whole.jsonl").stat().st_mtime_ns != before}
 
 
