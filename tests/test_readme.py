@@ -25,9 +25,9 @@ def _block(mark: str) -> str:
     assert match is not None
     block = match[1]  # shorter, otherwise as it stands there
     for long, short in (
-        ("max_steps=60 ", "max_steps=6 "),
-        ("max_steps=20 ", "max_steps=3 "),
-        ("tokens=48 ", "tokens=24 "),
+        ("max_steps=60 ", "max_steps=3 "),
+        ("max_steps=20 ", "max_steps=2 "),
+        ("tokens=48 ", "tokens=12 "),
     ):
         block = block.replace(long, short)
     return block
@@ -87,6 +87,6 @@ def _measured_and_improved(folder: Path, environment: dict[str, str]) -> None:
     for name in ("evaluation", "label-noise", "preference"):
         assert (folder / name / "report.html").stat().st_size > 10_000
     metrics = [json.loads(line) for line in (folder / "second-stage/metrics.jsonl").read_text().splitlines()]
-    assert len(metrics) >= 3 and metrics[-1]["train/loss"] > 0
+    assert len(metrics) >= 2 and metrics[-1]["train/loss"] > 0
     weights = [load_file(folder / name / "model.safetensors") for name in ("regressor-hf", "regressor-hf-2")]
     assert all(bool((weights[0][name] == tensor).all()) for name, tensor in weights[1].items())
