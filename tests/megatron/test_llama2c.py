@@ -161,8 +161,8 @@ def test_stories(tmp_path: Path) -> None:
     ours = megatron_logits(tmp_path / "model", ids, ParallelConfig())[..., :512]
     with torch.no_grad():
         theirs = exported(ids).logits
-    # Logits reach 22, where fp32 itself is off by more than 1e-5 from float64 in either implementation; they round RoPE
-    # differently.
+    # Logits reach 22, where fp32 itself is off by more than 1e-5 from float64 in either implementation; RoPE is
+    # not rounded alike.
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
     text = "Once upon a time, there was a little girl named Lily."
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
