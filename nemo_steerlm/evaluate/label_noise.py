@@ -68,7 +68,7 @@ def part_figures(
         rounds above, below the label); entropy (bits of the rounded labels; log2 of the levels is the most); ties
         (share of labels at an exact half, which rounding decides); reliability_least (r squared); and where the number
         of annotators varies noise (standard deviation of one person's label, with interval) and ceiling (correlation
-        that a perfect predictor would reach).
+        that a perfect predictor would reach, NaN where no noise was found: residuals then do not shrink with people).
     """
     x, y = samples.predicted[:, k], samples.label[:, k]
     one = figures(x, y, samples.length, samples.group, fold, attribute, seed=seed, resamples=resamples)
@@ -99,7 +99,7 @@ def _noise(x: Floats, y: Floats, people: Floats, group: np.ndarray, seed: int, r
     residual = (y - slope * x - intercept) ** 2
     variance, _ = least_squares(share, residual)
     noise = float(np.sqrt(max(variance, 0.0)))
-    reliability = 1 - noise**2 * share.mean() / y.var() if y.var() > 0 else np.nan
+    reliability = 1 - noise**2 * share.mean() / y.var() if variance > 0 and y.var() > 0 else np.nan
     result: dict[str, Any] = {"noise": noise, "ceiling": float(np.sqrt(np.clip(reliability, 0, 1)))}
     if resamples:
         place = np.unique(group, return_inverse=True)[1].reshape(-1)

@@ -365,7 +365,10 @@ def _preference(data: Mapping[str, Any], theme: Theme) -> Any:
     best_of_four = data["preference"].get("layout") == "rewardbench2"
     chance, text = (0.25, "chance among four answers") if best_of_four else (0.5, "a coin")
     label = f"share of comparisons won, 95% interval; the line is {text}"
-    return draw_arms(names, arms, "accuracy", label, theme, chance)
+    figure = draw_arms(names, arms, "accuracy", label, theme, chance)
+    for row, name in zip(rows, figure.axes[0].get_yticklabels()):
+        name.set_fontweight("normal" if row["level"] == "subset" else "bold")
+    return figure
 
 
 _DRAWERS: dict[str, Callable[[Mapping[str, Any], Theme], Any]] = {

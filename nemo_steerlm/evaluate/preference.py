@@ -131,13 +131,17 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
 
 
 def combine(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
-    """The weighted mean of figures of different prompts; of one figure it is that figure, with its interval."""
+    """The weighted mean of figures of different prompts; of one figure it is that figure, with its interval.
+
+    Where no resample differs from another, as when all is right, the interval is the weighted mean of the parts'.
+    """
     if len(parts) == 1:
         return parts[0]
     shares = np.asarray([1.0] * len(parts) if weights is None else weights) / (sum(weights) if weights else len(parts))
     draws = shares @ np.array([part.draws for part in parts])
     value = float(shares @ [part.value for part in parts])
-    return Estimate(value, draws, _percentiles(draws), sum(p.n for p in parts), sum(p.ties for p in parts))
+    low, high = _percentiles(draws) if np.ptp(draws) > 1e-9 else shares @ [part.interval for part in parts]
+    return Estimate(value, draws, (float(low), float(high)), sum(p.n for p in parts), sum(p.ties for p in parts))
 
 
 def win(chosen: Floats, rejected: Floats) -> float:

@@ -157,9 +157,9 @@ def _lines(
 
 
 def with_bounds(one: Mapping[str, Any], key: str) -> str:
-    """A figure with its interval in small below it."""
+    """A figure with its interval in small below it, two digits each: so the tables fit a screen."""
     bounds = (one.get("interval") or {}).get(key)
-    return number(one.get(key)) + (f"<small>{interval(bounds)}</small>" if bounds else "")
+    return number(one.get(key)) + (f"<small>{interval(bounds, 2)}</small>" if bounds else "")
 
 
 def _agreement(datasets: Mapping[str, Any], pair: tuple[bytes, bytes] | None) -> str:

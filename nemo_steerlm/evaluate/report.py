@@ -190,7 +190,7 @@ def _preference(data: Data) -> tuple[str, str]:
     scores = {key: title for key, title in PREFERENCE_SCORES.items() if key in found["rows"][0]}
     rows = []
     for row in found["rows"]:
-        name = escape(row["name"]) if row["level"] == "subset" else f"<strong>{escape(row['name'])}</strong>"
+        name = f'<span class="part">{escape(row["name"])}</span>' if row["level"] == "subset" else escape(row["name"])
         cells = [with_interval(row[key], "accuracy") for key in scores]
         rows.append([name, *cells, number(row["n"]), number(row["model"]["ties"])])
     notes = "".join(f"<li>{escape(note)}</li>" for note in found["notes"])

@@ -60,6 +60,14 @@ def test_the_noise_of_one_person_and_the_ceiling_are_found(parts: dict) -> None:
     assert agreement == sorted(agreement)
 
 
+def test_no_ceiling_is_claimed_where_no_noise_is_found() -> None:
+    """Labels of many people that are further from the prediction than those of few."""
+    samples = crowd()
+    samples.label[:, 0] = samples.predicted[:, 0] + np.tile([-0.1, -0.1, 0.1, 0.1], 1000) * samples.people
+    quality = measure(samples, SCHEMA, resamples=0)["dataset"]["one"]["quality"]
+    assert quality["noise"] == 0.0 and math.isnan(quality["ceiling"])
+
+
 def test_disagreement_entropy_and_ties(parts: dict) -> None:
     samples = crowd()
     rows = (samples.dataset == "one") & ~np.isnan(samples.label[:, 1])

@@ -210,6 +210,13 @@ def test_rewardbench_weighs_subsets_and_sections_as_its_leaderboard() -> None:
     assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.08)
 
 
+def test_what_is_all_right_has_an_interval_too() -> None:
+    rows = [comparison(name, ["a"], ["b"], f"{name} {i}") for name in ("hep-cpp", "hep-go") for i in range(10)]
+    table = preference.accuracies("rewardbench", rows, pairs(*[([1], [0])] * 20))
+    for name, _, found in table:
+        assert found.value == 1 and found.interval == pytest.approx(preference.wilson(1.0, 10)), name
+
+
 def test_rewardbench_of_ones_own_subsets_is_a_plain_mean() -> None:
     rows = [comparison(name, ["a"], ["b"], f"{i}") for i, name in enumerate(("b", "a", "b"))]
     table = preference.accuracies("rewardbench", rows, pairs(([1], [0]), ([0], [1]), ([1], [0])))
