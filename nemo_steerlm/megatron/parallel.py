@@ -5,6 +5,7 @@ One process is the smallest case of many: a notebook calls `initialize` with a l
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ from megatron.core import parallel_state, tensor_parallel
 
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.megatron import cpu
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,15 @@ def initialize(
     Raises:
         ConfigError: the number of processes is not a multiple of tensor x pipeline, or a GPU is asked for and absent.
     """
-    global _active
     parallel = parallel or ParallelConfig()
     layout = _Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
+    with contextlib.nullcontext() if torch.cuda.is_available() else cpu.one_gloo_device():
+        _join(layout, timeout)
+    seed_everything(seed)
+
+
+def _join(layout: _Layout, timeout: timedelta) -> None:
+    global _active
     if not dist.is_initialized():
         _require_gpu()
         _start_processes(timeout)
@@ -89,7 +97,6 @@ def initialize(
             layout.tensor, layout.pipeline, layout.virtual, create_gloo_process_groups=not torch.cuda.is_available()
         )
         _active = layout
-    seed_everything(seed)
 
 
 def seed_everything(seed: int) -> None:
