@@ -54,7 +54,7 @@ class Turn:
         label_distribution: Of each attribute the probabilities it gave low, low + 1, ..., high, where asked for.
         shared: An earlier row of the same file holds this very turn after the same history and trains on it. Here
             it is context only: no loss, and annotation leaves its ``label`` empty.
-        label_count: How many people ``label_human`` is from, where the data tells.
+        label_count: How many people gave ``label_human``, the least of its attributes, where the data tells.
     """
 
     speaker: str

@@ -60,8 +60,8 @@ def test_hand_written_trees(fixture_trees, tmp_path):
     assert len(kept) == 16 and report["shared_turns"] == 1
     first, second = rows["a2"], rows["a3"]
     label = {"quality": 4.0, "toxicity": 0.0, "humor": 2.0, "creativity": 0.0, "helpfulness": 4.0}  # half to even
-    assert first.turns[1] == Turn("Assistant", "Shared answer", label=label, label_human=label, label_count=3)
-    assert second.turns[1] == Turn("Assistant", "Shared answer", label_human=label, shared=True, label_count=3)
+    assert first.turns[1] == Turn("Assistant", "Shared answer", label=label, label_human=label, label_count=4)
+    assert second.turns[1] == Turn("Assistant", "Shared answer", label_human=label, shared=True, label_count=4)
     assert rows["x2"].turns[1].label == {"quality": 2.0}
     assert [turn.label is None for turn in rows["n3"].turns] == [True, True, True, False]
     assert first.extra == {"tree_id": "u1", "lang": "en", "dataset": "oasst"} and first.type == "VALUE_TO_TEXT"

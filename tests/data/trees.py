@@ -9,7 +9,10 @@ from typing import Any
 
 
 def message(name: str, role: str, text: str, *replies: dict, scores: dict | None = None, **more: Any) -> dict:
-    labels = None if scores is None else {key: {"value": value, "count": 3} for key, value in scores.items()}
+    labels = scores and {
+        key: {"value": value, "count": 2 + len(scores) - place}  # the least comes last
+        for place, (key, value) in enumerate(scores.items())
+    }
     row = {"message_id": name, "role": role, "text": text, "lang": "en", "deleted": False, "replies": list(replies)}
     return row | ({"labels": labels} if labels is not None else {}) | more
 

@@ -116,10 +116,10 @@ def _label(message: Message, schema: AttributeSchema, where: str) -> dict[str, f
 
 
 def _people(message: Message, label: Mapping[str, float]) -> int | None:
-    """How many rated the message: the count of the first attribute of its label."""
-    entry = message["labels"][next(iter(label))]
-    count = entry.get("count") if isinstance(entry, dict) else None
-    return count if isinstance(count, int) and count > 0 else None
+    """The least number of people behind an attribute of the message's label."""
+    entries = [message["labels"][name] for name in label]
+    counts = [entry.get("count") if isinstance(entry, dict) else None for entry in entries]
+    return min((count for count in counts if isinstance(count, int) and count > 0), default=None)
 
 
 def _turn(said: _Said) -> Turn:
