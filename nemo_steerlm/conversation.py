@@ -34,7 +34,7 @@ VALUE_TO_TEXT = "VALUE_TO_TEXT"
 
 _ROLES = {"user": "User", "assistant": "Assistant"}
 _SYSTEM_ROLES = ("system", "developer")
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _KNOWN_KEYS = ("id", "system", "mask", "type", "pair", "conversations", "messages")
 PAIR_ROLES = ("chosen", "rejected")
@@ -194,8 +194,13 @@ class Conversation:
         return {**head, **self.extra, "conversations": rows}
 
     def to_line(self) -> str:
-        """Return the row as a line of a JSONL file, with its line end."""
-        return _encode(self.to_record()) + "\n"
+        """Return the row as a line of a JSONL file, with its line end; NaN, which JSON lacks, becomes null."""
+        record = self.to_record()
+        try:
+            text = msgspec.json.format(_encode(record), indent=0).decode()
+        except UnicodeEncodeError:  # a lone surrogate, which only json takes
+            text = json.dumps(record, ensure_ascii=False)
+        return text + "\n"
 
 
 @functools.lru_cache(maxsize=64)
@@ -204,7 +209,7 @@ def _speakers(mask: str) -> frozenset[str]:
 
 
 def _label_text(label: Mapping[str, float] | None) -> str | None:
-    return ",".join(f"{name}:{format_number(value)}" for name, value in label.items()) if label else None
+    return ",".join([f"{name}:{format_number(value)}" for name, value in label.items()]) if label else None
 
 
 def _text(value: Any, where: str) -> str:
