@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -423,7 +422,7 @@ def _split(
 
 def _own_side(conversation: Conversation, file: Path) -> str | None:
     """The side that a row's "split", or the name of its file, says, if one does."""
-    name = str(conversation.extra.get("split") or re.split(r"[.-]", file.name)[0]).casefold()
+    name = str(conversation.extra.get("split") or file.name.split(".")[0].split("-")[0]).casefold()
     return "val" if name in _VAL_NAMES else "train" if name == "train" else None
 
 
