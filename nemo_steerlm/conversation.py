@@ -38,6 +38,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _KNOWN_KEYS = ("id", "system", "mask", "type", "pair", "conversations", "messages")
 PAIR_ROLES = ("chosen", "rejected")
+_BUFFER = 1 << 18  # bytes read or written at once: many a row is longer than Python's 8 KiB
 
 
 @dataclass(slots=True)
@@ -304,7 +305,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    opener: Any = gzip.open if path.suffix == ".gz" else functools.partial(open, buffering=_BUFFER)
     found = False
     number = 0
     with opener(path, "rb") as file:
@@ -383,7 +384,7 @@ def check_labels(conversation: Conversation, schema: AttributeSchema, where: str
 
 def open_text(path: str | Path | int) -> IO[str]:
     """Open a UTF-8 text file for writing; a lone surrogate becomes its JSON escape."""
-    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
+    return open(path, "w", _BUFFER, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @contextlib.contextmanager
