@@ -34,10 +34,11 @@ VALUE_TO_TEXT = "VALUE_TO_TEXT"
 
 _ROLES = {"user": "User", "assistant": "Assistant"}
 _SYSTEM_ROLES = ("system", "developer")
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _KNOWN_KEYS = ("id", "system", "mask", "type", "pair", "conversations", "messages")
 PAIR_ROLES = ("chosen", "rejected")
+_BUFFER = 1 << 18  # bytes read or written at once: many a row is longer than Python's 8 KiB
 
 
 @dataclass(slots=True)
@@ -194,8 +195,13 @@ class Conversation:
         return {**head, **self.extra, "conversations": rows}
 
     def to_line(self) -> str:
-        """Return the row as a line of a JSONL file, with its line end."""
-        return _encode(self.to_record()) + "\n"
+        """Return the row as a line of a JSONL file, with its line end; NaN, which JSON lacks, becomes null."""
+        record = self.to_record()
+        try:
+            text = msgspec.json.format(_encode(record), indent=0).decode()
+        except UnicodeEncodeError:  # a lone surrogate, which only json takes
+            text = json.dumps(record, ensure_ascii=False)
+        return text + "\n"
 
 
 @functools.lru_cache(maxsize=64)
@@ -204,7 +210,7 @@ def _speakers(mask: str) -> frozenset[str]:
 
 
 def _label_text(label: Mapping[str, float] | None) -> str | None:
-    return ",".join(f"{name}:{format_number(value)}" for name, value in label.items()) if label else None
+    return ",".join([f"{name}:{format_number(value)}" for name, value in label.items()]) if label else None
 
 
 def _text(value: Any, where: str) -> str:
@@ -299,7 +305,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    opener: Any = gzip.open if path.suffix == ".gz" else functools.partial(open, buffering=_BUFFER)
     found = False
     number = 0
     with opener(path, "rb") as file:
@@ -378,7 +384,7 @@ def check_labels(conversation: Conversation, schema: AttributeSchema, where: str
 
 def open_text(path: str | Path | int) -> IO[str]:
     """Open a UTF-8 text file for writing; a lone surrogate becomes its JSON escape."""
-    return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
+    return open(path, "w", _BUFFER, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @contextlib.contextmanager

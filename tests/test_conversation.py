@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 from pathlib import Path
 
@@ -145,6 +146,16 @@ def test_lone_surrogates_do_not_stop_a_run(tmp_path):
     assert conversation.turns[0].text == "a\ufffdb"
     write_conversations(tmp_path / "b.jsonl", [conversation])
     assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8"))["note"] == "\ud800"
+
+
+def test_a_line_is_written_as_json_writes_it():
+    texts = "".join(chr(code) for code in range(0x11000) if not 0xD800 <= code < 0xE000)
+    extra = {"n": [1, -2.5, 2**70, True, None, {}, []], "half a pair": "\ud800"}
+    for more in ({}, {"n": extra["n"]}, extra):
+        conversation = Conversation([Turn("User", texts), Turn("Assistant", "b")], id="x", extra=more)
+        assert conversation.to_line() == json.dumps(conversation.to_record(), ensure_ascii=False) + "\n"
+    conversation.extra = {"n": [math.nan, math.inf]}
+    assert json.loads(conversation.to_line())["n"] == [None, None]
 
 
 def test_atomic_writer_leaves_nothing_half_written(tmp_path):

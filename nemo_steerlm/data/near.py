@@ -63,12 +63,12 @@ def leaks(train: PromptSample, val: PromptSample) -> Mapping[str, Any] | None:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
         return None
-    empty = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
+    only = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
 
     def sketch(triples: set[bytes]) -> Any:
-        found = empty.copy()
-        found.update_batch(list(triples))
-        return found
+        only.clear()  # the index keeps no sketch, and a new one takes as long as to fill it
+        only.update_batch(list(triples))
+        return only
 
     index = MinHashLSH(threshold=THRESHOLD, num_perm=_PERMUTATIONS)
     held_out = [(prompt, _triples(prompt)) for prompt in val.prompts(train.reach())]

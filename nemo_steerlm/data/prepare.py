@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -281,12 +280,12 @@ def mark_shared(conversation: Conversation, seen: Seen) -> tuple[int, bool]:
     Returns:
         How many turns were marked, and whether any trained response is left.
     """
-    history = _longer(b"", "System", conversation.system)
+    history = hash(conversation.system)  # stands for all that was said so far
     responses = set(conversation.response_indices)
     to_annotate = not any(conversation.turns[index].label for index in responses)
     marked, left = 0, False
     for index, turn in enumerate(conversation.turns):
-        history = _longer(history, turn.speaker, turn.text)
+        history = hash((history, turn.speaker, turn.text))
         if index not in responses or turn.shared:
             continue
         if turn.label or to_annotate:
@@ -299,12 +298,6 @@ def mark_shared(conversation: Conversation, seen: Seen) -> tuple[int, bool]:
         turn.shared = True
         marked += 1
     return marked, left
-
-
-@functools.lru_cache(maxsize=256)  # threads of a tree share most of their histories
-def _longer(history: bytes, speaker: str, text: str) -> bytes:
-    """The hash of a history with one more turn."""
-    return hashlib.sha256(f"{len(speaker)}\0{speaker}\0{text}\0".encode() + history).digest()
 
 
 def split_position(conversation: Conversation, seed: int) -> float:
@@ -391,7 +384,7 @@ def _read(
 def _repeated(conversation: Conversation, seen: Seen, report: Report) -> bool:
     """Mark shared turns; return whether the row is to be dropped. The halves of a pair stay or go together."""
     pair = conversation.pair
-    if pair is not None and not seen.add(_longer(b"pair", pair.role, pair.id)):
+    if pair is not None and not seen.add(("pair", pair.role, pair.id)):
         report.tally.dropped["duplicate_pair_row"] += 1
         return True
     marked, left = mark_shared(conversation, seen)
@@ -429,7 +422,7 @@ def _split(
 
 def _own_side(conversation: Conversation, file: Path) -> str | None:
     """The side that a row's "split", or the name of its file, says, if one does."""
-    name = str(conversation.extra.get("split") or re.split(r"[.-]", file.name)[0]).casefold()
+    name = str(conversation.extra.get("split") or file.name.split(".")[0].split("-")[0]).casefold()
     return "val" if name in _VAL_NAMES else "train" if name == "train" else None
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.near import PromptSample, leaks
-from nemo_steerlm.data.scratch import TRAIN, VAL, Prompts, Seen
+from nemo_steerlm.data.scratch import Seen
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
@@ -57,8 +57,8 @@ class Report:
         self._conversations: Counter[int] = Counter()
         self._suspicious: Counter[str] = Counter()
         self._examples: dict[str, list[str | None]] = {}
-        self._ids = Seen(folder, "ids")
-        self._prompts = Prompts(folder)
+        self._seen = Seen(folder, "report")  # ids, and the prompts of each side
+        self._prompts: Counter[str] = Counter()
         self._samples = {side: PromptSample(size) for side, size in SAMPLED.items()}
 
     def add(self, conversation: Conversation, side: str, prompt: str) -> None:
@@ -83,13 +83,15 @@ class Report:
             self._pairs[side].add(conversation.pair.id, conversation.pair.role)
             self._strengths[round(conversation.pair.strength, 1)] += conversation.pair.role == "chosen"
         doubts = _doubts(conversation)
-        if not self._ids.add(hashlib.sha256(str(conversation.id).encode()).digest()):
+        if not self._seen.add(("id", str(conversation.id))):
             doubts.append("id_of_an_earlier_row")
         for reason in doubts:
             self._suspicious[reason] += 1
             if self._suspicious[reason] <= _EXAMPLES:
                 self._examples.setdefault(reason, []).append(conversation.id)
-        self._prompts.add(prompt, TRAIN if side == "train" else VAL)
+        if self._seen.add((side, prompt)):
+            self._prompts[side] += 1
+            self._prompts["in_both"] += ("val" if side == "train" else "train", prompt) in self._seen
         self._samples[side].add(prompt)
 
     def _length(self, conversation: Conversation) -> int:
@@ -161,11 +163,11 @@ class Report:
         return mixed
 
     def _leaks(self) -> dict[str, Any]:
-        train, val, both = self._prompts.counts()
-        if both:
+        prompts = {name: self._prompts[name] for name in (*SIDES, "in_both")}
+        if both := prompts["in_both"]:
             logger.warning("%d prompts stand in train and in val: figures on val will look too good", both)
         near = leaks(self._samples["train"], self._samples["val"])
-        return {"train": train, "val": val, "in_both": both, "near": near}
+        return {**prompts, "near": near}
 
     def _pair_content(self) -> dict[str, Any]:
         content: dict[str, Any] = {"strengths": {f"{s:g}": n for s, n in sorted(self._strengths.items())}}
@@ -177,8 +179,7 @@ class Report:
 
     def close(self) -> None:
         """Remove the scratch files."""
-        self._prompts.close()
-        self._ids.close()
+        self._seen.close()
 
 
 class LabelFigures:

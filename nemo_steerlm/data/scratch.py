@@ -1,71 +1,52 @@
-"""Sets on disk: constant memory for any number of rows. They live in a scratch folder and are gone after a pass."""
+"""A set on disk: constant memory for any number of rows. It lives in a scratch folder and is gone after a pass."""
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
+from collections.abc import Hashable
 from pathlib import Path
 
-TRAIN, VAL = 1, 2  # bits of the sides that a prompt was seen on
-
-
-def _open(file: Path, columns: str) -> sqlite3.Connection:
-    base = sqlite3.connect(file, isolation_level=None)
-    for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-8192", "locking_mode=EXCLUSIVE"):
-        base.execute(f"PRAGMA {pragma}")
-    base.execute(f"CREATE TABLE seen ({columns}) WITHOUT ROWID")
-    base.execute("BEGIN")
-    return base
-
-
-def _key(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big", signed=True)
+_LATEST = 1024  # keys that wait to be written together
+_BITS = 1 << 23  # of the filter: a megabyte; a million keys set an eighth of them
 
 
 class Seen:
-    """A set of hashes, of which the first 8 bytes count."""
+    """A set of strings, of tuples and of hashes of them, held as 64-bit hashes.
+
+    Python keys its hash of a string (SipHash) anew in every process, so no data can be made to collide; among a
+    million of them two are equal once in some millions of passes. Most questions are about what is new: a Bloom
+    filter with one bit a key (Bloom 1970) answers them. The latest keys stand in memory, all others in SQLite.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self._file = folder / f"{name}.sqlite"
-        self._base = _open(self._file, "digest INTEGER PRIMARY KEY")
+        self._base = sqlite3.connect(self._file, isolation_level=None)
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-8192", "locking_mode=EXCLUSIVE"):
+            self._base.execute(f"PRAGMA {pragma}")
+        self._base.execute("CREATE TABLE seen (key INTEGER PRIMARY KEY) WITHOUT ROWID")
+        self._base.execute("BEGIN")
+        self._latest: set[int] = set()
+        self._filter = bytearray(_BITS // 8)
 
-    def add(self, digest: bytes) -> bool:
-        """Put a hash in; return whether it was new."""
-        return self._base.execute("INSERT OR IGNORE INTO seen VALUES (?)", (_key(digest),)).rowcount == 1
+    def add(self, thing: Hashable) -> bool:
+        """Put something in; return whether it was new."""
+        if thing in self:
+            return False
+        key = hash(thing)
+        self._latest.add(key)
+        self._filter[key % _BITS >> 3] |= 1 << (key & 7)
+        if len(self._latest) == _LATEST:
+            self._base.executemany("INSERT INTO seen VALUES (?)", [(key,) for key in sorted(self._latest)])
+            self._latest.clear()
+        return True
 
-    def __contains__(self, digest: bytes) -> bool:
-        return self._base.execute("SELECT 1 FROM seen WHERE digest = ?", (_key(digest),)).fetchone() is not None
-
-    def close(self) -> None:
-        """Forget everything."""
-        self._base.close()
-        self._file.unlink(missing_ok=True)  # an error has removed the folder
-
-
-class Prompts:
-    """The prompts of each side, to count those that stand on both."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "prompts.sqlite"
-        self._base = _open(self._file, "prompt INTEGER PRIMARY KEY, sides INTEGER")
-        self._last = ("", 0)
-
-    def add(self, prompt: str, side: int) -> None:
-        """Note that a side holds a prompt (normalised by the caller)."""
-        if (prompt, side) == self._last:  # rows of one prompt follow each other
-            return
-        self._last = (prompt, side)
-        key = _key(hashlib.sha256(prompt.encode()).digest())
-        self._base.execute(
-            "INSERT INTO seen VALUES (?, ?) ON CONFLICT (prompt) DO UPDATE SET sides = sides | excluded.sides",
-            (key, side),
-        )
-
-    def counts(self) -> tuple[int, int, int]:
-        """Number of different prompts of train, of val, and of both."""
-        found = dict(self._base.execute("SELECT sides, COUNT(*) FROM seen GROUP BY sides"))
-        both = found.get(TRAIN | VAL, 0)
-        return found.get(TRAIN, 0) + both, found.get(VAL, 0) + both, both
+    def __contains__(self, thing: Hashable) -> bool:
+        key = hash(thing)
+        if not self._filter[key % _BITS >> 3] & 1 << (key & 7):
+            return False
+        if key in self._latest:
+            return True
+        return self._base.execute("SELECT 1 FROM seen WHERE key = ?", (key,)).fetchone() is not None
 
     def close(self) -> None:
         """Forget everything."""
