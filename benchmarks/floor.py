@@ -38,7 +38,7 @@ _HEAD = ["attribute", "regressor", "95% interval", *(f"TF-IDF of {name} + ridge"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Training of the OASST regressor, chosen on the part of the trees that is no test fold.
+    """Training of the OASST regressor; lengths, pooling, steps and rate are chosen on the trees of no test fold.
 
     The checkpoint knows texts of 512 tokens, 1.6 characters each, so it reads an answer after its prompt alone, both
     cut to their beginning. The mean over a text's tokens says more than the last one. The head alone is trained, on
