@@ -36,9 +36,9 @@ def rows(folder: Path, runs: int) -> Iterator[Row]:
     for name, model in cases.items():
         for batch, top_k in ((8, 0), (32, 50)):
             how = f"sampled, top_k={top_k}" if top_k else "greedy"
-            yield compare(
-                f"generate vs transformers, {name}, batch {batch}, {how}", ours, transformers,
-                target=1.0, unit="tokens", runs=runs, model=model, batch=batch, top_k=top_k,
+            yield from compare(
+                ours, {f"generate vs transformers, {name}, batch {batch}, {how}": (transformers, 1.0)},
+                unit="tokens", runs=runs, model=model, batch=batch, top_k=top_k,
             )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import inputs
+from benchmarks import annotation, inputs
 from benchmarks.measure import Row
 
 _MEMORY = """
@@ -74,7 +74,8 @@ def _data(folder: Path) -> list[Row]:
     for times in (1, 10):
         ids = [(copy, row) for copy in range(times) for row in range(len(lines))]
         records = [json.dumps({**json.loads(lines[row]), "id": f"{copy}-{row}"}) for copy, row in ids]
-        (folder / "to-annotate.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+        for name in (annotation.INPUT, annotation.WARM_UP):
+            (folder / name).write_text("\n".join(records) + "\n", encoding="utf-8")
         measured[times] = _python(_ANNOTATE, folder)
     (one, memory_one), (ten, memory_ten) = measured[1], measured[10]
     return [
@@ -87,11 +88,11 @@ def _data(folder: Path) -> list[Row]:
 
 
 def train_packed(folder: Path, length: int) -> float:
-    """Tokens a second of three optimizer steps on one packed bin of `length` tokens."""
+    """Tokens a second of two optimizer steps on one packed bin of `length` tokens."""
     from benchmarks.training import Samples, passes
 
     row = length // 256  # samples a bin
-    data = Samples(inputs.dense_items(3 * row, 255))
+    data = Samples(inputs.dense_items(2 * row, 255))
     return next(passes(folder, "policy", "fp32", data, batch=row, max_length=length, pack_length=length))
 
 

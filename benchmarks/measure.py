@@ -1,17 +1,18 @@
-"""Ours beside a peer: two processes that take turns on the same machine, compared run by run.
+"""Ours beside its peers: processes that take turns on the same machine, compared run by run.
 
 A side is a generator function: it sets itself up, then yields one rate (units of work a second) for every run. Each
 lives in a process of its own, because importing the engine gives "cuda" the meaning of the CPU and would change the
-peer. While one runs the other waits, and who begins alternates, so that noise of the machine falls on both.
+peers. While one runs the others wait, and who begins alternates, so that noise of the machine falls on all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -45,35 +46,40 @@ class Row:
 
 
 def compare(
-    name: str, ours: Side, peer: Side, *, target: float | None, unit: str, runs: int = 5, **settings: Any
-) -> Row:
-    """Run both sides `runs` times in turn after one warm-up each; `settings` go to both."""
-    pairs = in_turn(ours, peer, runs, settings)
-    ratios = [a / b for a, b in pairs]
-    return Row(
-        name=name,
-        ratio=statistics.median(ratios),
-        target=target,
-        ours=statistics.median(a for a, _ in pairs),
-        peer=statistics.median(b for _, b in pairs),
-        unit=unit,
-        runs=runs,
-        spread=(min(ratios), max(ratios)),
-    )
+    ours: Side, peers: dict[str, tuple[Side, float]], *, unit: str, runs: int, **settings: Any
+) -> Iterator[Row]:
+    """Run ours and its peers `runs` times in turn after one warm-up each; a row for each peer.
+
+    Args:
+        peers: by the name of the row, the peer and the least ratio to reach.
+        settings: go to every side.
+    """
+    found = in_turn([ours, *(peer for peer, _ in peers.values())], runs, settings)
+    for place, (name, (_, target)) in enumerate(peers.items(), start=1):
+        ratios = [rates[0] / rates[place] for rates in found]
+        yield Row(
+            name=name,
+            ratio=statistics.median(ratios),
+            target=target,
+            ours=statistics.median(rates[0] for rates in found),
+            peer=statistics.median(rates[place] for rates in found),
+            unit=unit,
+            runs=runs,
+            spread=(min(ratios), max(ratios)),
+        )
 
 
-def in_turn(ours: Side, peer: Side, runs: int, settings: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """What both sides yield in `runs` runs after one that warms up; who begins alternates."""
-    pairs = []
-    with _Process(ours, settings) as one, _Process(peer, settings) as two:
-        one.run(), two.run()
+def in_turn(sides: Sequence[Side], runs: int, settings: dict[str, Any]) -> list[list[Any]]:
+    """What the sides yield in each of `runs` runs after one that warms up; every other run goes backwards."""
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(_Process(side, settings)) for side in sides]
+        for process in processes:
+            process.run()
+        found = []
         for index in range(runs):
-            if index % 2:
-                second = two.run()
-                pairs.append((one.run(), second))
-            else:
-                pairs.append((one.run(), two.run()))
-    return pairs
+            order = -1 if index % 2 else 1
+            found.append([process.run() for process in processes[::order]][::order])
+    return found
 
 
 class _Process:

@@ -26,7 +26,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = inputs.prepare(options.output / "inputs")
     settings = dict(folder=folder, kind="policy", precision="fp32", dense=training.DENSE)
-    found = in_turn(profile_ours, profile_peer, options.runs, settings)
+    found = in_turn([profile_ours, profile_peer], options.runs, settings)
     sides = list(zip(*found, strict=True))
     names = {name for side in sides for times in side for name in times}
     table = {name: [statistics.median(times.get(name, 0.0) for times in side) for side in sides] for name in names}

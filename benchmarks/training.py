@@ -28,20 +28,21 @@ UNIT = "real tokens"
 
 def rows(folder: Path, runs: int) -> Iterator[Row]:
     """Measure everything here; `folder` holds the inputs."""
-    dense = dict(folder=folder, kind="policy", runs=runs, unit=UNIT, target=1.0)
-    real = dict(folder=folder, runs=runs, unit=UNIT, precision="fp32")
+    settings = dict(folder=folder, runs=runs, unit=UNIT)
+    dense = dict(kind="policy", dense=DENSE, **settings)
     peer = transformers_trainer
-    yield compare("train step, dense, fp32, vs transformers", ours, peer, precision="fp32", dense=DENSE, **dense)
-    yield compare("policy, OASST lengths, packed vs TRL padded", ours, trl_padded, kind="policy", target=1.6, **real)
-    yield compare("policy, OASST lengths, packed vs TRL packed", ours, trl_packed, kind="policy", target=1.0, **real)
-    yield compare(
-        "regressor, OASST lengths, packed vs transformers padded", ours, transformers_trainer,
-        kind="regressor", target=1.6, **real,
-    )  # fmt: skip
+    yield from compare(ours, {"train step, dense, fp32, vs transformers": (peer, 1.0)}, precision="fp32", **dense)
+    peers = {
+        "policy, OASST lengths, packed vs TRL padded": (trl_padded, 1.6),
+        "policy, OASST lengths, packed vs TRL packed": (trl_packed, 1.0),
+    }
+    yield from compare(ours, peers, kind="policy", precision="fp32", **settings)
+    peers = {"regressor, OASST lengths, packed vs transformers padded": (peer, 1.6)}
+    yield from compare(ours, peers, kind="regressor", precision="fp32", **settings)
     if not _bf16_units():
         print("bf16 training is not measured: this processor has no bf16 units, both sides would only emulate them")
         return
-    yield compare("train step, dense, bf16, vs transformers", ours, peer, precision="bf16", dense=DENSE, **dense)
+    yield from compare(ours, {"train step, dense, bf16, vs transformers": (peer, 1.0)}, precision="bf16", **dense)
 
 
 def _bf16_units() -> bool:
