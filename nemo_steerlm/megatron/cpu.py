@@ -127,7 +127,7 @@ def _unless_alone(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        if given.get("async_op") or dist.get_world_size(given.get("group")) > 1:
+        if given.get("async_op") or dist.get_world_size(given.get("group")) != 1:  # -1 outside of the group
             return function(*args, **kwargs)
         if function.__name__ in _COPYING:
             target, source, *_ = given.values()
