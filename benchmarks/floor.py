@@ -126,9 +126,9 @@ def synthetic(folder: Path) -> dict[str, Any]:
     from nemo_steerlm.config import QuickstartConfig, QuickstartRecipe
     from nemo_steerlm.pipelines.quickstart import Quickstart
 
-    # Chosen on seed 3.
-    recipe = QuickstartRecipe(train_rows=24000, batch_size=16, regressor_steps=4400, regressor_lr=1.2e-3)
-    quickstart = Quickstart(QuickstartConfig(output=str(folder), seed=0, recipe=recipe))
+    # Chosen on seed 3, nothing on seed 1. 600 test answers would tell two correlations of .98 apart to .003 only.
+    recipe = QuickstartRecipe(train_rows=48000, test_rows=5000, regressor_steps=4000, regressor_lr=1.5e-3)
+    quickstart = Quickstart(QuickstartConfig(output=str(folder), seed=1, recipe=recipe))
     quickstart.prepare()
     quickstart.train_regressor()
     quickstart.evaluate_regressor()
