@@ -119,8 +119,8 @@ def _unless_alone(function: Callable) -> Callable:
     """A collective that sends nothing in a group of one: its result is copied where it was gathered, or is there.
 
     gloo copies in threads of its own, each with its own OpenMP threads beside those of the model. From then on OpenMP
-    counts more threads than processors and lets all of them sleep and wake where they would wait a microsecond: every
-    later training step takes a tenth longer.
+    counts more threads than processors and lets all of them sleep and wake where they would wait a microsecond
+    (`python -m benchmarks.profile_step` counts the sleeps).
     """
     signature = inspect.signature(function)
 

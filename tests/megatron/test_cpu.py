@@ -16,14 +16,17 @@ def check_groups() -> dict[str, list]:
     from nemo_steerlm.megatron import cpu, parallel
 
     parallel.initialize()
-    alone = [dist.new_group([rank]) for rank in range(2)][dist.get_rank()]
+    groups = [dist.new_group([rank]) for rank in range(2)]
+    alone, foreign = groups[dist.get_rank()], groups[1 - dist.get_rank()]
     pairs = []
     for group in (alone, dist.group.WORLD):
         for name in (*cpu._IN_PLACE, *cpu._COPYING):
             patched = getattr(dist, name)
             pairs.append([_collect(function, name, group) for function in (patched, patched.__wrapped__)])
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    return {"pairs": pairs, "threads": threads}
+    untouched = torch.zeros(4)
+    dist.all_gather_into_tensor(untouched, torch.ones(4), group=foreign)
+    return {"pairs": pairs, "threads": threads, "untouched": untouched.tolist()}
 
 
 def _collect(function: Any, name: str, group: Any) -> list[float]:
@@ -45,5 +48,6 @@ def test_a_group_of_one_copies_and_one_device_serves_all_groups() -> None:
     for patched, own in found["pairs"]:
         assert patched == own
         assert any(patched)
-    # The test's own two groups have devices of their own, all of megatron-core's share one with the world's.
-    assert sum(name.startswith("gloo_tcp_loop") for name in found["threads"]) <= 3
+    assert found["untouched"] == [0.0] * 4  # by a group this process is no part of
+    # All of megatron-core's groups share a device with the world's; the test's own group has another.
+    assert sum(name.startswith("gloo_tcp_loop") for name in found["threads"]) == 2
