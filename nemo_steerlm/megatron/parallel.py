@@ -93,9 +93,8 @@ def _join(layout: _Layout, timeout: timedelta) -> None:
         )
     if not (parallel_state.is_initialized() and layout == _active):
         parallel_state.destroy_model_parallel()
-        parallel_state.initialize_model_parallel(
-            layout.tensor, layout.pipeline, layout.virtual, create_gloo_process_groups=not torch.cuda.is_available()
-        )
+        # With gloo groups beside NCCL's: the optimizer asks for them, and gathers its state over them at a save.
+        parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline, layout.virtual)
         _active = layout
 
 
