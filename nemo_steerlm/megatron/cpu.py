@@ -34,6 +34,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from nemo_steerlm.megatron import patches
+
 _CPU = torch.device("cpu")
 _FACTORIES = (
     "arange", "as_tensor", "empty", "empty_like", "full", "full_like", "ones", "ones_like",
@@ -41,7 +43,13 @@ _FACTORIES = (
 )  # fmt: skip
 _IN_PLACE = ("all_reduce", "broadcast")
 _COPYING = ("all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")  # (target, source, ...)
+_ARGUMENTS = {  # of the collectives, in any version tried; another one may ask for work in a group of one too
+    "tensor", "tensor_list", "output", "output_tensor", "input", "input_tensor", "op", "src", "group", "group_src",
+    "async_op",
+}  # fmt: skip
 _NO_OPERATION = ("synchronize", "empty_cache", "set_device", "current_stream")
+_GLOO = "torch.distributed.distributed_c10d.ProcessGroupGloo"
+_GLOO_EFFECT = "each process group on a CPU has a device and threads of its own, which is slower"
 
 
 def _on_cpu(device: Any) -> Any:
@@ -63,16 +71,16 @@ def _redirect(function: Callable) -> Callable:
 class _Event:
     """Stand-in for ``torch.cuda.Event``, which megatron-core uses as a stopwatch."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.time = 0.0
 
-    def record(self, *_: Any) -> None:
+    def record(self, *_: Any, **__: Any) -> None:
         self.time = time.perf_counter()
 
-    def synchronize(self) -> None:
+    def synchronize(self, *_: Any, **__: Any) -> None:
         pass
 
-    def elapsed_time(self, end: _Event) -> float:
+    def elapsed_time(self, end: _Event, *_: Any, **__: Any) -> float:
         return (end.time - self.time) * 1e3
 
 
@@ -96,23 +104,35 @@ def _patch_tensor() -> None:
 
 
 def _patch_torch() -> None:
-    from torch.utils._device import _device_constructors
+    try:
+        from torch.utils._device import _device_constructors
 
-    _device_constructors()  # a cached set of torch's own factories, used by `with torch.device(...)`: fill it first
+        _device_constructors()  # a cached set of torch's own factories, used by `with torch.device(...)`: fill it first
+    except (ImportError, TypeError) as error:
+        patches.leave("torch.utils._device", error, "`with torch.device(...)` may miss torch's factories")
     for name in _FACTORIES:
         setattr(torch, name, _redirect(getattr(torch, name)))
     _patch_tensor()
 
     cuda: Any = torch.cuda
-    cuda.current_device, cuda.device_count = lambda: _CPU, lambda: 1
-    cuda.is_available = lambda: False  # under Lightning a CUDA build would ask device_count() instead
+    cuda.current_device, cuda.device_count = lambda *_, **__: _CPU, lambda *_, **__: 1
+    cuda.is_available = lambda *_, **__: False  # under Lightning a CUDA build would ask device_count() instead
     for name in _NO_OPERATION:
         if hasattr(cuda, name):
             setattr(cuda, name, lambda *_, **__: None)  # one object a name: dynamo's tables key on identity
     cuda.Event = _Event
-    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
-    cuda.set_rng_state = cuda.random.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-    cuda.manual_seed = cuda.random.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = cuda.random.set_rng_state = _set_rng_state
+    cuda.manual_seed = cuda.random.manual_seed = _manual_seed
+
+
+def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+    """torch.cuda's, for any device."""
+    torch.set_rng_state(state)
+
+
+def _manual_seed(seed: int, *_: Any, **__: Any) -> None:
+    torch.default_generator.manual_seed(seed)
 
 
 def _unless_alone(function: Callable) -> Callable:
@@ -127,7 +147,9 @@ def _unless_alone(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        if given.get("async_op") or dist.get_world_size(given.get("group")) != 1:  # -1 outside of the group
+        if given.get("async_op") or not given.keys() <= _ARGUMENTS:
+            return function(*args, **kwargs)
+        if dist.get_world_size(given.get("group")) != 1:  # -1 outside of the group
             return function(*args, **kwargs)
         if function.__name__ in _COPYING:
             target, source, *_ = given.values()
@@ -144,8 +166,12 @@ def _patch_distributed() -> None:
 
     for name in (*_IN_PLACE, *_COPYING):
         setattr(dist, name, _unless_alone(getattr(dist, name)))
-    buffers.dist_all_gather_func = dist.all_gather_into_tensor
-    buffers.dist_reduce_scatter_func = dist.reduce_scatter_tensor
+    patches.replace(
+        buffers,
+        "a data-parallel group of one process works in threads of its own, which is slower on a CPU",
+        dist_all_gather_func=dist.all_gather_into_tensor,
+        dist_reduce_scatter_func=dist.reduce_scatter_tensor,
+    )
 
 
 @contextlib.contextmanager
@@ -157,13 +183,27 @@ def one_gloo_device() -> Iterator[None]:
     """
     gloo: Any = distributed_c10d.ProcessGroupGloo
     names = os.environ.get("GLOO_SOCKET_IFNAME")  # as torch reads it
-    devices = [gloo.create_device(interface=n) for n in names.split(",")] if names else [gloo.create_default_device()]
+    try:
+        devices = [gloo.create_device(interface=n) for n in names.split(",")] if names else [gloo.create_default_device()]
+    except (AttributeError, TypeError) as error:
+        patches.leave(_GLOO, error, _GLOO_EFFECT)
+        yield
+        return
+
+    def with_devices(timeout: timedelta, **settings: Any) -> Any:
+        options = gloo._Options()
+        options._devices, options._threads, options._timeout = devices, 1, timeout
+        for name, value in settings.items():  # torch 2.14: enable_reconfigure
+            setattr(options, name, value)
+        return options
 
     class OneDevice(gloo):
-        def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
-            options = gloo._Options()
-            options._devices, options._threads, options._timeout = devices, 1, timeout
-            super().__init__(store, rank, size, options)
+        def __init__(self, store: Any, rank: int, size: int, *args: Any, **kwargs: Any) -> None:
+            try:
+                super().__init__(store, rank, size, with_devices(*args, **kwargs))
+            except (AttributeError, TypeError) as error:
+                patches.leave(_GLOO, error, _GLOO_EFFECT)
+                super().__init__(store, rank, size, *args, **kwargs)
 
     distributed_c10d.ProcessGroupGloo = OneDevice  # type: ignore[misc]
     try:
@@ -189,6 +229,10 @@ def install() -> bool:
     _patch_distributed()
     # The stock setter queues a callback until CUDA is initialised, that is for ever. With it replaced the stock random
     # streams work; megatron-core warns that the CPU generator moved, which here is what it should do.
-    megatron_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    patches.replace(
+        megatron_random,
+        "dropout on a CPU may draw the same units on every tensor-parallel rank",
+        _set_cuda_rng_state=_set_rng_state,
+    )
     logging.getLogger(megatron_random.__name__).addFilter(lambda r: "CPU RNG state changed" not in r.getMessage())
     return True

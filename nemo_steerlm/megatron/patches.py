@@ -1,0 +1,58 @@
+"""Patches of a library's private parts: each fits the versions it was tried with, or the library goes its own way.
+
+A library may change its private parts in any release. A patch passes on the arguments it does not know; where that is
+not enough, or the part is gone, the library's own code runs and one line says what is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_DISTRIBUTIONS = {"megatron": "megatron-core"}  # where a module's name is not the package's
+_left: set[str] = set()  # parts that were told of
+
+
+def leave(part: str, why: object, effect: str) -> None:
+    """Log, once a process, that `part` of a library stays as it is.
+
+    Args:
+        part: its dotted name.
+        why: what did not fit; of an exception, the first line.
+        effect: what the user loses.
+    """
+    if part in _left:
+        return
+    _left.add(part)
+    library = part.partition(".")[0]
+    library = _DISTRIBUTIONS.get(library, library)
+    try:
+        library += f" {metadata.version(library)}"
+    except metadata.PackageNotFoundError:
+        pass
+    _log.warning("%s: %s is left as it is (%s): %s", library, part, str(why).partition("\n")[0], effect)
+
+
+def replace(owner: Any, effect: str, needs: tuple[str, ...] = (), /, **functions: Callable | Any) -> bool:
+    """Put `functions` in the place of what `owner`, a module or a class, has under these names: all or none.
+
+    Args:
+        owner: what is patched.
+        effect: what the user loses where one of the names is gone.
+        needs: names that the functions use.
+        functions: the new ones.
+
+    Returns:
+        Whether they are in place.
+    """
+    gone = [name for name in (*functions, *needs) if not hasattr(owner, name)]
+    if gone:
+        part = owner.__name__ if not isinstance(owner, type) else f"{owner.__module__}.{owner.__qualname__}"
+        leave(part, f"it has no {', '.join(gone)}", effect)
+        return False
+    for name, function in functions.items():
+        setattr(owner, name, function)
+    return True
