@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 
 from nemo_steerlm.conversation import sync_folder
 from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
 
 UNFINISHED = ".unfinished"
@@ -96,6 +97,18 @@ def save_in_background(folder: Path, sharded: dict[str, Any], common: dict[str, 
     return PendingSave(folder, partial, request)
 
 
+def background_fits() -> bool:
+    """Whether megatron-core's writer is as `PendingSave` knows it (0.16 to 0.19); else one line says what is lost."""
+    try:
+        signature(FileSystemWriterAsync.write_preloaded_data).bind(*range(6))
+        signature(dist_checkpointing.save).bind_partial(async_sharded_save=True)
+    except (AttributeError, TypeError) as error:
+        part = f"{FileSystemWriterAsync.__module__}.{FileSystemWriterAsync.__qualname__}"
+        patches.leave(part, error, "trainer.async_checkpoint=true has no effect, training waits for its checkpoints")
+        return False
+    return True
+
+
 def _empty_partial(folder: Path) -> Path:
     partial = folder.with_name(folder.name + UNFINISHED)
     if is_rank_zero():
@@ -107,7 +120,7 @@ def _empty_partial(folder: Path) -> Path:
 
 def _strategy() -> TorchDistSaveShardedStrategy:
     # The default queue starts a manager process (seconds); here a process only talks to itself.
-    filesystem_async._results_queue = queue.Queue()
+    patches.replace(filesystem_async, "a process more is started to write checkpoints", _results_queue=queue.Queue())
     return TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
 
 

@@ -107,7 +107,7 @@ def _patch_torch() -> None:
     try:
         from torch.utils._device import _device_constructors
 
-        _device_constructors()  # a cached set of torch's own factories, used by `with torch.device(...)`: fill it first
+        _device_constructors()  # a cached set, for `with torch.device(...)`: to be filled with torch's own
     except (ImportError, TypeError) as error:
         patches.leave("torch.utils._device", error, "`with torch.device(...)` may miss torch's factories")
     for name in _FACTORIES:
@@ -126,9 +126,8 @@ def _patch_torch() -> None:
     cuda.manual_seed = cuda.random.manual_seed = _manual_seed
 
 
-def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
-    """torch.cuda's, for any device."""
-    torch.set_rng_state(state)
+def _set_rng_state(new_state: torch.Tensor, *_: Any, **__: Any) -> None:
+    torch.set_rng_state(new_state)
 
 
 def _manual_seed(seed: int, *_: Any, **__: Any) -> None:
@@ -184,7 +183,9 @@ def one_gloo_device() -> Iterator[None]:
     gloo: Any = distributed_c10d.ProcessGroupGloo
     names = os.environ.get("GLOO_SOCKET_IFNAME")  # as torch reads it
     try:
-        devices = [gloo.create_device(interface=n) for n in names.split(",")] if names else [gloo.create_default_device()]
+        devices = (
+            [gloo.create_device(interface=n) for n in names.split(",")] if names else [gloo.create_default_device()]
+        )
     except (AttributeError, TypeError) as error:
         patches.leave(_GLOO, error, _GLOO_EFFECT)
         yield

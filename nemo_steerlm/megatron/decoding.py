@@ -25,6 +25,7 @@ from megatron.core.tensor_parallel import (
     gather_from_tensor_model_parallel_region,
 )
 
+from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.layers import rotate
 
@@ -32,6 +33,14 @@ from nemo_steerlm.megatron.layers import rotate
 _BLOCK = 64
 # Attention reads this many positions or a multiple: few shapes, and aligned rows of the bias for CUDA's kernels.
 _STRIDE = 16
+
+# Arguments of a linear's product that matter for its backward pass, or for layouts that no model is read in.
+_TRAINING = {
+    "gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "tp_group", "grad_output_buffer",
+    "wgrad_deferral_limit", "gtp_remat_size",
+}  # fmt: skip
+_LINEARS = "megatron.core.tensor_parallel.layers"
+_LINEARS_EFFECT = "reading and answering prepare for a backward pass in every linear, which is slower"
 
 # (number of the layer in this stage, query, key, value) -> what is attended to, `[s, b, n * d]`
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -41,13 +50,16 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def serving(model: LanguageModel) -> Iterator[None]:
     """Evaluation mode and no gradients inside, and linears that prepare nothing for a backward pass.
 
-    (`_forward_impl` is megatron-core's private name for a linear's product without its communication; tested.)
+    `_forward_impl` is megatron-core's private name (0.16 to 0.19) for a linear's product without its communication.
     """
     training = model.training
     linears = [m for m in model.modules() if isinstance(m, (ColumnParallelLinear, RowParallelLinear))]
+    if not all(hasattr(linear, "_forward_impl") for linear in linears):
+        patches.leave(_LINEARS, "they have no _forward_impl", _LINEARS_EFFECT)
+        linears = []
     model.eval()
     for linear in linears:
-        linear._forward_impl = _product
+        linear._forward_impl = _product(linear._forward_impl)
     try:
         with torch.inference_mode():
             yield
@@ -57,8 +69,18 @@ def serving(model: LanguageModel) -> Iterator[None]:
         model.train(training)
 
 
-def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
-    return F.linear(input, weight, bias)
+def _product(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A linear's product alone, of the linear whose `_forward_impl` is `own`; which takes what this does not know."""
+
+    def product(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        if args or not kwargs.keys() <= _TRAINING:
+            patches.leave(_LINEARS, f"unknown arguments: {[*args, *kwargs.keys() - _TRAINING]}", _LINEARS_EFFECT)
+            return own(input, weight, bias, *args, **kwargs)
+        return F.linear(input, weight, bias)
+
+    return product
 
 
 class Decoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import megatron.core
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
@@ -204,7 +205,7 @@ class LanguageModel(GPTModel):
     def _postprocess(
         self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Choose the positions before the vocabulary projection (a private hook of GPTModel; tested)."""
+        """Choose the positions before the vocabulary projection (a private hook of GPTModel, 0.16 to 0.19; tested)."""
         if not self.post_process:
             return hidden_states
         if loss_mask is None:
@@ -233,7 +234,7 @@ class RegressionModel(LanguageModel):
             self.score.weight.data.copy_(weight)
 
     def _postprocess(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Apply the head instead of the vocabulary projection (a private hook of GPTModel; tested)."""
+        """Apply the head instead of the vocabulary projection (a private hook of GPTModel, 0.16 to 0.19; tested)."""
         if not self.post_process:
             return hidden_states
         if self.config.sequence_parallel:
@@ -260,8 +261,16 @@ def build(
     Args:
         outputs: None for a language model, else the numbers a regression model's head gives.
         engine: `fp8` and `recompute` of `transformer_config`.
+
+    Raises:
+        ConfigError: as `transformer_config`, or a megatron-core without the hook that our models need.
     """
     config = transformer_config(architecture, parallel, dtype, **engine)
+    if not hasattr(GPTModel, "_postprocess"):
+        raise ConfigError(
+            f"megatron-core {megatron.core.__version__} has no GPTModel._postprocess, where these models choose "
+            "positions and add their heads (0.16.1 to 0.19.2 have it); install one of those"
+        )
     chunks: list[LanguageModel] = []
     for index in range(parallel.virtual_pipeline or 1):
         stage = index if parallel.virtual_pipeline else None

@@ -23,6 +23,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
+from nemo_steerlm.megatron import patches
+
 
 def transformer_engine_available() -> bool:
     """Whether the Transformer Engine layers can be used: they need both the package and a GPU."""
@@ -195,18 +197,22 @@ class SDPACoreAttention(MegatronModule):
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Segments | None = None,
+        **others: Any,
     ) -> torch.Tensor:
         """Attend causally.
 
         Args:
             query: `[s, b, n, d]`; key, value: `[s, b, g, d]`.
             attention_mask, attn_mask_type, attention_bias: megatron-core's arguments; this decoder is always causal.
+            others: those of a newer megatron-core; one that is set is told of once.
             packed_seq_params: where the samples lie, no token sees another sample's; None as one sample a row.
 
         Returns:
             `[s, b, n * d]`.
         """
         assert attention_mask is None and attention_bias is None, "attention is causal and nothing else"
+        if unknown := [name for name, value in others.items() if value is not None]:
+            patches.leave("megatron.core.transformer.attention", f"it sets {unknown}", "core attention ignores that")
         if packed_seq_params is not None:
             if packed_seq_params.rotation is not None:
                 query, key = (Rotate.apply(x, *packed_seq_params.rotation) for x in (query, key))
@@ -224,9 +230,7 @@ class SDPACoreAttention(MegatronModule):
             )  # fmt: skip
         return out.permute(2, 0, 1, 3).reshape(length, query.shape[0], -1)
 
-    def _packed(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
-    ) -> torch.Tensor:
+    def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Attend causally within each segment of `[s, 1, n or g, d]`; returns `[s, 1, n * d]`."""
         grouped = query.shape[2] != key.shape[2]
         if query.is_cuda and query.dtype != torch.float32:  # flash attention over all segments at once
@@ -247,6 +251,18 @@ class SDPACoreAttention(MegatronModule):
         return torch.cat(outs, dim=2).permute(2, 0, 1, 3).flatten(2)
 
 
+def _use_swiglu(mlp: Any, config: TransformerConfig) -> None:
+    """Put `SwiGLU` into the MLP's spec (a ModuleSpec, in megatron-core 0.19 a partial), if it has a place for it."""
+    place = mlp.keywords.get if isinstance(mlp, functools.partial) else functools.partial(getattr, mlp)
+    parts: Any = place("submodules", None)
+    if hasattr(parts, "activation_func"):
+        parts.activation_func = SwiGLU
+        return
+    config.use_te_activation_func = False
+    effect = "megatron-core's own gated MLP is used, which is slower"
+    patches.leave("megatron.core.transformer.mlp", "its spec has no activation_func", effect)
+
+
 def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers of one pipeline stage: Transformer Engine's with TE and CUDA, else torch with SDPA attention."""
     if transformer_engine_available():
@@ -262,9 +278,7 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Transf
         if config.qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = norm
         if config.use_te_activation_func:
-            mlp = layer.submodules.mlp  # a ModuleSpec, in megatron-core 0.19 a partial
-            parts = mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules
-            parts.activation_func = SwiGLU
+            _use_swiglu(layer.submodules.mlp, config)
     # Our own core attention in both: generation brings its own cache, and torch's SDPA is flash attention on CUDA.
     attention.core_attention = SDPACoreAttention
     count = get_num_layers_to_build(config, vp_stage=vp_stage)

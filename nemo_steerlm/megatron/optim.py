@@ -11,6 +11,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from nemo_steerlm.config import OptimizerConfig
+from nemo_steerlm.megatron import patches
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -107,6 +108,10 @@ def _use_fused_kernel(optimizer: Any) -> None:
 
 
 _repaired = False
+_RESUME = (
+    "_get_main_param_and_optimizer_states", "_set_main_param_and_optimizer_states", "state_dict", "load_state_dict"
+)  # fmt: skip
+_INITIALISE = "_init_optimizer_states_with_dummy_values"
 
 
 def _repair_resume() -> None:
@@ -122,39 +127,43 @@ def _repair_resume() -> None:
     if _repaired or not megatron_optimizer.Adam.__module__.startswith("torch."):
         return
     _repaired = True
-    get_states = DistributedOptimizer._get_main_param_and_optimizer_states
-    state_dict, load_state_dict = DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict
+    own: Any = {name: getattr(DistributedOptimizer, name, None) for name in _RESUME}
+    get_states, set_states, state_dict, load_state_dict = own.values()
 
-    def shardable_states(self: Any, model_param: torch.Tensor) -> dict:
-        return {name: value for name, value in get_states(self, model_param).items() if name != "step"}
+    def shardable_states(self: Any, *args: Any, **kwargs: Any) -> dict:
+        return {name: value for name, value in get_states(self, *args, **kwargs).items() if name != "step"}
 
-    def set_states(self: Any, model_param: torch.Tensor, tensors: dict) -> None:
-        for name, target in shardable_states(self, model_param).items():
-            target.copy_(tensors[name])
+    def set_all_but_steps(self: Any, model_param: torch.Tensor, tensors: dict, *args: Any, **kwargs: Any) -> None:
+        states = get_states(self, model_param)
+        steps = {"step": states["step"]} if "step" in states else {}
+        set_states(self, model_param, {**steps, **tensors}, *args, **kwargs)
 
-    def state_dict_once_initialised(self: Any) -> dict:
+    def state_dict_once_initialised(self: Any, *args: Any, **kwargs: Any) -> dict:
         if not self.optimizer.state:
-            self._init_optimizer_states_with_dummy_values()
+            getattr(self, _INITIALISE)()
         if not self.optimizer.state:  # the share of this data-parallel rank is padding; rank 0's groups are stored
             groups = [{**group, "step": 0.0} for group in self.optimizer.param_groups]
             return {"optimizer": {"param_groups": [{k: v for k, v in g.items() if k != "params"} for g in groups]}}
-        return state_dict(self)
+        return state_dict(self, *args, **kwargs)
 
-    def load_with_own_steps(self: Any, state: dict) -> None:
+    def load_with_own_steps(self: Any, *args: Any, **kwargs: Any) -> None:
         load_inner = self.optimizer.load_state_dict
 
-        def load(inner: dict) -> None:
+        def load(inner: dict, *more: Any, **settings: Any) -> None:
             for values in inner["state"].values():
                 values["step"] = values["step"].clone()
-            load_inner(inner)
+            load_inner(inner, *more, **settings)
 
         self.optimizer.load_state_dict = load
         try:
-            load_state_dict(self, state)
+            load_state_dict(self, *args, **kwargs)
         finally:
             del self.optimizer.load_state_dict
 
-    DistributedOptimizer._get_main_param_and_optimizer_states = shardable_states
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
-    DistributedOptimizer.state_dict = state_dict_once_initialised
-    DistributedOptimizer.load_state_dict = load_with_own_steps
+    repaired = (shardable_states, set_all_but_steps, state_dict_once_initialised, load_with_own_steps)
+    patches.replace(
+        DistributedOptimizer,
+        "a resumed training may fail or differ; with optimizer.distributed=false it does not",
+        (_INITIALISE,),
+        **dict(zip(_RESUME, repaired, strict=True)),
+    )

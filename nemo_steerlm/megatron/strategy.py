@@ -30,7 +30,7 @@ class DistributedCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` ({"sharded": ..., "common": ...}) to the folder `path`."""
-        if self.background:
+        if self.background and distributed_checkpoint.background_fits():
             self.finish()
             save = distributed_checkpoint.save_in_background
             self.pending = save(Path(path), checkpoint["sharded"], checkpoint["common"])
@@ -92,7 +92,7 @@ class MegatronStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Nothing to wrap."""
 
-    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+    def _setup_model(self, model: torch.nn.Module, *_: Any, **__: Any) -> torch.nn.Module:
         return model
 
     @property
