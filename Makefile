@@ -1,4 +1,4 @@
-# make quickstart | test | test-compat | bench | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | test | test-compat | test-wheel | bench | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -15,7 +15,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart test test-compat bench checks constraints print-python312 clean
+.PHONY: install quickstart test test-compat test-wheel bench checks constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -33,6 +33,13 @@ test: install
 # The engine and the models again on Python 3.12, where megatron-core is the newest below 0.20.
 test-compat: $(COMPAT)/.installed
 	$(COMPAT)/bin/python -m pytest tests/megatron tests/models $(PYTEST_ARGS)
+
+# Before a release: the wheel as a stranger on Python 3.12 installs it, with the newest torch and its CUDA libraries (6 GB).
+# WHEEL_PYTHON= and WHEEL_ARGS= choose another interpreter and narrow what pip takes.
+WHEEL_PYTHON ?= $(PYTHON312)
+test-wheel:
+	@test -n "$(WHEEL_PYTHON)" || { echo "no Python 3.12 found; name one: make test-wheel WHEEL_PYTHON=python3.11" >&2; exit 1; }
+	tools/test_wheel "$(WHEEL_PYTHON)" $(WHEEL_ARGS)
 
 # Ratios beside transformers and TRL, prepare beside bare json, growth: outputs/bench/results.json and .md.
 bench: install

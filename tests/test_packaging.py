@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import nemo_steerlm
 
@@ -69,6 +71,40 @@ def test_tested_versions_lie_within_the_bounds():
     for python in ("3.10.0", "3.11.0", "3.12.0"):
         markers = [pin for pin in pinned["megatron-core"] if pin.marker.evaluate({"python_full_version": python})]
         assert [str(pin.specifier) for pin in markers] == ["==0.19.2" if python == "3.12.0" else "==0.16.1"]
+
+
+def test_bounds_end_at_the_newest_versions_tried():
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    tried = {canonicalize_name(name): Version(v) for name, v in content["tool"]["nemo_steerlm"]["tried"].items()}
+    wanted = {canonicalize_name(r.name): r.specifier for r in map(Requirement, content["project"]["dependencies"])}
+    assert tried.keys() == wanted.keys()
+    for name, version in tried.items():
+        by_minor = version.major == 0 or name in ("torch", "transformers")  # what changes in their minor releases
+        next_ = f"{version.major}.{version.minor + 1}" if by_minor else f"{version.major + 1}"
+        assert version in wanted[name] and next_ not in wanted[name], f"{name}{wanted[name]}, tried {version}"
+
+
+def test_nobody_is_given_a_pre_release_of_torch_and_nvidias_fits():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (bound,) = (r.specifier for r in map(Requirement, dependencies) if r.name == "torch")
+    for nvidias in ("2.11.0a0+eb65b36914.nv26.02", "2.12.0a0+0291f960b6"):
+        assert nvidias in bound
+    offered = ["2.10.0", "2.13.0.dev20260601", "2.14.0rc3", "2.14.1", "2.15.0.dev20261101", "2.15.0a0", "2.15.0rc1"]
+    assert max(map(Version, bound.filter(offered))) == Version("2.14.1")
+
+
+def test_what_an_image_lacks_is_in_its_requirements():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = {canonicalize_name(Requirement(one).name) for one in dependencies}
+
+    def names(path: Path) -> set[str]:
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+        return {canonicalize_name(Requirement(line).name) for line in lines if line}
+
+    light = names(ROOT / "docker" / "requirements-ngc.txt")
+    for image in sorted((ROOT / "docker").glob("nemo-*.txt")):
+        assert wanted <= names(image) | light, image.name
+        assert {"torch", "transformer-engine", "apex", "megatron-core"} <= names(image) - light
 
 
 def test_one_version():

@@ -3,6 +3,10 @@
 import logging
 import warnings
 
+from nemo_steerlm import installed
+
+installed.check()  # before torch and megatron-core meet what does not fit them
+
 logging.getLogger("megatron").setLevel(logging.ERROR)
 for _message in (
     ".*(Transformer Engine|Apex).* (is|are) not installed.*",
