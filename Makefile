@@ -1,4 +1,4 @@
-# make quickstart | test | test-compat | test-wheel | bench | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | test | test-gpu | test-compat | test-wheel | bench | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -15,7 +15,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart test test-compat test-wheel bench checks constraints print-python312 clean
+.PHONY: install quickstart test test-gpu test-compat test-wheel bench checks constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ quickstart: install
 
 test: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# What needs a GPU, on the first one, one test at a time; all other tests hide it.
+test-gpu: install
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} STEERLM_TEST_GPU=1 $(VENV)/bin/python -m pytest -m gpu -n0
 
 # The engine and the models again on Python 3.12, where megatron-core is the newest below 0.20.
 test-compat: $(COMPAT)/.installed

@@ -1,4 +1,4 @@
-"""What every test shares: one thread a process, and no settings of the caller's own run."""
+"""What every test shares: one thread a process, no GPU unless asked for, no settings of the caller's own run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "offline")
-for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR", "SLURM_STEP_NUM_TASKS"):
+for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "HYDRA_FULL_ERROR", "SLURM_STEP_NUM_TASKS"):
     os.environ.pop(_name, None)
+# A machine's GPUs are hidden: the tests start more ranks than it has. `make test-gpu` runs those that need one.
+ON_GPU = os.environ.get("STEERLM_TEST_GPU") == "1"
+if not ON_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 # Under pytest-xdist: long files first, one file on one worker, because its tests share what was costly to make; files
@@ -26,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Order and group the tests; those of the README have nothing in common and stand alone."""
     for item in items:
         name = item.path.stem
+        if (item.get_closest_marker("gpu") is not None) != ON_GPU:
+            item.add_marker(pytest.mark.skip(reason=f"for runs {'without' if ON_GPU else 'with'} STEERLM_TEST_GPU=1"))
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.name if name == "test_readme" else str(item.path)))
     items.sort(key=lambda item: _LONG_FIRST.index(item.path.stem) if item.path.stem in _LONG_FIRST else 99)

@@ -51,6 +51,4 @@ def test_a_token_sees_its_own_text(groups: int) -> None:
     [(torch.float32, False, 1e-4), (torch.bfloat16, False, 2e-2), (torch.bfloat16, True, 2e-2)],
 )
 def test_a_token_sees_its_own_text_on_a_gpu(groups: int, dtype: torch.dtype, flash: bool, tolerance: float) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA GPU")
     _compare("cuda", dtype, groups, tolerance, flash=flash)

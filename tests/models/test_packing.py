@@ -71,8 +71,6 @@ def test_attention_and_its_gradient_stay_within_a_segment(groups: int) -> None:
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_attention_and_its_gradient_stay_within_a_segment_on_a_gpu(groups: int, dtype, tolerance: float) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA GPU")
     _compare(groups, "cuda", dtype, tolerance)
 
 
