@@ -52,6 +52,7 @@ from nemo_steerlm.template import PromptTemplate
 
 TARGET = ["quality", "helpfulness"]
 MAX_LENGTH = 512
+PRECISION = "fp32"  # what the bars were set with
 SAMPLED_PROMPTS = 3
 
 
@@ -137,8 +138,9 @@ class Quickstart:
     def _trainer(self, steps: int) -> TrainerConfig:
         size = self.recipe.batch_size
         return TrainerConfig(
-            max_steps=steps, global_batch_size=size, micro_batch_size=size, val_every=max(1, steps // 3)
-        )
+            max_steps=steps, global_batch_size=size, micro_batch_size=size, val_every=max(1, steps // 3),
+            precision=PRECISION,
+        )  # fmt: skip
 
     def _optimizer(self, rate: float) -> OptimizerConfig:
         return OptimizerConfig(lr=rate, min_lr=rate * 0.05, schedule="cosine", warmup_steps=30, weight_decay=0.05)
@@ -146,7 +148,7 @@ class Quickstart:
     def _run_annotate(self, source: Path, output: Path) -> None:
         config = AnnotateConfig(
             checkpoint=str(self.output / "regressor" / "model"), input=str(source), output=str(output),
-            trainer=ComputeConfig(),
+            trainer=ComputeConfig(precision=PRECISION),
         )  # fmt: skip
         annotate.main(config)
 
@@ -184,7 +186,7 @@ class Quickstart:
         """Ask a policy for every level of every attribute, measure the answers by the oracle."""
         prompts = self._prompts(self.recipe.steer_prompts)
         requests = plan_requests(self.schema, len(prompts))
-        model = AttributeConditionedGPT.from_pretrained(policy)
+        model = AttributeConditionedGPT.from_pretrained(policy, precision=PRECISION)
         tokens = [model.prompt_tokens(prompts[r.prompt], r.values) for r in requests]
         settings = self._sampling(model.card.template.stop)
         answers = [model.card.template.parse_response(a.text) for a in model.sample(tokens, settings, batch_size=250)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,15 @@ def test_a_seed_decides_every_figure(folder: Path) -> None:
         # the regressor's fingerprint is that of its files, and checkpoint files hold more than weights
         first_text, again_text = (re.sub(r'"label_model": "\w+"', "", text) for text in texts)
         assert first_text == again_text, name
+
+
+@pytest.mark.gpu
+def test_it_runs_on_one_gpu_in_the_precision_of_its_bars(tmp_path: Path) -> None:
+    sizes = [f"recipe.{name}={value}" for name, value in TINY.items()]
+    subprocess.run(
+        [sys.executable, "-m", "nemo_steerlm", "quickstart", f"output={tmp_path}/out", *sizes],
+        cwd=ROOT, env={**os.environ, "STEERLM_REQUIRE_GPU": "1"}, check=True,
+    )  # fmt: skip
+    assert _report(tmp_path / "out")["bars"]
+    for run in ("regressor", "policy", "bootstrap/round-1/policy"):
+        assert "precision: fp32\n" in (tmp_path / "out" / run / "config.yaml").read_text()
