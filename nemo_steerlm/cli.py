@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_steerlm import __version__
+from nemo_steerlm import __version__, environment
 from nemo_steerlm.errors import ConfigError, SteerLMError, suggest
 from nemo_steerlm.launch import local
 
@@ -79,6 +79,7 @@ def _run(verb: str, *words: str) -> int:
             os.environ["STEERLM_REQUIRE_GPU"] = "1"  # for `megatron.parallel`, which can ask torch
         if not local.join(trainer.devices, trainer.num_nodes):
             return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
+    environment.set_defaults()
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     module, _, function = target.partition(":")

@@ -3,10 +3,10 @@
 import logging
 import warnings
 
-from nemo_steerlm import installed
+from nemo_steerlm import environment, installed
 
 installed.check()  # before torch and megatron-core meet what does not fit them
-
+environment.set_defaults()
 logging.getLogger("megatron").setLevel(logging.ERROR)
 for _message in (
     ".*(Transformer Engine|Apex).* (is|are) not installed.*",

@@ -13,6 +13,7 @@ What a reader must know:
   ``torch.cuda.manual_seed`` (seeds the CPU generator; stock torch silently does nothing, so that every
   tensor-parallel rank would drop the same units) and ``Tensor.type()``, which tells megatron-core alone the CUDA name.
 * Collectives in a group of one process do their work in place, in the thread that calls; their results are the same.
+* Transformer Engine and apex cannot be imported: megatron-core would use their CUDA kernels on the CPU's tensors.
 * Plain wrappers, not a ``TorchFunctionMode``: a mode is thread-local and torch leaves it while ``backward`` runs, so
   hooks, custom backward functions and recomputation would not see it.
 """
@@ -47,6 +48,7 @@ _ARGUMENTS = {  # of the collectives, in any version tried; another one may ask 
     "tensor", "tensor_list", "output", "output_tensor", "input", "input_tensor", "op", "src", "group", "group_src",
     "async_op",
 }  # fmt: skip
+_CUDA_ONLY = ("transformer_engine", "transformer_engine_torch", "apex", "amp_C")
 _NO_OPERATION = ("synchronize", "empty_cache", "set_device", "current_stream")
 _GLOO = "torch.distributed.distributed_c10d.ProcessGroupGloo"
 _GLOO_EFFECT = "each process group on a CPU has a device and threads of its own, which is slower"
@@ -223,6 +225,8 @@ def install() -> bool:
         return False
     if torch.cuda.Event is _Event:
         return True
+    for name in _CUDA_ONLY:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's own way: importing it is an ImportError
     # Import first: decorators of megatron-core load torch._dynamo, which must see torch's own functions.
     from megatron.core.tensor_parallel import random as megatron_random
 

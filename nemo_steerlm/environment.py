@@ -1,0 +1,18 @@
+"""What stands in the environment before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+
+def set_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what training on GPUs wants and CUDA reads once; a value of the user's own goes before ours.
+
+    One hardware queue makes kernels start in the order of their launch, on which megatron-core's overlap of tensor and
+    sequence parallelism with the matrix products relies (``tensor_parallel/layers.py``). Segments that can grow keep
+    batches of varying lengths from splitting the memory.
+    """
+    environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # the older name of the same
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
