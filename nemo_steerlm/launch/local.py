@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -57,6 +58,7 @@ def join(devices: int, num_nodes: int, environment: MutableMapping[str, str] = o
 def _from_srun(slurm: MutableMapping[str, str]) -> dict[str, str]:
     """torchrun's variables from those of a SLURM step with equally many tasks on each node."""
     world, nodes = int(slurm["SLURM_STEP_NUM_TASKS"]), int(slurm.get("SLURM_STEP_NUM_NODES", 1))
+    cores = int(slurm.get("SLURM_CPUS_PER_TASK") or int(slurm.get("SLURM_CPUS_ON_NODE", _cores())) // (world // nodes))
     return {
         "RANK": slurm["SLURM_PROCID"],
         "WORLD_SIZE": str(world),
@@ -65,6 +67,8 @@ def _from_srun(slurm: MutableMapping[str, str]) -> dict[str, str]:
         "GROUP_RANK": slurm.get("SLURM_NODEID", "0"),
         "MASTER_ADDR": slurm.get("MASTER_ADDR") or _first_host(slurm, nodes),
         "MASTER_PORT": slurm.get("MASTER_PORT") or str(20000 + int(slurm["SLURM_JOB_ID"]) % 10000),
+        # a task that is bound to its share of the cores sees no others
+        "OMP_NUM_THREADS": slurm.get("OMP_NUM_THREADS") or str(max(1, min(_cores(), cores))),
     }
 
 
@@ -73,14 +77,19 @@ def _first_host(slurm: MutableMapping[str, str], nodes: int) -> str:
     if nodes == 1:
         return "127.0.0.1"
     hosts = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST", "")
-    try:
-        found = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
-        return found.stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        address = slurm.get("SLURM_LAUNCH_NODE_IPADDR")
+    address = first_host(hosts) or slurm.get("SLURM_LAUNCH_NODE_IPADDR")
     if not address:
         raise ConfigError(f"cannot tell the first host of {hosts or 'this job'}: set MASTER_ADDR")
     return address
+
+
+def first_host(hosts: str) -> str:
+    """The first host of a SLURM list ("node[001-003,7],gpu5" -> "node001"), "" where it is none.
+
+    `scontrol show hostnames` says the same, but a container rarely has it.
+    """
+    first = re.match(r"(?:[^][,\s]|\[\w[^][]*\])+(?=,|$)", hosts)
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", first[0]) if first else ""
 
 
 def run(command: Sequence[str], devices: int) -> int:

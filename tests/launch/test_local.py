@@ -156,26 +156,63 @@ SLURM = {
 }  # fmt: skip
 
 
-def test_under_srun_its_variables_become_torchruns(tmp_path, monkeypatch):
-    (tmp_path / "scontrol").write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[3-4]" ] && printf "gpu3\\ngpu4\\n"\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+def test_under_srun_its_variables_become_torchruns(monkeypatch):
+    monkeypatch.setattr(local, "_cores", lambda: 48)
     environment = dict(SLURM)
     assert local.join(8, 2, environment) is True
     added = {key: value for key, value in environment.items() if key not in SLURM}
     assert added == {
         "RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "GROUP_RANK": "1",
-        "MASTER_ADDR": "gpu3", "MASTER_PORT": "23456",
+        "MASTER_ADDR": "gpu3", "MASTER_PORT": "23456", "OMP_NUM_THREADS": "6",
     }  # fmt: skip
 
 
-def test_without_scontrol_the_launching_node_is_taken(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    environment = dict(SLURM)
+@pytest.mark.parametrize(
+    ("seen", "told", "threads"),
+    [
+        (64, {}, 8),  # all tasks of a node see all its cores
+        (64, {"SLURM_CPUS_ON_NODE": "32"}, 4),
+        (4, {"SLURM_CPUS_ON_NODE": "32"}, 4),  # bound: each sees its own
+        (64, {"SLURM_CPUS_ON_NODE": "64", "SLURM_CPUS_PER_TASK": "6"}, 6),
+        (1, {"SLURM_CPUS_PER_TASK": "6"}, 1),  # sbatch's word, which srun did not take over
+        (4, {"SLURM_CPUS_ON_NODE": "4"}, 1),
+        (64, {"OMP_NUM_THREADS": "3"}, 3),
+    ],
+)
+def test_a_task_of_srun_computes_on_its_share_of_the_cores(monkeypatch, seen, told, threads):
+    monkeypatch.setattr(local, "_cores", lambda: seen)
+    environment = {**SLURM, **told}
+    local.join(8, 2, environment)
+    assert environment["OMP_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("gpu5", "gpu5"),
+        ("gpu5,gpu7", "gpu5"),
+        ("gpu[3-4]", "gpu3"),
+        ("node[001-003,7],gpu5", "node001"),
+        ("node[7,001-003]", "node7"),
+        ("gpu5,node[001-003]", "gpu5"),
+        ("dgx-a[08-11]-ib", "dgx-a08-ib"),
+        ("rack[1-2]node[03,05]", "rack1node03"),
+        ("a.b-c_d", "a.b-c_d"),
+        ("", ""),
+        ("node[001-003", ""),
+        ("node[]", ""),
+    ],
+)
+def test_the_first_host_of_a_slurm_list(hosts, first):
+    assert local.first_host(hosts) == first
+
+
+def test_without_a_list_of_hosts_the_launching_node_is_taken():
+    environment = {**SLURM, "SLURM_STEP_NODELIST": ""}
     local.join(8, 2, environment)
     assert environment["MASTER_ADDR"] == "10.0.0.7"
-    del (alone := dict(SLURM))["SLURM_LAUNCH_NODE_IPADDR"]
-    with pytest.raises(ConfigError, match=r"first host of gpu\[3-4\]: set MASTER_ADDR"):
+    del (alone := {**SLURM, "SLURM_STEP_NODELIST": "gpu[3"})["SLURM_LAUNCH_NODE_IPADDR"]
+    with pytest.raises(ConfigError, match=r"first host of gpu\[3: set MASTER_ADDR"):
         local.join(8, 2, alone)
 
 
