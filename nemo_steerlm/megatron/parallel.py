@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from nemo_steerlm.config import ParallelConfig
-from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.megatron import cpu
 
 
@@ -27,12 +30,16 @@ class _Layout:
 
 
 _active: _Layout | None = None
+_timeout = timedelta(minutes=30)
 
 
 def device() -> torch.device:
-    """The device of this process: its own GPU (LOCAL_RANK), or the CPU where CUDA is absent."""
+    """The device of this process: its own GPU, or the CPU where CUDA is absent.
+
+    LOCAL_RANK counts a node's GPUs. A scheduler may show each process only its own, which is then the first it sees.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")
 
 
@@ -46,7 +53,8 @@ def _require_gpu() -> None:
         )
 
 
-def _start_processes(timeout: timedelta) -> None:
+def _start_processes() -> None:
+    """Meet the other processes, and see that this one's device and backend work."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -56,35 +64,93 @@ def _start_processes(timeout: timedelta) -> None:
             store=torch.distributed.HashStore(),  # type: ignore[attr-defined]
             rank=0,
             world_size=1,
-            timeout=timeout,
+            timeout=_timeout,
         )
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=_timeout)
+        if torch.cuda.is_available():
+            _refuse_shared_gpus()
+    started = torch.ones(1, device=device())
+    dist.all_reduce(started)  # NCCL connects at its first collective
+    assert int(started) == dist.get_world_size()
 
 
-def initialize(
-    parallel: ParallelConfig | None = None, seed: int = 1234, timeout: timedelta = timedelta(minutes=30)
-) -> None:
+def _refuse_shared_gpus() -> None:
+    """Refuse two processes on one GPU, where NCCL fails; every process of the job raises the same ConfigError.
+
+    Ids are compared, because neither LOCAL_RANK nor the number of GPUs a process sees tells whose they are. The store
+    is the one the processes met in (`_get_default_store` is torch's private name for it).
+    """
+    store, ranks = dist.distributed_c10d._get_default_store(), range(dist.get_world_size())
+    store.set(f"steerlm/gpu/{dist.get_rank()}", str(torch.cuda.get_device_properties(device()).uuid))
+    gpus = [bytes(one).decode() for one in store.multi_get([f"steerlm/gpu/{rank}" for rank in ranks])]
+    if len(set(gpus)) < len(gpus):
+        shared = next(gpu for gpu in gpus if gpus.count(gpu) > 1)
+        visible = torch.cuda.device_count()
+        raise ConfigError(
+            f"ranks {', '.join(str(rank) for rank in ranks if gpus[rank] == shared)} would share one GPU ({shared}); "
+            f"start one process for each GPU of a node: this one sees {visible} (trainer.devices={visible}), or use "
+            "trainer=cpu"
+        )
+
+
+@contextlib.contextmanager
+def _told_with_the_rank() -> Iterator[None]:
+    """What stops a device or a backend from starting, as a ConfigError of one line."""
+    try:
+        yield
+    except SteerLMError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        message = " ".join(str(error).split())
+        raise ConfigError(
+            f"rank {rank} of {world} cannot start on {device()} of {socket.gethostname()}: {message[:400]}"
+        ) from error
+
+
+def start(config: Any, seed: int = 1234) -> None:
+    """Begin a verb: join its processes.
+
+    Args:
+        config: of a verb that has `parallel` and `trainer`.
+        seed: as of `initialize`.
+
+    Raises:
+        ConfigError: as `initialize`.
+    """
+    initialize(config.parallel, seed, timedelta(minutes=config.trainer.timeout_minutes))
+
+
+def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout: timedelta | None = None) -> None:
     """Join the job's processes and lay them out in tensor, pipeline and data parallel groups; idempotent.
 
     RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the environment as torchrun sets them; without them this
     is a world of one. Calling it again with another layout rebuilds megatron-core's groups.
 
+    Args:
+        parallel: the layout.
+        seed: of the random streams.
+        timeout: how long a process waits for the others in a collective of the groups made from now on; None: as
+            before, at first 30 minutes.
+
     Raises:
-        ConfigError: the number of processes is not a multiple of tensor x pipeline, or a GPU is asked for and absent.
+        ConfigError: the number of processes is not a multiple of tensor x pipeline, a GPU is asked for and absent or
+            shared by two processes, or this process cannot start.
     """
-    parallel = parallel or ParallelConfig()
+    global _timeout
+    parallel, _timeout = parallel or ParallelConfig(), timeout or _timeout
     layout = _Layout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
-    with contextlib.nullcontext() if torch.cuda.is_available() else cpu.one_gloo_device():
-        _join(layout, timeout)
+    with _told_with_the_rank(), contextlib.nullcontext() if torch.cuda.is_available() else cpu.one_gloo_device():
+        _join(layout)
     seed_everything(seed)
 
 
-def _join(layout: _Layout, timeout: timedelta) -> None:
+def _join(layout: _Layout) -> None:
     global _active
     if not dist.is_initialized():
         _require_gpu()
-        _start_processes(timeout)
+        _start_processes()
     world = dist.get_world_size()
     if world % (layout.tensor * layout.pipeline):
         raise ConfigError(
@@ -94,7 +160,10 @@ def _join(layout: _Layout, timeout: timedelta) -> None:
     if not (parallel_state.is_initialized() and layout == _active):
         parallel_state.destroy_model_parallel()
         # With gloo groups beside NCCL's: the optimizer asks for them, and gathers its state over them at a save.
-        parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline, layout.virtual)
+        parallel_state.initialize_model_parallel(
+            layout.tensor, layout.pipeline, layout.virtual,
+            distributed_timeout_minutes=_timeout.total_seconds() / 60,  # type: ignore[arg-type]  # to a timedelta
+        )  # fmt: skip
         _active = layout
 
 

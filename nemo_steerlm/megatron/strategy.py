@@ -82,7 +82,10 @@ class MegatronStrategy(DDPStrategy):
     """
 
     def __init__(self, checkpoints: DistributedCheckpointIO) -> None:
-        super().__init__(cluster_environment=_environment(), checkpoint_io=checkpoints)
+        environment = _environment()
+        # This process's device stands for those of all: what they see as theirs is not to be told from here.
+        devices = [parallel.device()] * int(os.environ["LOCAL_WORLD_SIZE"])
+        super().__init__(parallel_devices=devices, cluster_environment=environment, checkpoint_io=checkpoints)
 
     def setup_distributed(self) -> None:
         """The processes have met already."""
@@ -94,11 +97,6 @@ class MegatronStrategy(DDPStrategy):
 
     def _setup_model(self, model: torch.nn.Module, *_: Any, **__: Any) -> torch.nn.Module:
         return model
-
-    @property
-    def root_device(self) -> torch.device:
-        """This process's device."""
-        return parallel.device()
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:

@@ -304,10 +304,8 @@ def fit(
         return best
     metrics.rewind(step)
     trainer = lightning.Trainer(
-        accelerator="gpu" if parallel.device().type == "cuda" else "cpu",
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        strategy=MegatronStrategy(io),
+        strategy=MegatronStrategy(io),  # knows accelerator and devices
         max_steps=last,
         max_epochs=1,  # the step number alone says which data comes next; epochs are counted there
         logger=False,

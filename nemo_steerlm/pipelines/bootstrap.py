@@ -56,7 +56,7 @@ def bootstrap(config: BootstrapConfig, measure: Measure | None = None) -> dict[s
         DataError: no prompts to measure the change on, or no answer is fit to learn from.
     """
     _Bootstrap(config).check()
-    parallel.initialize(config.parallel, config.seed)
+    parallel.start(config, config.seed)
     return _Bootstrap(config).run(measure)
 
 

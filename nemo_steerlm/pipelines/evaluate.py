@@ -32,7 +32,7 @@ def main(config: EvaluateConfig) -> str:
     for key, task, unused in (("calibrate", "regressor", None), ("preference", "preference", PreferenceConfig())):
         if config.task != task and getattr(config, key) != unused:
             raise ConfigError(f"{key} is for task={task}; task={config.task} has no use for it: leave it out")
-    parallel.initialize(config.parallel)
+    parallel.start(config)
     model = None
     if config.checkpoint is not None:
         model = AttributeRegressor.from_pretrained(

@@ -12,7 +12,7 @@ from nemo_steerlm.models.policy import AttributeConditionedGPT
 
 def main(config: GenerateConfig) -> None:
     """`steerlm generate`: write the answer to standard output."""
-    parallel.initialize(config.parallel)
+    parallel.start(config)
     model = AttributeConditionedGPT.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
     )

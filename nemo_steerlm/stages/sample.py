@@ -27,7 +27,7 @@ Combination = dict[str, float]
 
 def main(config: SampleConfig) -> None:
     """`steerlm sample`: write `config.output`, `responses` answers to each prompt."""
-    parallel.initialize(config.parallel)
+    parallel.start(config)
     model = AttributeConditionedGPT.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
     )

@@ -26,7 +26,7 @@ def main(config: TrainRegressorConfig) -> None:
     files, held_out = data.train_files(), data.val_files()
     for path in (*files, *held_out):
         check_attributes(path, schema)
-    parallel.initialize(config.parallel, config.seed)
+    parallel.start(config, config.seed)
     model = start_model(AttributeRegressor, config, schema)
     Objective(model.head, config.loss)  # what makes no sense is refused before the data is read
 

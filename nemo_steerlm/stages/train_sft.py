@@ -22,7 +22,7 @@ def main(config: TrainSftConfig) -> None:
     files, held_out = data.train_files(), data.val_files()
     for path in (*files, *held_out):
         check_attributes(path, schema)
-    parallel.initialize(config.parallel, config.seed)
+    parallel.start(config, config.seed)
     model = start_model(AttributeConditionedGPT, config, schema)
 
     def tokenised(path: str, attribute_dropout: float = 0.0, label_dropout: float = 0.0) -> PolicyDataset:
