@@ -10,6 +10,7 @@ import os
 import queue
 import shutil
 import threading
+from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, S
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from nemo_steerlm.conversation import sync_folder
@@ -34,9 +36,13 @@ UNFINISHED = ".unfinished"
 
 
 def metadata() -> dict[str, Any]:
-    """How optimizer state is laid out: by parameter, so that it follows the weights to any other layout."""
+    """How optimizer state is laid out: by parameter, so that it follows the weights to any other layout.
+
+    The second key is only read where `optimizer_state.write_own_share` could not do without gathering.
+    """
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": torch.cuda.is_available(),
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
 
@@ -80,21 +86,17 @@ def _plain(value: Any) -> Any:
 
 
 def save(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> None:
-    """Write one distributed checkpoint, by all ranks together; the folder appears only when it is complete."""
-    partial = _empty_partial(folder)
-    state = {**sharded, "common": _plain(common or {})}
-    dist_checkpointing.save(state, str(partial), _strategy())
-    replace_folder(partial, folder)
+    """Write one distributed checkpoint, by all ranks together; the folder appears only when it is complete.
+
+    Every data-parallel rank writes a share of like size, one tensor after the other: a GPU needs no memory for it, a
+    host that of the largest tensor of the share.
+    """
+    PendingSave(folder, sharded, common or {}, background=False).finish()
 
 
 def save_in_background(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> PendingSave:
-    """As `save`, but only the copying to CPU memory happens now; see `PendingSave`."""
-    partial = _empty_partial(folder)
-    state = {**sharded, "common": _plain(common or {})}
-    # From 0.18 on the default is a package of its own; what is used here is the plan and the request, not the writer.
-    own = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
-    request = dist_checkpointing.save(state, str(partial), _strategy(), async_sharded_save=True, **own)
-    return PendingSave(folder, partial, request)
+    """As `save`, but only the copying of this rank's share to CPU memory happens now; see `PendingSave`."""
+    return PendingSave(folder, sharded, common or {}, background=True)
 
 
 def background_fits() -> bool:
@@ -118,34 +120,43 @@ def _empty_partial(folder: Path) -> Path:
     return partial
 
 
-def _strategy() -> TorchDistSaveShardedStrategy:
+def _strategy() -> Any:
     # The default queue starts a manager process (seconds); here a process only talks to itself.
     patches.replace(filesystem_async, "a process more is started to write checkpoints", _results_queue=queue.Queue())
-    return TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return FullyParallelSaveStrategyWrapper(strategy, group) if group.size() > 1 else strategy
 
 
 class PendingSave:
-    """A checkpoint that a thread writes while training goes on.
+    """A checkpoint that is being written, in a thread while training goes on, or before the constructor returns.
 
     megatron-core plans it and ends it (both with collectives, so in the main thread) but would write it in a forked
-    process. That is unsafe beside the threads of gloo, NCCL and CUDA, and not there at all in newer versions without
-    nvidia_resiliency_ext. A thread has no copy-on-write, so everything is copied to CPU memory before it starts.
+    process. That is unsafe beside the threads of gloo, NCCL and CUDA, and in the background not there at all in newer
+    versions without nvidia_resiliency_ext. A thread has no copy-on-write, so everything is copied to CPU memory before
+    it starts.
 
     Every rank makes the same calls in the same order.
     """
 
-    def __init__(self, folder: Path, partial: Path, request: Any) -> None:
-        self.folder, self._partial, self._finalize = folder, partial, request.finalize_fns
+    def __init__(self, folder: Path, sharded: dict[str, Any], common: dict[str, Any], background: bool) -> None:
+        self.folder, self._partial = folder, _empty_partial(folder)
+        state = {**sharded, "common": _plain(common)}
+        # From 0.18 on the default is a package of its own; what is used here is the plan, not the writer.
+        own = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
+        request: Any = dist_checkpointing.save(state, str(self._partial), _strategy(), async_sharded_save=True, **own)
+        self._finalize = request.finalize_fns
         self._thread: threading.Thread | None = None
         if request.async_fn is not None:  # else this rank has nothing to write
             _, buckets, results = request.async_fn_args
-            copies = [
-                (path, key, (data, [(item, tensor.to("cpu", copy=True)) for item, tensor in tensors]))
-                for path, key, (data, tensors) in buckets
-            ]
             transforms = request.async_fn.args[0]
-            self._thread = threading.Thread(target=_write, args=(transforms, copies, results), daemon=True)
-            self._thread.start()
+            if background:
+                copies = [(path, key, (data, list(_on_cpu(tensors, True)))) for path, key, (data, tensors) in buckets]
+                self._thread = threading.Thread(target=_write, args=(transforms, copies, results), daemon=True)
+                self._thread.start()
+            else:
+                one_by_one = [(path, key, (data, _on_cpu(tensors))) for path, key, (data, tensors) in buckets]
+                _write(transforms, one_by_one, results)
 
     def poll(self) -> bool:
         """End the save if every rank has written its part; whether that was so."""
@@ -167,6 +178,10 @@ class PendingSave:
         for function in self._finalize:
             function()
         replace_folder(self._partial, self.folder)
+
+
+def _on_cpu(tensors: list[tuple[Any, torch.Tensor]], copy: bool = False) -> Iterator[tuple[Any, torch.Tensor]]:
+    return ((item, tensor.to("cpu", copy=copy)) for item, tensor in tensors)
 
 
 def _write(transforms: list, buckets: list, results: queue.Queue) -> None:

@@ -11,7 +11,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from nemo_steerlm.config import OptimizerConfig
-from nemo_steerlm.megatron import patches
+from nemo_steerlm.megatron import optimizer_state, patches
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -93,6 +93,7 @@ def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any
     )
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         _use_fused_kernel(inner.optimizer)
+        optimizer_state.write_own_share(inner)
     transformer.grad_scale_func = optimizer.scale_loss
     return optimizer
 
