@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from megatron.core import parallel_state, tensor_parallel
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.megatron import cpu
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -215,3 +217,21 @@ def broadcast_object(value: object, source: int = 0) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """What `function` returns on rank 0, on every rank: files are hashed once for all of a job's processes.
+
+    Raises:
+        Exception: what it raises on rank 0, on every rank.
+    """
+    outcome: Any = None
+    if is_rank_zero():
+        try:
+            outcome = (function(), None)
+        except Exception as error:
+            outcome = (None, error)
+    result, failed = cast(Any, broadcast_object(outcome))
+    if failed is not None:
+        raise failed
+    return result

@@ -52,16 +52,17 @@ def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any
     if config.distributions:
         model.level_head()
     source, output = Path(config.input), Path(config.output)
-    digest = fingerprint_folder(config.checkpoint)
+    digest = parallel.on_rank_zero(lambda: fingerprint_folder(config.checkpoint))
     raw = "-raw" if model.calibration is not None and not config.calibrated else ""
     if raw:
         model.calibration = None
     rows = read_conversations(source)
     first = next(rows)  # an empty or malformed file fails before anything is written
     job = {  # not batch_tokens, which may be lowered after running out of memory: it moves values by rounding alone
-        "verb": "annotate", "input": sha256_file(source), "checkpoint": digest, "turns": config.turns,
-        "overlong": config.overlong, "max_length": config.max_length, "part_size": config.part_size,
-        "calibrated": config.calibrated, "precision": config.trainer.precision, "distributions": config.distributions,
+        "verb": "annotate", "input": parallel.on_rank_zero(lambda: sha256_file(source)), "checkpoint": digest,
+        "turns": config.turns, "overlong": config.overlong, "max_length": config.max_length,
+        "part_size": config.part_size, "calibrated": config.calibrated, "precision": config.trainer.precision,
+        "distributions": config.distributions,
     }  # fmt: skip
     annotator = _Annotator(model, config, label_model=digest[:16] + raw)
     started = time.perf_counter()

@@ -77,7 +77,8 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
         top_p=1.0 if config.top_p is None else config.top_p, stop=(model.card.template.stop,), seed=config.seed,
     )  # fmt: skip
     job = {
-        "verb": "sample", "prompts": sha256_file(prompts), "checkpoint": fingerprint_folder(config.checkpoint),
+        "verb": "sample", "prompts": parallel.on_rank_zero(lambda: sha256_file(prompts)),
+        "checkpoint": parallel.on_rank_zero(lambda: fingerprint_folder(config.checkpoint)),
         "combinations": combinations, "responses": config.responses, "settings": dataclasses.asdict(settings),
         "part_size": config.part_size,
     }  # fmt: skip
