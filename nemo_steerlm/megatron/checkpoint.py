@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
@@ -31,6 +30,7 @@ from nemo_steerlm.conversation import sync_folder
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
+from nemo_steerlm.megatron.reading import reading
 
 UNFINISHED = ".unfinished"
 
@@ -198,19 +198,16 @@ def _write(transforms: list, buckets: list, results: queue.Queue) -> None:
 
 
 def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
-    """Read what `sharded` asks for, and the common part under "common".
+    """Read what `sharded` asks for, and the common part under "common"; nothing that the folder brings is run.
 
     Raises:
-        CheckpointError: there is no complete checkpoint in the folder, or its tensors do not fit the model.
+        CheckpointError: there is no complete checkpoint in the folder, its tensors do not fit the model, or it is
+            damaged or holds more than data.
     """
     if not (folder / "metadata.json").is_file():
         raise CheckpointError(f"{folder}: no complete checkpoint here (metadata.json is missing)")
-    try:
+    with reading(folder):
         return dist_checkpointing.load(_keep_absent_extra_state(folder, sharded), str(folder))
-    except Exception as error:
-        if "key" in str(error).lower() or "shape" in str(error).lower():
-            raise CheckpointError(f"{folder}: its tensors do not fit this model: {str(error)[:400]}") from error
-        raise
 
 
 def _keep_absent_extra_state(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
@@ -231,10 +228,7 @@ def _keep_absent_extra_state(folder: Path, sharded: dict[str, Any]) -> dict[str,
 
 def stored_names(folder: Path) -> set[str]:
     """Names of the tensors in a checkpoint; none where there is no complete one."""
-    try:
-        return set(dist_checkpointing.load_tensors_metadata(str(folder)))
-    except (OSError, CheckpointingException):
-        return set()
+    return set(_stored(folder))
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -243,10 +237,17 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Raises:
         CheckpointError: there is no complete checkpoint of a model in the folder.
     """
-    try:
-        return dist_checkpointing.load_tensors_metadata(str(folder))["embedding.word_embeddings.weight"].dtype
-    except (KeyError, OSError, CheckpointingException) as error:
-        raise CheckpointError(f"{folder}: no complete checkpoint of a model here: {error}") from error
+    embedding = _stored(folder).get("embedding.word_embeddings.weight")
+    if embedding is None:
+        raise CheckpointError(f"{folder}: no complete checkpoint of a model here")
+    return embedding.dtype
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    if not (folder / "metadata.json").is_file():
+        return {}
+    with reading(folder):
+        return dist_checkpointing.load_tensors_metadata(str(folder))
 
 
 def replace_folder(partial: Path, folder: Path) -> None:
