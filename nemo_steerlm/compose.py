@@ -127,11 +127,11 @@ def _check_model(model: configs.ModelConfig) -> None:
         raise ConfigError("model.tokenizer is missing: random weights need one, e.g. model.tokenizer=tokenizer.model")
 
 
-def _check_layout(trainer: configs.ComputeConfig, parallel: configs.ParallelConfig, packed: bool) -> None:
+def _check_layout(trainer: configs.ProcessesConfig, parallel: configs.ParallelConfig, packed: bool) -> None:
     if find_spec("transformer_engine") is None:
         for setting, wanted, instead in (
             (f"parallel.context={parallel.context}", parallel.context > 1, "parallel.sequence=true"),
-            ("trainer.precision=fp8", trainer.precision == "fp8", "trainer.precision=bf16"),
+            ("trainer.precision=fp8", getattr(trainer, "precision", None) == "fp8", "trainer.precision=bf16"),
         ):
             if wanted:
                 raise ConfigError(f"{setting} needs Transformer Engine, which is not installed; use {instead}")

@@ -6,7 +6,7 @@ itself. Others import all names from here.
 """
 
 from nemo_steerlm.config.checks import check_trainable
-from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig
+from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig
 from nemo_steerlm.config.data import DataConfig, PolicyDataConfig
 from nemo_steerlm.config.model import (
     FAMILIES,
@@ -45,7 +45,7 @@ __all__ = [
     "AnnotateConfig", "Architecture", "AttributeOptions", "AttributesConfig", "BootstrapConfig", "BootstrapDataConfig",
     "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig", "ImportConfig", "LoRAConfig",
     "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PolicyDataConfig",
-    "PreferenceConfig", "PrepareConfig", "QuickstartConfig", "QuickstartRecipe", "RegressorModelConfig", "RopeScaling",
-    "SampleConfig", "SamplingConfig", "TemplateConfig", "TrainConfig", "TrainRegressorConfig", "TrainSftConfig",
-    "TrainerConfig", "check_trainable",
+    "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig", "QuickstartRecipe",
+    "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "TemplateConfig", "TrainConfig",
+    "TrainRegressorConfig", "TrainSftConfig", "TrainerConfig", "check_trainable",
 ]  # fmt: skip

@@ -19,13 +19,20 @@ class ParallelConfig:
 
 
 @dataclass(kw_only=True)
-class ComputeConfig:
-    """Processes and number format."""
+class ProcessesConfig:
+    """Processes."""
 
     devices: int = option(1, "processes on each node, one per GPU (or per share of the CPU)", least=1)
     num_nodes: int = option(1, "machines; more than one needs torchrun or srun", least=1)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     timeout_minutes: float = option(30.0, "minutes a process waits for the others before the run fails", least=0.01)
-    precision: str = option(
-        "fp32", "number format of the computation; fp8 needs Transformer Engine", choices=("fp32", "bf16", "fp8")
-    )
+
+
+@dataclass(kw_only=True)
+class ComputeConfig(ProcessesConfig):
+    """Processes and number format."""
+
+    precision: str | None = option(
+        None, "number format of the computation; null = bf16 on a GPU, fp32 on a CPU; fp8 needs Transformer Engine",
+        choices=("fp32", "bf16", "fp8"),
+    )  # fmt: skip

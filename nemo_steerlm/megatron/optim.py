@@ -11,6 +11,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from nemo_steerlm.config import OptimizerConfig
+from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import optimizer_state, patches
 
 
@@ -71,8 +72,17 @@ def gather(chunks: list[DistributedDataParallel]) -> None:
 
 
 def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any:
-    """megatron-core's optimizer over all chunks: AdamW, no weight decay on norms and biases, global-norm clipping."""
+    """megatron-core's optimizer over all chunks: AdamW, no weight decay on norms and biases, global-norm clipping.
+
+    Raises:
+        ConfigError: without `distributed`, a bf16 trunk has a head in fp32.
+    """
     transformer = chunks[0].config
+    if not config.distributed and len({p.dtype for chunk in chunks for p in chunk.parameters()}) > 1:
+        raise ConfigError(
+            "optimizer.distributed=false: megatron-core cannot save its state for a bf16 trunk with a head in fp32; "
+            "use optimizer.distributed=true, or trainer.precision=fp32"
+        )
     _repair_resume()
     optimizer = megatron_optimizer.get_megatron_optimizer(
         megatron_optimizer.OptimizerConfig(
@@ -93,9 +103,22 @@ def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any
     )
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         _use_fused_kernel(inner.optimizer)
+        if isinstance(inner, DistributedOptimizer):
+            _repair_order(inner)
         optimizer_state.write_own_share(inner)
     transformer.grad_scale_func = optimizer.scale_loss
     return optimizer
+
+
+def _repair_order(optimizer: DistributedOptimizer) -> None:
+    """Make a checkpoint of a bf16 trunk with an fp32 head loadable: let each parameter's place in its group be true.
+
+    megatron-core (0.16 to 0.19) counts the places through the buffers, bf16 before fp32, but puts fp32 parameters
+    first into the inner optimizer's groups: state then goes to other parameters than it came from.
+    """
+    for index, group in enumerate(optimizer.opt_group_ranges):
+        ordered = sorted(group["params"], key=lambda parameter: parameter.dtype != torch.float32)
+        optimizer.model_param_group_index_map.update({p: (index, place) for place, p in enumerate(ordered)})
 
 
 def _use_fused_kernel(optimizer: Any) -> None:

@@ -6,6 +6,7 @@ One process is the smallest case of many: a notebook calls `initialize` with a l
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.megatron import cpu
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -112,7 +114,7 @@ def _told_with_the_rank() -> Iterator[None]:
 
 
 def start(config: Any, seed: int = 1234) -> None:
-    """Begin a verb: join its processes.
+    """Begin a verb: join its processes and settle `config.trainer.precision`, for all that it does and writes.
 
     Args:
         config: of a verb that has `parallel` and `trainer`.
@@ -122,6 +124,8 @@ def start(config: Any, seed: int = 1234) -> None:
         ConfigError: as `initialize`.
     """
     initialize(config.parallel, seed, timedelta(minutes=config.trainer.timeout_minutes))
+    if hasattr(config.trainer, "precision"):  # conversions compute nothing
+        config.trainer.precision = resolve_precision(config.trainer.precision)
 
 
 def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout: timedelta | None = None) -> None:
@@ -146,6 +150,16 @@ def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout
     with _told_with_the_rank(), contextlib.nullcontext() if torch.cuda.is_available() else cpu.one_gloo_device():
         _join(layout)
     seed_everything(seed)
+
+
+def resolve_precision(asked: str | None) -> str:
+    """The number format of a computation: what is asked for, else bf16 on a GPU and fp32 on a CPU; that is logged."""
+    if asked is not None:
+        return asked
+    chosen, where = ("bf16", "GPU") if torch.cuda.is_available() else ("fp32", "CPU")
+    if is_rank_zero():
+        logger.info("precision: %s, as on every %s; trainer.precision chooses another", chosen, where)
+    return chosen
 
 
 def _join(layout: _Layout) -> None:

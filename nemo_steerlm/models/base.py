@@ -28,6 +28,7 @@ from nemo_steerlm.megatron import checkpoint, gpt, lora, model_folder, optim, pa
 from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.megatron.layers import Segments
 from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.megatron.parallel import resolve_precision
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ class MegatronModel(ModelPT):
         """Build this rank's part of the network with random weights; idempotent."""
         if not self.chunks:
             parallel.initialize(self.parallel, seed=int(self.cfg.get("seed", 1234)))
-            precision = self.cfg.get("precision", "fp32")
+            precision = self.cfg.precision
             self.chunks = gpt.build(
                 self.card.architecture, self.parallel, DTYPES[precision], self.outputs,
                 fp8=precision == "fp8", recompute=self.cfg.get("recompute", "none"),
@@ -116,9 +117,11 @@ class MegatronModel(ModelPT):
 
     @classmethod
     def from_pretrained(
-        cls: type[Model], path: Path | str, *, parallel: ParallelConfig | None = None, precision: str = "fp32"
+        cls: type[Model], path: Path | str, *, parallel: ParallelConfig | None = None, precision: str | None = None
     ) -> Model:
         """Load a model folder (or a `.nemo` archive of one) for inference, at any layout.
+
+        The precision is "fp32" or "bf16"; None: bf16 on a GPU, fp32 on a CPU.
 
         Sequence parallelism and virtual stages help training only: a layout that has them is used without.
 
@@ -396,9 +399,13 @@ def rows_over_ranks(indices: list[torch.Tensor], rows: list[torch.Tensor], width
 
 
 def model_config(
-    card: ModelCard, *, parallel: ParallelConfig | None = None, precision: str = "fp32", **training: Any
+    card: ModelCard, *, parallel: ParallelConfig | None = None, precision: str | None = None, **training: Any
 ) -> DictConfig:
-    """The NeMo configuration of a model with this card; `training` adds `optimizer`, `max_steps`, `seed`."""
+    """The NeMo configuration of a model with this card; `training` adds `optimizer`, `max_steps`, `seed`.
+
+    Args:
+        precision: None: as `parallel.resolve_precision` chooses.
+    """
     return OmegaConf.create(
         {
             "architecture": OmegaConf.to_container(OmegaConf.structured(card.architecture)),
@@ -407,7 +414,7 @@ def model_config(
             "head": card.head,
             "pooling": card.pooling,
             "parallel": OmegaConf.to_container(OmegaConf.structured(parallel or ParallelConfig())),
-            "precision": precision,
+            "precision": resolve_precision(precision),
             **training,
         }
     )

@@ -257,6 +257,14 @@ def _enter_run_folder(output: Path, config: Any) -> None:
                     f"{output} holds a run with another {key} ({str(one)[:200]}, now {str(two)[:200]}); "
                     "choose another output, or resume=false to start over"
                 )
+        before, now = OmegaConf.select(theirs, "trainer.precision"), config.trainer.precision
+        if before != now and not config.optimizer.distributed:
+            raise ConfigError(
+                f"{output} was trained in {before}, now {now} is asked for, which optimizer.distributed=false cannot "
+                f"go on from; give trainer.precision={before}, or resume=false to start over"
+            )
+        if before != now:
+            _log.info("%s was trained in %s until now and goes on in %s (trainer.precision)", output, before, now)
     parallel.barrier()
     if parallel.is_rank_zero():
         if not config.resume:

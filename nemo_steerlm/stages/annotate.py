@@ -61,7 +61,7 @@ def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any
     job = {  # not batch_tokens, which may be lowered after running out of memory: it moves values by rounding alone
         "verb": "annotate", "input": parallel.on_rank_zero(lambda: sha256_file(source)), "checkpoint": digest,
         "turns": config.turns, "overlong": config.overlong, "max_length": config.max_length,
-        "part_size": config.part_size, "calibrated": config.calibrated, "precision": config.trainer.precision,
+        "part_size": config.part_size, "calibrated": config.calibrated, "precision": model.cfg.precision,
         "distributions": config.distributions,
     }  # fmt: skip
     annotator = _Annotator(model, config, label_model=digest[:16] + raw)

@@ -80,7 +80,7 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
         "verb": "sample", "prompts": parallel.on_rank_zero(lambda: sha256_file(prompts)),
         "checkpoint": parallel.on_rank_zero(lambda: fingerprint_folder(config.checkpoint)),
         "combinations": combinations, "responses": config.responses, "settings": dataclasses.asdict(settings),
-        "part_size": config.part_size,
+        "part_size": config.part_size, "precision": model.cfg.precision,
     }  # fmt: skip
 
     tokens, started = 0, time.perf_counter()
