@@ -72,7 +72,10 @@ def _run(verb: str, *words: str) -> int:
         return 0
     settings = compose.load(verb, getattr(config, schema), keys, config_dir)
     trainer = getattr(settings, "trainer", None)
-    if trainer is not None:
+    if trainer is None:
+        if not local.alone():
+            return 0
+    else:
         if trainer.accelerator == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch is not imported yet: for it there are no GPUs
         if trainer.accelerator == "gpu":

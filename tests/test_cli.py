@@ -49,7 +49,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     done = steerlm(*words.split(), cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     *_, line = done.stderr.splitlines()  # a CUDA build of torch may speak first
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert line.startswith("steerlm: error: ") and "sees no GPU" in line and "trainer=cpu" in line
+    assert line.startswith("steerlm: error: ") and "sees no GPU" in line and "trainer.accelerator=cpu" in line
 
 
 def test_help_lists_the_verbs_that_work(monkeypatch, capsys):
@@ -94,14 +94,29 @@ def test_a_verb_gets_its_typed_config_and_what_it_returns_is_printed(verb, capsy
     assert capsys.readouterr().out == "PrepareConfig oasst 0.5\n"
 
 
+SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    "started", [{**SRUN, "SLURM_PROCID": "0"}, {"RANK": "0", "WORLD_SIZE": "4"}, {**SRUN, "SLURM_PROCID": "3"}], ids=str
+)
+def test_one_of_several_processes_does_what_needs_one(verb, capsys, monkeypatch, started):
+    verb("import os\ndef main(config): return 'world of ' + os.environ.get('WORLD_SIZE', 'one')")
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["prepare", "source=oasst", "output=o"]) == 0
+    assert capsys.readouterr().out == ("" if started.get("SLURM_PROCID") == "3" else "world of one\n")
+
+
 def test_errors_of_the_user_are_told_and_all_others_raised(verb, capsys, monkeypatch):
     verb("from nemo_steerlm.errors import DataError\ndef main(config): raise DataError('a.jsonl:3:\\n  not JSON')")
     words = ["prepare", "source=oasst", "output=o"]
     assert cli.main(words) == 2
     assert capsys.readouterr().err == "steerlm: error: a.jsonl:3: not JSON\n"
     monkeypatch.setenv("RANK", "2")
-    assert cli.main(words) == 2
-    assert capsys.readouterr().err == "steerlm: error: a.jsonl:3: not JSON [rank 2]\n"
+    assert cli.main(["prepare", "sourc=oasst"]) == 2
+    assert capsys.readouterr().err.endswith("did you mean 'source'? [rank 2]\n")
+    monkeypatch.delenv("RANK")
     verb("def main(config): return {}['x']")
     with pytest.raises(KeyError):
         cli.main(words)

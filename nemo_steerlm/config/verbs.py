@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig
+from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig
 from nemo_steerlm.config.data import OVERLONG, DataConfig, PolicyDataConfig
 from nemo_steerlm.config.fields import option
 from nemo_steerlm.config.model import HEADS, ModelConfig, RegressorModelConfig
@@ -52,6 +52,8 @@ class ImportConfig:
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; null = the input's own")
     attributes: AttributesConfig = option(AttributesConfig, "names of a sequence classifier's outputs")
     template: TemplateConfig = option(TemplateConfig, "prompt of a sequence classifier of others")
+    trainer: ProcessesConfig = option(ProcessesConfig, "processes")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,8 @@ class ExportConfig:
     dtype: str | None = option(
         None, "number format of the weights; null = as trained", choices=("float32", "bfloat16", "float16")
     )
+    trainer: ProcessesConfig = option(ProcessesConfig, "processes")
+    parallel: ParallelConfig = option(ParallelConfig, "layout")
 
 
 @dataclass(kw_only=True)

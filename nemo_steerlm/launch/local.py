@@ -20,6 +20,7 @@ from pathlib import Path
 from nemo_steerlm.errors import ConfigError
 
 _ERRORS, _PARENT = "STEERLM_ERRORS", "STEERLM_PARENT"
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GRACE = 10.0  # seconds between asking the other processes to end and killing them
 
@@ -53,6 +54,19 @@ def join(devices: int, num_nodes: int, environment: MutableMapping[str, str] = o
     if num_nodes > 1:
         raise ConfigError(f"trainer.num_nodes={num_nodes}: start the processes with srun or torchrun on every node")
     return world == 1
+
+
+def alone(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether this process does the work of a verb that runs in one.
+
+    Where torchrun or srun started several of them, as in a script that puts `srun` before every line, the first does
+    it and forgets the others, which have nothing to do.
+    """
+    by_srun = int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    rank = environment.get("RANK") or (environment["SLURM_PROCID"] if by_srun else "0")
+    for name in _TORCHRUN:
+        environment.pop(name, None)
+    return int(rank) == 0
 
 
 def _from_srun(slurm: MutableMapping[str, str]) -> dict[str, str]:

@@ -83,12 +83,15 @@ def transformer_config(
     dtype: torch.dtype,
     fp8: bool = False,
     recompute: str = "none",
+    initialise: bool = True,
 ) -> TransformerConfig:
     """Translate our configuration into megatron-core's.
 
     Args:
         fp8: the linears' products in fp8 (e4m3 forward, e5m2 backward); everything else in `dtype`.
         recompute: a key of `RECOMPUTE`.
+        initialise: draw random weights; without, they are whatever was in memory, to be filled by the caller. On a
+            CPU each rank draws the whole of a matrix to keep its part of it.
 
     Raises:
         ConfigError: the layout does not divide the model, or needs Transformer Engine where there is none.
@@ -123,6 +126,7 @@ def transformer_config(
         hidden_dropout=architecture.hidden_dropout,
         attention_dropout=architecture.attention_dropout,
         init_method_std=architecture.init_std,
+        perform_initialization=initialise,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         num_layers_in_last_pipeline_stage=last_stage_layers(architecture, parallel),
@@ -260,7 +264,7 @@ def build(
 
     Args:
         outputs: None for a language model, else the numbers a regression model's head gives.
-        engine: `fp8` and `recompute` of `transformer_config`.
+        engine: `fp8`, `recompute` and `initialise` of `transformer_config`.
 
     Raises:
         ConfigError: as `transformer_config`, or a megatron-core without the hook that our models need.

@@ -1,7 +1,8 @@
 """Checkpoints of Hugging Face in and out, whatever the family and the layout on our side.
 
-Weights move tensor by tensor: on import each rank reads only its own slice from the files, on export the writer holds
-one output file at a time.
+Weights move tensor by tensor: on import each rank reads only its own slice from the files, on export the parts of one
+tensor after the other go to rank 0, which holds one output file (2 GiB, or one tensor where that is larger) and that
+tensor in CPU memory, and one rank's part of it on a GPU. So a rank needs its part of the model, and rank 0 that file.
 
 What stands where (`h` heads, `g` key/value groups, `d` head size): megatron-core keeps one matrix for queries, keys
 and values, ordered by group as `[h/g query heads, key head, value head]`, and one for gate and up. Tensor parallelism
@@ -307,7 +308,7 @@ def _places(held: dict[tuple[str, ...], tuple[int | None, torch.nn.Parameter]]) 
 
 
 def _gather(parameter: torch.Tensor | None, place: _Place, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The parts of one parameter on rank 0, in tensor-parallel order; an empty list on every other rank."""
+    """The parts of one parameter on rank 0, in CPU memory and tensor-parallel order; an empty list on the others."""
     rank = dist.get_rank()
     if rank != 0:
         if rank in place.ranks:
@@ -318,10 +319,11 @@ def _gather(parameter: torch.Tensor | None, place: _Place, dtype: torch.dtype) -
     for source in place.ranks:
         if source == 0:
             assert parameter is not None
-            shards.append(parameter.detach().to(dtype))
+            shards.append(parameter.detach().to(dtype).cpu())
         else:
-            shards.append(torch.empty(place.shape, dtype=dtype, device=torch.cuda.current_device()))
-            dist.recv(shards[-1], source)
+            part = torch.empty(place.shape, dtype=dtype, device=torch.cuda.current_device())
+            dist.recv(part, source)
+            shards.append(part.cpu())
     return shards
 
 
@@ -351,7 +353,7 @@ class _Writer:
         self.written = 0
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        self.pending[name] = tensor.cpu().contiguous()
+        self.pending[name] = tensor.contiguous()
         while self.written < len(self.plan) and all(n in self.pending for n in self.plan[self.written]):
             names, count = self.plan[self.written], len(self.plan)
             self.written += 1

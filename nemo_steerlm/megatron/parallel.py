@@ -53,7 +53,7 @@ def _require_gpu() -> None:
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise ConfigError(
             f"trainer.accelerator=gpu: torch {torch.__version__} (built {built}) sees no GPU here; "
-            "use trainer=cpu, or install the torch that belongs to this machine's driver"
+            "use trainer.accelerator=cpu, or install the torch that belongs to this machine's driver"
         )
 
 
@@ -222,6 +222,19 @@ def barrier() -> None:
     """Wait for every process of the job."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
+
+
+def on_rank_zero(work: Callable[[], None]) -> None:
+    """Let rank 0 do something alone, while the others wait; a user's error that it meets is raised on every rank."""
+    error = None
+    if is_rank_zero():
+        try:
+            work()
+        except SteerLMError as found:
+            error = found
+    error = broadcast_object(error)
+    if isinstance(error, SteerLMError):
+        raise error
 
 
 def broadcast_object(value: object, source: int = 0) -> object:

@@ -14,7 +14,7 @@ import torch
 from nemo_steerlm.attributes import Attribute, AttributeSchema
 from nemo_steerlm.calibration import FILE as CORRECTION
 from nemo_steerlm.calibration import Calibration
-from nemo_steerlm.config import Architecture, ParallelConfig
+from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.megatron import checkpoint, gpt, hf, hf_config, hf_folder, llama2c, model_folder, parallel
 from nemo_steerlm.megatron.model_folder import ModelCard
@@ -26,14 +26,13 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def import_main(config: Any) -> str:
+def import_main(config: ImportConfig) -> str:
     """Turn a checkpoint of others into a model folder.
 
     Args:
         config: `input` (a Hugging Face folder or a llama2.c .bin file), `output`, `tokenizer` (a folder or a
             SentencePiece file; None: the input folder's own), `attributes` and `template` (names of the outputs and
-            prompt of a sequence classifier of others), and optionally `parallel` (the layout of the started processes;
-            each reads only its part).
+            prompt of a sequence classifier of others), `trainer` and `parallel` (each process reads only its part).
 
     Returns:
         One line that says what was written.
@@ -47,9 +46,9 @@ def import_main(config: Any) -> str:
     hf.check_tensors(source, card.architecture, outputs)
     tokenizer = _tokenizer(config, source.where, card.architecture)
     output = _output(config.output, "model_config.yaml")
-    layout = _start(config)
+    parallel.initialize(config.parallel)
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
-    chunks = gpt.build(card.architecture, layout, dtype, outputs)
+    chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
     correction = None if card.schema is None else Calibration.read(source.where, card.schema)
     model_folder.write(output, card, tokenizer, chunks)
@@ -118,7 +117,7 @@ def _named(card: ModelCard, path: Path, schema: AttributeSchema | None) -> Model
     return dataclasses.replace(card, schema=schema)
 
 
-def export_main(config: Any) -> str:
+def export_main(config: ExportConfig) -> str:
     """Turn a model folder into a Hugging Face folder that transformers, vLLM and others load.
 
     A regressor becomes a sequence classifier: stock transformers computes what `annotate` does, with the chat template
@@ -128,7 +127,7 @@ def export_main(config: Any) -> str:
     Args:
         config: `checkpoint` (a model folder), `output`, `dtype` ("float32", "bfloat16" or "float16"; None: as stored),
             `scalar` (weights of a regressor's attributes: write their weighted sum as the one output; empty: all
-            outputs), and optionally `parallel`.
+            outputs), `trainer` and `parallel`.
 
     Returns:
         One line that says what was written.
@@ -151,13 +150,14 @@ def export_main(config: Any) -> str:
         )
     tokenizer = model_folder.read_tokenizer(folder)
     output = _output(config.output, "config.json")
-    layout = _start(config)
-    chunks = gpt.build(card.architecture, layout, stored, hf_folder.outputs_of(card))
+    parallel.initialize(config.parallel)
+    chunks = gpt.build(card.architecture, config.parallel, stored, hf_folder.outputs_of(card), initialise=False)
     model_folder.load_weights(folder, chunks)
     if weights is not None:
         card = _to_scalar(card, chunks, weights)
     partial = output.with_name(output.name + checkpoint.UNFINISHED)
-    if parallel.is_rank_zero():
+
+    def describe() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -168,6 +168,8 @@ def export_main(config: Any) -> str:
         if correction is not None and weights is None:
             correction.write(partial)
         write_run_json(partial, "export", config, inputs=[folder], schema=card.schema)
+
+    parallel.on_rank_zero(describe)
     hf.save(partial, chunks, card.architecture, dtype, outputs=hf_folder.outputs_of(card))
     checkpoint.replace_folder(partial, output)
     said = f"{output}: Hugging Face {card.kind} with {_count(card):,} parameters in {_name(dtype)}"
@@ -218,7 +220,7 @@ def _to_scalar(card: ModelCard, chunks: list[Any], weights: torch.Tensor) -> Mod
     return dataclasses.replace(card, schema=AttributeSchema([reward]))
 
 
-def _tokenizer(config: Any, source: Path, architecture: Architecture) -> Tokenizer:
+def _tokenizer(config: ImportConfig, source: Path, architecture: Architecture) -> Tokenizer:
     if config.tokenizer is None and not source.is_dir():
         raise ConfigError(f"{source}: holds no tokenizer; name its folder or SentencePiece file with tokenizer=")
     try:
@@ -241,12 +243,6 @@ def _output(path: str, marker: str) -> Path:
     if output.exists() and not (output / marker).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"output={path}: exists, and is no earlier result (no {marker} in it); choose another place")
     return output
-
-
-def _start(config: Any) -> ParallelConfig:
-    layout = getattr(config, "parallel", None) or ParallelConfig()
-    parallel.initialize(layout)
-    return layout
 
 
 def _count(card: ModelCard) -> int:

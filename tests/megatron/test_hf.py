@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig, ParallelConfig, RopeScaling
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.megatron import gpt, hf, hf_config, inference, model_folder, parallel
+from nemo_steerlm.provenance import sha256_file
 from nemo_steerlm.stages import convert
 from tests.distributed import run_distributed
 from tests.megatron.reference import forward
@@ -37,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         ),
     ),
 }  # fmt: skip
+SCALAR = {"quality": 0.65, "humor": -0.3}
 LAYOUTS: dict[str, dict[str, int]] = {
     "tp2": dict(tensor=2),
     "pp2": dict(pipeline=2),
@@ -85,13 +86,13 @@ def sample_tokens(shape: str) -> torch.Tensor:
 
 
 def to_folder(source: Path, output: Path, layout: ParallelConfig | None = None) -> str:
-    config = ImportConfig(input=str(source), output=str(output))
-    return convert.import_main(SimpleNamespace(**vars(config), parallel=layout))
+    layout = layout or ParallelConfig()
+    return convert.import_main(ImportConfig(input=str(source), output=str(output), parallel=layout))
 
 
-def to_hf(folder: Path, output: Path, layout: ParallelConfig | None = None, dtype: str | None = None) -> str:
-    config = ExportConfig(checkpoint=str(folder), output=str(output), dtype=dtype)
-    return convert.export_main(SimpleNamespace(**vars(config), parallel=layout))
+def to_hf(folder: Path, output: Path, layout: ParallelConfig | None = None, **settings: Any) -> str:
+    layout = layout or ParallelConfig()
+    return convert.export_main(ExportConfig(checkpoint=str(folder), output=str(output), parallel=layout, **settings))
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -100,6 +101,11 @@ def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for file in sorted(folder.glob("*.safetensors")):
         tensors.update(load_file(file))
     return tensors
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A hash of every file but the one that says how it was made."""
+    return {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.name != "run.json"}
 
 
 def differing(a: Path, b: Path) -> list[str]:
@@ -183,6 +189,10 @@ def convert_everywhere(folders: dict[str, str], work: str) -> dict[str, Any]:
                 result["logits"] = (logits - expected).abs().max().item()
             to_hf(model, output, ParallelConfig(**after_sizes))
             result["differing"] = differing(source, output) if parallel.is_rank_zero() else None
+            result["files"] = contents(output)
+            if expected is None:
+                to_hf(model, output.with_name("scalar"), ParallelConfig(**after_sizes), scalar=SCALAR)
+                result["scalar"] = contents(output.with_name("scalar"))
             results[f"{shape} {title} -> {after}"] = result
     return results
 
@@ -190,10 +200,18 @@ def convert_everywhere(folders: dict[str, str], work: str) -> dict[str, Any]:
 def test_every_layout(models: dict[str, Path], tmp_path: Path) -> None:
     folders = {shape: str(folder) for shape, folder in models.items()}
     folders["classifier"] = str(make_classifier(tmp_path / "classifier"))
+    alone = {}
+    for shape, folder in folders.items():
+        to_folder(Path(folder), tmp_path / f"{shape}-model")
+        to_hf(tmp_path / f"{shape}-model", tmp_path / f"{shape}-hf")
+        alone[shape] = contents(tmp_path / f"{shape}-hf")
+    to_hf(tmp_path / "classifier-model", tmp_path / "scalar-hf", scalar=SCALAR)
     results = run_distributed(convert_everywhere, 4, folders=folders, work=str(tmp_path))
+    assert results["classifier tp2xpp2 -> pp2+vpp2"]["scalar"] == contents(tmp_path / "scalar-hf")
     assert len(results) == len(SHAPES) * len(LAYOUTS) + 1
     for title, result in results.items():
         assert result["differing"] == [], title
+        assert result["files"] == alone[title.split()[0]], title
         assert result.get("logits", 0.0) < 1e-5, title
 
 
