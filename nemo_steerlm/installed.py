@@ -39,7 +39,7 @@ def check() -> None:
             f"not installed: {', '.join(absent)}; run: python -m pip install {' '.join(map(repr, absent))} (in one of "
             "NVIDIA's containers: python -m pip install --no-deps -r docker/requirements-ngc.txt)"
         )
-    extras = {canonicalize_name(requirement.name): requirement.extras for requirement in own}
+    extras: dict[str, set[str]] = {canonicalize_name(requirement.name): requirement.extras for requirement in own}
     wrong = [
         f"{requirement.name} {_version(requirement.name) or 'is missing'} ({name} asks for {requirement})"
         for name in (_OWN, *_ENGINE)

@@ -224,19 +224,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def on_rank_zero(work: Callable[[], None]) -> None:
-    """Let rank 0 do something alone, while the others wait; a user's error that it meets is raised on every rank."""
-    error = None
-    if is_rank_zero():
-        try:
-            work()
-        except SteerLMError as found:
-            error = found
-    error = broadcast_object(error)
-    if isinstance(error, SteerLMError):
-        raise error
-
-
 def broadcast_object(value: object, source: int = 0) -> object:
     """Rank `source`'s picklable small value on every rank (file lists, decisions: never tensors)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -247,7 +234,7 @@ def broadcast_object(value: object, source: int = 0) -> object:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """What `function` returns on rank 0, on every rank: files are hashed once for all of a job's processes.
+    """What `function` returns on rank 0, on every rank: one process hashes or writes files, the others wait.
 
     Raises:
         Exception: what it raises on rank 0, on every rank.
