@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_steerlm import __version__, environment
-from nemo_steerlm.errors import ConfigError, SteerLMError, suggest
+from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
 from nemo_steerlm.launch import local
 
 # verb: (function, its dataclass in config/verbs.py, help)
@@ -37,7 +38,10 @@ verbs:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0 done, 2 the user's input is wrong, 1 (by an exception) anything else."""
+    """Run a verb; returns the exit code.
+
+    0: done. 2: the user's input is wrong. 128 + n: ended by signal n. 1 (by an exception): anything else.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not words or words[0] in ("--help", "-h"):
@@ -52,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         local.report(f"steerlm: error: {' '.join(str(error).split())}")
         return 2
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":  # it is the same for all
+            local.report(f"steerlm: {stop}")
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _working() -> list[str]:

@@ -22,6 +22,19 @@ class CheckpointError(SteerLMError):
     """A model folder or checkpoint is missing, incomplete, or made for something else."""
 
 
+class Stopped(Exception):
+    """A signal has ended a training that can go on: it finished its step and saved its state.
+
+    Args:
+        number: the signal's; a command ends with 128 + it.
+        message: the step, and how it goes on.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the candidate nearest to ``name``, or an empty string.
 

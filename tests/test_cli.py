@@ -122,3 +122,18 @@ def test_errors_of_the_user_are_told_and_all_others_raised(verb, capsys, monkeyp
     verb("def main(config): return {}['x']")
     with pytest.raises(KeyError):
         cli.main(words)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "line"),
+    [
+        ("raise Stopped(15, 'stopped at step 3')", 143, "steerlm: stopped at step 3\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_a_signal_ends_a_verb_with_the_shells_code_and_is_told_once(verb, capsys, monkeypatch, ending, code, line):
+    verb(f"from nemo_steerlm.errors import Stopped\ndef main(config): {ending}")
+    words = ["prepare", "source=oasst", "output=o"]
+    assert (cli.main(words), capsys.readouterr().err) == (code, line)
+    monkeypatch.setenv("RANK", "1")
+    assert (cli.main(words), capsys.readouterr().err) == (code, "")

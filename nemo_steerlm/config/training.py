@@ -25,7 +25,7 @@ class TrainerConfig(ComputeConfig):
     best_metric: str | None = option(
         None, "model/ holds the step with the best of this, e.g. val/loss, val/quality/pearson; null = the last step"
     )
-    checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = only at the end", least=1)
+    checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = 15 minutes", least=1)
     keep_checkpoints: int = option(2, "newest checkpoints kept", least=1)
     async_checkpoint: bool = option(False, "write checkpoints in the background, from copies in CPU memory")
     recompute: str = option(

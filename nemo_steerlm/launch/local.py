@@ -134,30 +134,43 @@ def run(command: Sequence[str], devices: int) -> int:
                 own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
                 # In sessions of their own, a terminal's Ctrl-C reaches the copies once: through `_wait`.
                 processes.append(subprocess.Popen(command, env={**os.environ, **own}, start_new_session=True))
-            code = _wait(processes, pending)
+            codes, told = _wait(processes, pending)
         finally:
             _end(processes)
             for number, handler in before.items():
                 signal.signal(number, handler)
-        for message in sorted(Path(folder).iterdir(), key=lambda file: int(file.name))[:1]:
-            print(message.read_text(encoding="utf-8"), file=sys.stderr)
-        return code
+        messages = sorted(Path(folder).iterdir(), key=lambda file: int(file.name))
+        rank, code = _cause(codes)
+        if messages:
+            print(messages[0].read_text(encoding="utf-8"), file=sys.stderr)
+        elif code and not told:
+            end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            print(f"steerlm: error: process {rank} of {devices} {end} and has ended the run", file=sys.stderr)
+        return code if code >= 0 else 128 - code
 
 
-def _wait(processes: Sequence[subprocess.Popen], pending: list[int]) -> int:
-    """The exit code of the run, once all have ended well or one has not."""
+def _cause(codes: Sequence[int | None]) -> tuple[int, int]:
+    """The rank that ended the run, and its exit code: a user's error first, then a kill, which others die of."""
+    failed = [(code != 2, code > 0, rank, code) for rank, code in enumerate(codes) if code]
+    return min(failed)[2:] if failed else (0, 0)
+
+
+def _wait(processes: Sequence[subprocess.Popen], pending: list[int]) -> tuple[list[int | None], bool]:
+    """Exit codes, once all have ended well or one has not, and whether signals were passed on.
+
+    After a signal they end by themselves, one a little before the other: they are given time for that.
+    """
+    told, deadline = False, float("inf")
     while True:
         while pending:
-            number = pending.pop(0)
+            told, number = True, pending.pop(0)
             for process in processes:
                 process.send_signal(number)
         codes = [process.poll() for process in processes]
-        failed = [code for code in codes if code]
-        if failed:
-            code = 2 if 2 in failed else failed[0]
-            return code if code > 0 else 128 - code
-        if None not in codes:
-            return 0
+        if any(codes):
+            deadline = min(deadline, time.monotonic() + (_GRACE if told else 0.0))
+        if None not in codes or time.monotonic() >= deadline:
+            return codes, told
         time.sleep(0.1)
 
 

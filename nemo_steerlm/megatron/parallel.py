@@ -35,6 +35,7 @@ class _Layout:
 
 _active: _Layout | None = None
 _timeout = timedelta(minutes=30)
+_hosts: Any = None  # on GPUs, a gloo group of all processes
 
 
 def device() -> torch.device:
@@ -59,6 +60,7 @@ def _require_gpu() -> None:
 
 def _start_processes() -> None:
     """Meet the other processes, and see that this one's device and backend work."""
+    global _hosts
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
@@ -77,6 +79,8 @@ def _start_processes() -> None:
     started = torch.ones(1, device=device())
     dist.all_reduce(started)  # NCCL connects at its first collective
     assert int(started) == dist.get_world_size()
+    if torch.cuda.is_available():
+        _hosts = dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def _refuse_shared_gpus() -> None:
@@ -195,11 +199,11 @@ def seed_everything(seed: int) -> None:
 
 def shutdown() -> None:
     """Leave all groups; harmless when nothing was started."""
-    global _active
+    global _active, _hosts
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-    _active = None
+    _active = _hosts = None
 
 
 def is_rank_zero() -> bool:
@@ -222,6 +226,13 @@ def barrier() -> None:
     """Wait for every process of the job."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
+
+
+def highest(*numbers: int) -> list[int]:
+    """Each number's highest value over all processes of the job, which wait for each other but for no GPU."""
+    found = torch.tensor(numbers, device=device() if _hosts is None else "cpu")
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_hosts)
+    return found.tolist()
 
 
 def broadcast_object(value: object, source: int = 0) -> object:

@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from megatron.core import parallel_state
@@ -34,6 +34,7 @@ from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStra
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
 from nemo_steerlm.models.best import BestStep, check_metric
+from nemo_steerlm.models.saving import Checkpoints
 from nemo_steerlm.provenance import plain
 
 _log = logging.getLogger(__name__)
@@ -86,26 +87,6 @@ class JSONLLogger(Logger):
             if row["step"] < step or (row["step"] == step and "train/loss" in row):
                 kept.append(line + "\n")
         self.path.write_text("".join(kept), encoding="utf-8")
-
-
-class _Checkpoints(Callback):
-    """Saves the whole training state every so many steps and after the last."""
-
-    def __init__(self, folder: CheckpointFolder, every: int | None, last: int, io: DistributedCheckpointIO) -> None:
-        self.folder, self.every, self.last, self.io = folder, every, last, io
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        """Lightning's hook after each optimizer step."""
-        self.io.poll()
-        step = trainer.global_step
-        if step == self.last or (self.every and step % self.every == 0):
-            trainer.save_checkpoint(self.folder.path(step))
-            self.folder.prune()
-
-    def on_train_end(self, *_: Any) -> None:
-        """Lightning's hook: wait for what is still being written."""
-        self.io.finish()
-        self.folder.prune()
 
 
 class _ProgressBar(TQDMProgressBar):
@@ -285,6 +266,9 @@ def fit(
 
     Returns:
         What kept the best step's weights, with `trainer.best_metric`.
+
+    Raises:
+        Stopped: by a signal; the state after the last step is saved.
     """
     last = int(model.cfg.max_steps)
     model.choose_trained()
@@ -311,6 +295,7 @@ def fit(
                 best.consider(model, last, model.validated)
         return best
     metrics.rewind(step)
+    checkpoints = Checkpoints(folder, trainer_config.checkpoint_every, last, io)
     trainer = lightning.Trainer(
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         strategy=MegatronStrategy(io),  # knows accelerator and devices
@@ -318,7 +303,7 @@ def fit(
         max_epochs=1,  # the step number alone says which data comes next; epochs are counted there
         logger=False,
         callbacks=[
-            _Checkpoints(folder, trainer_config.checkpoint_every, last, io),
+            checkpoints,
             *([best] if best is not None else []),
             *([_ProgressBar(output.name)] if trainer_config.progress_bar else []),
         ],
@@ -335,7 +320,10 @@ def fit(
     _loggers(trainer, logging_config, output)
     trainer.loggers = [*trainer.loggers, metrics]
     model.set_trainer(trainer)
-    trainer.fit(model, ckpt_path=None if start is None else str(start))
+    # Lightning (2.4) would answer SIGTERM by an exception with exit code 0 on the process that got it.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    with checkpoints.listening():
+        trainer.fit(model, ckpt_path=None if start is None else str(start))
     return best
 
 

@@ -38,6 +38,7 @@ from nemo_steerlm.conversation import Conversation, read_conversations, write_co
 from nemo_steerlm.data.sources import synthetic
 from nemo_steerlm.data.synthetic.oracle import oracle
 from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer
+from nemo_steerlm.errors import Stopped
 from nemo_steerlm.evaluate.bars import bar_rows, check_bars
 from nemo_steerlm.evaluate.report import write_report
 from nemo_steerlm.evaluate.steerability import plan_requests, steerability
@@ -58,7 +59,10 @@ SAMPLED_PROMPTS = 3
 
 def main(config: QuickstartConfig) -> None:
     """`steerlm quickstart`: fill `config.output`, print the bars and where the report is."""
-    report = Quickstart(config).run()
+    try:
+        report = Quickstart(config).run()
+    except Stopped as stop:
+        raise Stopped(stop.number, "stopped; the quickstart begins anew when it is started again") from stop
     rows = bar_rows(report["bars"])
     page = Path(config.output) / "report.html"
     sys.stdout.write(f"\n{text_table(rows, ['measure', 'value', 'bar', 'result'])}\n\nreport: {page}\n")

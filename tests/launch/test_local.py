@@ -30,6 +30,7 @@ step = plan.get(rank, plan.get("all", {}))
 deadline = time.time() + step.get("seconds", 0)
 while time.time() < deadline and not received:
     time.sleep(0.02)
+time.sleep(step.get("linger", 0))
 (folder / f"{rank}.received").write_text(",".join(received))
 if "message" in step:
     local.report(step["message"])
@@ -40,7 +41,7 @@ LAUNCHER = "import sys; from nemo_steerlm.launch import local; sys.exit(local.ru
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a launcher of n copies with a plan {rank: {seconds, message, code}}."""
+    """Start a launcher of n copies with a plan {rank: {seconds, linger, message, code}}."""
     (tmp_path / "copy.py").write_text(COPY)
     started = []
 
@@ -106,7 +107,10 @@ def test_a_users_error_of_all_ranks_is_told_once_and_its_code_goes_before_others
     process = start(3, {"0": {"code": 1, "seconds": 0}, "all": {"code": 2, "message": "steerlm: error: bad"}})
     _, error = process.communicate(timeout=30)
     assert process.returncode in (1, 2)  # 1 only where the others had not ended yet
-    assert error in ("steerlm: error: bad\n", "")
+    assert error in (
+        "steerlm: error: bad\n",
+        "steerlm: error: process 0 of 3 ended with code 1 and has ended the run\n",
+    )
     process = start(3, {"all": {"code": 2, "message": "steerlm: error: bad"}})
     _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (2, "steerlm: error: bad\n")
@@ -125,6 +129,38 @@ def test_a_copy_ended_by_a_signal_gives_the_shells_code(start, tmp_path):
     wait_for(lambda: len(list(tmp_path.glob("*.json"))) == 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_after_a_signal_each_copy_ends_in_its_own_time(start, tmp_path):
+    last = {"seconds": 60, "linger": 1.0, "message": "steerlm: stopped at step 3", "code": 138}
+    process = start(2, {"0": last, "1": {"seconds": 60, "code": 138}})
+    wait_for(lambda: len(list(tmp_path.glob("*.json"))) == 2)
+    process.send_signal(signal.SIGUSR1)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (138, "steerlm: stopped at step 3\n")
+
+
+@pytest.mark.parametrize(
+    ("plan", "killed", "code", "line"),
+    [
+        ({"all": {"seconds": 60}}, 1, 137, "process 1 of 2 was killed by SIGKILL and has ended the run"),
+        ({"0": {"seconds": 60}, "1": {"code": 1}}, None, 1, "process 1 of 2 ended with code 1 and has ended the run"),
+    ],
+)
+def test_a_copy_that_dies_without_a_word_is_named(start, tmp_path, plan, killed, code, line):
+    process = start(2, plan)
+    if killed is not None:
+        wait_for(lambda: len(list(tmp_path.glob("*.json"))) == 2)
+        os.kill(int((tmp_path / f"{killed}.pid").read_text()), signal.SIGKILL)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (code, f"steerlm: error: {line}\n")
+
+
+def test_a_kill_is_the_cause_and_not_what_others_die_of():
+    assert local._cause([1, -9, None]) == (1, -9)
+    assert local._cause([1, -9, 2]) == (2, 2)
+    assert local._cause([0, 1, 1]) == (1, 1)
+    assert local._cause([0, 0]) == (0, 0)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux ends the copies of a killed launcher")

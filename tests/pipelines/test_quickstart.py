@@ -86,6 +86,20 @@ def test_a_seed_decides_every_figure(folder: Path) -> None:
         assert first_text == again_text, name
 
 
+def test_a_stopped_quickstart_does_not_promise_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemo_steerlm.config import QuickstartConfig
+    from nemo_steerlm.errors import Stopped
+    from nemo_steerlm.pipelines import quickstart
+
+    def stop(_: object) -> None:
+        raise Stopped(15, "stopped at step 3 by SIGTERM; the same command goes on")
+
+    monkeypatch.setattr(quickstart.Quickstart, "run", stop)
+    with pytest.raises(Stopped, match="the quickstart begins anew") as caught:
+        quickstart.main(QuickstartConfig())
+    assert caught.value.number == 15
+
+
 @pytest.mark.gpu
 def test_it_runs_on_one_gpu_in_the_precision_of_its_bars(tmp_path: Path) -> None:
     sizes = [f"recipe.{name}={value}" for name, value in TINY.items()]

@@ -48,5 +48,15 @@ def kill_when(moment: Callable[[], bool], children: list[int], seconds: float = 
     return all([os.waitpid(child, 0)[1] == signal.SIGKILL for child in children])
 
 
+def signal_when(moment: Callable[[], bool], children: list[int], one: int, number: int) -> list[int]:
+    """Send one of the ranks a signal when `moment` comes; the exit codes of all, -n for one that signal n killed."""
+    deadline = time.monotonic() + 120
+    while not moment():
+        assert time.monotonic() < deadline and not any(map(_ended, children)), "the moment never came"
+        time.sleep(0.0005)
+    os.kill(children[one], number)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 def _ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

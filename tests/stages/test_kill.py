@@ -1,17 +1,27 @@
-"""kill -9 at moments of training, annotation and sampling: resumed results are those of an uninterrupted run."""
+"""kill -9 at moments of training, annotation and sampling, and signals: what goes on is an uninterrupted run."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nemo_steerlm.config import AnnotateConfig, ComputeConfig, SampleConfig, TrainRegressorConfig
-from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.config import (
+    AnnotateConfig,
+    BootstrapConfig,
+    BootstrapDataConfig,
+    ComputeConfig,
+    SampleConfig,
+    SamplingConfig,
+    TrainRegressorConfig,
+)
+from nemo_steerlm.errors import ConfigError, Stopped
 from tests.distributed import run_distributed
-from tests.stages.forks import finish, kill_when, start
+from tests.stages.forks import finish, kill_when, signal_when, start
 from tests.stages.helpers import make_world, policy_config, regressor_config, weights_of
 
 
@@ -168,12 +178,82 @@ def _best(root: Path) -> dict:
     return {"metric": metric, "killed": killed, "left": names, "same": same, "wrong": wrong, "value": rows[1][metric]}
 
 
+def _stoppable(work: Callable[[], None], words: Path) -> Callable[[], None]:
+    """As the command line ends a run that a signal stopped; what it prints goes to a file."""
+
+    def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+        try:
+            work()
+        except Stopped as stop:
+            words.write_text(str(stop))
+            os._exit(128 + stop.number)
+
+    return run
+
+
+def _signals(folder: Path) -> dict:
+    """Two ranks of which one gets a signal, twice; checkpoints by the clock; a bootstrap that is interrupted."""
+    from nemo_steerlm.models import saving
+    from nemo_steerlm.pipelines import bootstrap
+    from nemo_steerlm.stages import train_sft
+
+    def work(output: str, seconds: float = saving.SECONDS) -> Callable[[], None]:
+        config = policy_config(folder, output, steps=16)
+        config.trainer.checkpoint_every = None
+
+        def run() -> None:
+            saving.SECONDS = seconds
+            train_sft.main(config)
+
+        return _stoppable(run, folder / "words")
+
+    def checkpoints(output: str) -> list[str]:
+        return sorted(path.name for path in (folder / output / "checkpoints").iterdir())
+
+    finish(start(work("signal-whole"), ranks=2))
+    finish(start(work("signal-clock", seconds=0.0)))
+    stops = []
+    for rank, number in ((1, signal.SIGUSR1), (0, signal.SIGTERM)):
+        metrics = folder / "signal-stopped" / "metrics.jsonl"
+        more = _lines(metrics) + 2
+        codes = signal_when(lambda: _lines(metrics) >= more, start(work("signal-stopped"), ranks=2), rank, number)
+        stops.append([codes, (folder / "words").read_text(), checkpoints("signal-stopped")])
+    finish(start(work("signal-stopped"), ranks=2))
+
+    config = _bootstrap_config(folder)
+    run, metrics = (
+        _stoppable(lambda: bootstrap.main(config), folder / "words"),
+        folder / "boot/round-1/policy/metrics.jsonl",
+    )
+    codes = signal_when(lambda: _lines(metrics) >= 2, start(run), 0, signal.SIGINT)
+    stops.append([codes, (folder / "words").read_text(), checkpoints("boot/round-1/policy")])
+    finish(start(run))
+    return {"stops": stops, "by clock": checkpoints("signal-clock"), "at the end": checkpoints("signal-whole")}
+
+
+def _bootstrap_config(folder: Path) -> BootstrapConfig:
+    trained = policy_config(folder, steps=40)
+    data = BootstrapDataConfig(
+        train=str(folder / "data/train.jsonl"), prompts=str(folder / "data/prompts.jsonl"),
+        change_prompts=str(folder / "data/prompts_test.jsonl"), max_length=256,
+    )  # fmt: skip
+    trained.trainer.checkpoint_every = None
+    return BootstrapConfig(
+        policy=str(folder / "policy-whole/model"), regressor=str(folder / "regressor-whole/model"),
+        output=str(folder / "boot"), target=["quality"], data=data, keep_fraction=1.0,
+        sampling=SamplingConfig(responses=1, max_new_tokens=16), trainer=trained.trainer, optimizer=trained.optimizer,
+        logging=trained.logging, seed=5,
+    )  # fmt: skip
+
+
 def kill_everything(folder: str) -> dict:
     """All of it in one process that imports once; every run is a forked child."""
     import nemo_steerlm.pipelines.bootstrap  # noqa: F401  (imports every step)
 
     make_world(Path(folder))
-    return {**_training(Path(folder)), **_rows(Path(folder)), "best": _best(Path(folder))}
+    found = {**_training(Path(folder)), **_rows(Path(folder)), "signals": _signals(Path(folder))}
+    return {**found, "best": _best(Path(folder))}  # last: it starts torch's threads here, which no fork survives
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +314,32 @@ def test_a_metric_that_does_not_exist_is_refused_before_training(outcome: dict) 
     wrong = outcome["best"]["wrong"]
     assert "did you mean 'val/quality/pearson'" in wrong["val/qualty/pearson"]
     assert "data.val" in wrong["val/quality/mse"]
+
+
+def test_a_signal_to_one_process_ends_all_with_their_step_saved(outcome: dict) -> None:
+    one, two, interrupted = outcome["signals"]["stops"]
+    for (codes, words, checkpoints), name in ((one, "SIGUSR1"), (two, "SIGTERM"), (interrupted, "SIGINT")):
+        assert set(codes) == {128 + signal.Signals[name]}
+        step = int(checkpoints[-1].removeprefix("step-"))
+        assert 0 < step and not any("unfinished" in checkpoint for checkpoint in checkpoints)
+        assert words == f"stopped at step {step} by {name}; the same command goes on"
+
+
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(outcome: dict) -> None:
+    import torch
+
+    folder = outcome["folder"]
+    assert _metrics(folder / "signal-stopped") == _metrics(folder / "signal-whole")
+    whole, stopped = (weights_of(folder / f"signal-{name}/model") for name in ("whole", "stopped"))
+    assert all(torch.equal(value, stopped[key]) for key, value in whole.items())
+
+
+def test_a_stopped_bootstrap_goes_on_by_the_same_command(outcome: dict) -> None:
+    rows = _metrics(outcome["folder"] / "boot/round-1/policy")
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert json.loads((outcome["folder"] / "boot/report.json").read_text())["n"] == 12
+
+
+def test_checkpoints_are_written_by_the_clock_where_no_number_of_steps_is_given(outcome: dict) -> None:
+    assert outcome["signals"]["by clock"] == ["step-00000015", "step-00000016"]
+    assert outcome["signals"]["at the end"] == ["step-00000016"]
