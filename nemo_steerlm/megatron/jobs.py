@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from tqdm import tqdm
 
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.parts import PartStore, chunks, finished
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
+from nemo_steerlm.progress import Progress
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -34,7 +34,7 @@ def count_rows(path: Path) -> int | None:
 
 def run_in_parts(
     rows: Iterable[Conversation],
-    work: Callable[[int, list[Conversation], tqdm], list[Record]],
+    work: Callable[[int, list[Conversation], Progress], list[Record]],
     *,
     output: Path,
     job: dict[str, Any],
@@ -50,13 +50,13 @@ def run_in_parts(
     whatever was killed in between. An output that this very job has finished is left as it is.
 
     Args:
-        work: (part number, its rows, the progress bar) -> records; every rank of one model runs it together. It may
-            move the bar on within the part.
+        work: (part number, its rows, the progress) -> records; every rank of one model runs it together. It may
+            move the progress on within the part.
         output: the final file; the parts lie beside it until all are there.
         job: everything that decides the records (see `PartStore`).
         part_size: rows of a part; one of very long rows has fewer.
         total: number of rows if known, for the time left.
-        unit: what the bar counts.
+        unit: what is counted.
         shard: (i, n): do every n-th part only, from the i-th on, because other runs do the others at the same time.
             The run that finds all parts there merges them.
 
@@ -73,17 +73,17 @@ def run_in_parts(
     store = PartStore(folder, job)
     writes = parallel_state.get_model_parallel_group().rank() == 0
     count = seen = 0
-    with tqdm(total=total, unit=f" {unit}", desc=output.name, disable=not is_rank_zero(), mininterval=0.5) as bar:
+    with Progress(output.name, total, unit, shown=is_rank_zero()) as progress:
         for index, part in enumerate(chunks(rows, part_size, weight=_characters, most=_PART_CHARACTERS)):
             count = index + 1
             if index % shard[1] == shard[0] and claims.reached():
                 if not store.done(index, [row.id for row in part]):
-                    records = work(index, part, bar)
+                    records = work(index, part, progress)
                     if writes:
                         store.write(index, records)
                 claims.take()
             seen += len(part)
-            bar.update(seen - bar.n)
+            progress.update(seen - progress.done)
     barrier()
     return bool(broadcast_object(is_rank_zero() and _join(store, output, job, count, shard)))
 

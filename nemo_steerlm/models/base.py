@@ -324,6 +324,7 @@ class MegatronModel(ModelPT):
             "train/tokens_per_second": tokens / elapsed,
             "train/pack_efficiency": tokens / computed,  # 1 = no padding
         }
+        self.trained = metrics
         self.log_dict(metrics, batch_size=1)
         self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
 

@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from megatron.core import parallel_state
@@ -35,10 +35,13 @@ from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
 from nemo_steerlm.models.best import BestStep, check_metric
 from nemo_steerlm.models.saving import Checkpoints
+from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import plain
 
 _log = logging.getLogger(__name__)
 nemo_log.setLevel(nemo_log.ERROR)  # dozens of lines about their own set-up
+# exp_manager calls every run on several nodes an error that SLURM did not start through Lightning; ours are tested.
+logging.getLogger("nemo_logger").addFilter(lambda record: "without SLURM handling" not in record.getMessage())
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
@@ -89,23 +92,41 @@ class JSONLLogger(Logger):
         self.path.write_text("".join(kept), encoding="utf-8")
 
 
-class _ProgressBar(TQDMProgressBar):
-    """Lightning's bar under the run's name: steps, speed, time left, loss."""
+class _ShowProgress(Callback):
+    """Says where a training is: step, losses, learning rate, speed, time left.
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
+    A log gets a line after the first step, after each validation, every half a minute, and every `trainer.log_every`
+    steps where that is more than 1.
+    """
 
-    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-        """Give the bar its name."""
-        super().on_train_epoch_start(trainer, *_)
-        self.train_progress_bar.set_description(self.name)
+    def __init__(self, name: str, config: TrainerConfig, start: int, last: int) -> None:
+        self.every, self.trained, self.validated, self.speed = config.log_every, "", "", ""
+        shown = parallel.is_rank_zero()
+        self.progress = Progress(name, last, "steps", shown=shown, bar=config.progress_bar, start=start)
 
-    def get_metrics(self, *args: Any, **kwargs: Any) -> dict:
-        """What stands at the end of the bar."""
-        metrics = super().get_metrics(*args, **kwargs)
-        metrics.pop("v_num", None)
-        return metrics
+    def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+        """Lightning's hook after each optimizer step."""
+        figures = model.trained
+        self.trained = f"loss {figures['train/loss']:.4g}"
+        self.speed = f"rate {figures['train/learning_rate']:.3g}, {figures['train/tokens_per_second']:,.0f} tokens/s"
+        first = self.progress.done == self.progress.start
+        self._show(1, now=first or (self.every > 1 and trainer.global_step % self.every == 0))
+
+    def on_validation_end(self, trainer: Any, model: Any) -> None:
+        """Lightning's hook after each validation."""
+        self.validated = f"val/loss {model.validated['val/loss']:.4g}"
+        self._show(0, now=True)
+
+    def _show(self, count: int, now: bool) -> None:
+        self.progress.update(count, ", ".join(filter(None, (self.trained, self.validated, self.speed))), now)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Lightning's hook after the last step."""
+        self.progress.close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Lightning's hook when the training fails."""
+        self.progress.close(failed=True)
 
 
 def _loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
@@ -305,10 +326,10 @@ def fit(
         callbacks=[
             checkpoints,
             *([best] if best is not None else []),
-            *([_ProgressBar(output.name)] if trainer_config.progress_bar else []),
+            _ShowProgress(output.name, trainer_config, step, last),
         ],
         enable_checkpointing=False,
-        enable_progress_bar=trainer_config.progress_bar,
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,

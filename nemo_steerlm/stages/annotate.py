@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nemo_steerlm.config import AnnotateConfig
 from nemo_steerlm.conversation import Conversation, Turn, atomic_writer, read_conversations
@@ -20,6 +19,7 @@ from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
 from nemo_steerlm.models.regressor import AttributeRegressor
+from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import fingerprint_folder, sha256_file, write_run_json
 
 
@@ -107,7 +107,7 @@ class _Annotator:
         self.max_length = config.max_length or model.card.architecture.max_position_embeddings
         self.tokens, self.started = 0, time.perf_counter()
 
-    def part(self, index: int, rows: list[Conversation], bar: tqdm) -> list[Record]:
+    def part(self, index: int, rows: list[Conversation], bar: Progress) -> list[Record]:
         """Label the rows of one part, all their responses together: what they share is read once."""
         places = [(row, turn) for row in rows for turn in row.response_indices if self._wanted(row.turns[turn])]
         card, config = self.model.card, self.config
@@ -125,7 +125,7 @@ class _Annotator:
                 found = {name: [round(p, 4) for p in levels[place].tolist()] for name, levels in shares.items()}
                 row.turns[turn].label_distribution = found
         self.tokens += sum(len(texts[i]) for i in readable)
-        bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.started):,.0f} tokens/s", refresh=False)
+        bar.text = f"{self.tokens / (time.perf_counter() - self.started):,.0f} tokens/s"
         return [row.to_record() for row in rows]
 
     def _wanted(self, turn: Turn) -> bool:
@@ -146,14 +146,14 @@ class _Annotator:
         turn.label = None if turn.shared else rounded
 
 
-def _moving(bar: tqdm, rows: list[Conversation], texts: list[int]) -> Callable[[int], None]:
+def _moving(bar: Progress, rows: list[Conversation], texts: list[int]) -> Callable[[int], None]:
     """Moves the bar over the rows of a part as its texts are done."""
-    first, done = bar.n, 0
+    first, done = bar.done, 0
 
     def progress(count: int) -> None:
         nonlocal done
         done += count
-        bar.update(first + len(rows) * done // len(texts) - bar.n)
+        bar.update(first + len(rows) * done // len(texts) - bar.done)
 
     return progress
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import SampleConfig
@@ -20,6 +19,7 @@ from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.generation import SamplingSettings
 from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
 from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import fingerprint_folder, sha256_file, write_run_json
 
 Combination = dict[str, float]
@@ -85,7 +85,7 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
 
     tokens, started = 0, time.perf_counter()
 
-    def part(index: int, rows: list[Conversation], bar: tqdm) -> list[Record]:
+    def part(index: int, rows: list[Conversation], bar: Progress) -> list[Record]:
         nonlocal tokens
         room = model.card.architecture.max_position_embeddings - config.max_new_tokens
         requests_ = [(row, prompt) for row in rows if (prompt := _fit(model, row, room))]
@@ -95,7 +95,7 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
             progress=bar.update,
         )  # fmt: skip
         tokens += sum(len(answer.tokens) for answer in answers)
-        bar.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
+        bar.text = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
         for (row, _), answer in zip(requests_, answers, strict=True):
             text = model.card.template.parse_response(answer.text)
             row.turns.append(Turn(model.card.template.assistant, text))
