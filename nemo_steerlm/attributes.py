@@ -27,7 +27,7 @@ class Attribute:
         name: Letters, digits, ``_``, ``.`` and ``-`` (it stands in label strings before a colon).
         low: Smallest value, an integer.
         high: Largest value, an integer.
-        default: Value used where a user asks for none; ``low`` when left out.
+        default: Value used where a user asks for none; the middle of the range when left out.
         description: What the attribute means, shown to people.
     """
 
@@ -45,7 +45,7 @@ class Attribute:
         for field in ("low", "high", "default"):
             value = getattr(self, field)
             if field == "default" and value is None:
-                value = self.low
+                value = (self.low + self.high) // 2
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
                 raise ConfigError(f"attribute '{self.name}': {field} must be an integer, found {value!r}")
             object.__setattr__(self, field, int(value))
@@ -230,6 +230,21 @@ class AttributeSchema:
         """Return every attribute's default."""
         return {a.name: float(a.default) for a in self}  # type: ignore[arg-type]
 
+    def complete(self, values: Mapping[str, float | None] | None) -> dict[str, float]:
+        """Return what to ask a policy for: ``values``, with the default of each attribute that is not named.
+
+        A policy is trained on whole labels; asked for one attribute alone it has to guess the others. None as a value
+        leaves its attribute out.
+
+        Raises:
+            ConfigError: Unknown name.
+            DataError: A value outside its range.
+        """
+        asked = {**self.defaults(), **(values or {})}
+        for name in asked:
+            self[name]  # an unknown name is refused, whatever its value
+        return self.check({name: v for name, v in asked.items() if v is not None}, "requested attributes")
+
 
 def parse_label(text: str, where: str = "") -> dict[str, float]:
     """Read a label string without a schema.
@@ -262,8 +277,16 @@ def format_number(value: float, decimals: int = 4) -> str:
     return str(int(value)) if value == int(value) else f"{value:.{decimals}f}".rstrip("0").rstrip(".")
 
 
+# Defaults: these at their maximum, all others at 0, as in the published prompts of SteerLM models (NeMo-Aligner's
+# guide and HelpSteer, arXiv 2311.09528, section 4.4).
+_WANTED = ("quality", "helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
 def _range(high: int, **descriptions: str) -> dict[str, dict[str, Any]]:
-    return {name: {"low": 0, "high": high, "description": text} for name, text in descriptions.items()}
+    return {
+        name: {"low": 0, "high": high, "default": high if name in _WANTED else 0, "description": text}
+        for name, text in descriptions.items()
+    }
 
 
 _OASST = {
@@ -300,7 +323,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "helpsteer": _range(4, **_OASST, **_HELPSTEER2),
     "helpsteer2": _range(4, **_HELPSTEER2),
     # UltraFeedback (arXiv 2310.01377): GPT-4's ratings from 1 to 5.
-    "ultrafeedback": {name: {"low": 1, "high": 5, "description": text} for name, text in _ULTRAFEEDBACK.items()},
+    "ultrafeedback": {
+        name: {"low": 1, "high": 5, "default": 5, "description": text} for name, text in _ULTRAFEEDBACK.items()
+    },
     # The quickstart's world. Its defaults are what a user would ask for: good, informative, neither terse nor chatty.
     "synthetic": {
         name: {"low": 0, "high": 4, "default": default, "description": text}

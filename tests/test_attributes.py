@@ -33,7 +33,7 @@ def test_a_schema_survives_its_file(preset, tmp_path):
 def test_a_schema_of_ones_own_from_yaml(tmp_path):
     (tmp_path / "mine.yaml").write_text("formality: {low: 1, high: 5, default: 3, description: tone}\nhumor:\n")
     schema = AttributeSchema.load(tmp_path / "mine.yaml")
-    assert schema.defaults() == {"formality": 3.0, "humor": 0.0}
+    assert schema.defaults() == {"formality": 3.0, "humor": 2.0}  # the middle where a file names none
     assert schema["formality"].description == "tone"
     assert schema.format({"humor": 9, "formality": 0}) == "formality:1,humor:4"
 
@@ -120,3 +120,17 @@ def test_equality_is_names_ranges_and_order():
     assert AttributeSchema([one, two]) == AttributeSchema([one, Attribute("b", default=2)])
     assert AttributeSchema([one, two]) != AttributeSchema([two, one])
     assert AttributeSchema([one]) != AttributeSchema([Attribute("a", high=9)])
+
+
+def test_what_is_not_asked_for_takes_its_default():
+    schema = AttributeSchema.load("helpsteer")
+    published = "quality:4,toxicity:0,humor:0,creativity:0,helpfulness:4,correctness:4,coherence:4,complexity:4,verbosity:4"
+    assert schema.format(schema.complete(None)) == schema.format(schema.complete({})) == published
+    assert schema.format(schema.complete({"humor": 4})) == published.replace("humor:0", "humor:4")
+    assert "humor" not in schema.complete({"humor": None}) and len(schema.complete({"humor": None})) == 8
+    assert schema.complete(dict.fromkeys(schema.names)) == {}
+    for asked in ({"humour": 4}, {"humour": None}):
+        with pytest.raises(ConfigError, match="did you mean 'humor'"):
+            schema.complete(asked)
+    with pytest.raises(DataError, match="'humor' is 9"):
+        schema.complete({"humor": 9})

@@ -253,7 +253,9 @@ class GenerateConfig:
     checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
     prompt: str = option(MISSING, "what the user says", example="'Name a good book.'")
     system: str | None = option(None, "system prompt; null = the default one")
-    attributes: dict[str, float] = option(dict, "what to steer: attributes.humor=4")
+    attributes: dict[str, float | None] = option(
+        dict, "what to steer: attributes.humor=4; the others take the schema's defaults, null leaves one out"
+    )
     temperature: float = option(0.0, "0 = always the likeliest token", least=0.0)
     top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
     top_p: float = option(1.0, "draw among the likeliest of this total probability", least=0.0, most=1.0)
@@ -276,6 +278,8 @@ class QuickstartRecipe:
     regressor_lr: float = option(4e-3, "its peak learning rate", least=0.0)
     policy_steps: int = option(500, "optimizer steps of the policy", least=1)
     policy_lr: float = option(3e-3, "its peak learning rate", least=0.0)
+    attribute_dropout: float = option(0.3, "share of its samples that see a part of their label", least=0.0, most=1.0)
+    label_dropout: float = option(0.1, "share of its samples that see no label line", least=0.0, most=1.0)
     steer_prompts: int = option(40, "prompts a level and attribute when steering is measured", least=1)
     temperature: float = option(0.85, "of every draw", least=0.0)
     bootstrap_prompts: int = option(400, "prompts answered in step 4", least=1)

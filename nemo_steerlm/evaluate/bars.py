@@ -20,6 +20,7 @@ class Bars:
         pearson: regressor vs truth, every attribute at least this and above the human labels' own.
         spearman: requested vs measured over single samples, every attribute at least this.
         spearman_mean: the same on average over the attributes.
+        empty: share of empty answers, however the policy is asked, at most this.
         cross_talk: size of every off-diagonal slope at most this.
         label_gain: mean Spearman with predicted labels above the one with human labels by at least this.
         permuted: size of the mean Spearman with permuted labels at most this.
@@ -28,6 +29,7 @@ class Bars:
     pearson: float = 0.9
     spearman: float = 0.8
     spearman_mean: float = 0.88
+    empty: float = 0.01
     cross_talk: float = 0.2
     label_gain: float = 0.04
     permuted: float = 0.15
@@ -102,6 +104,13 @@ def _cross_talk(cross_talk: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
     return [_bar(name, where, largest, wanted, reached, number(largest, sign=True))]
 
 
+def _requests(requests: list[dict[str, Any]], bars: Bars) -> list[dict[str, Any]]:
+    shares = {row["asked"]: row["empty"] / row["n"] for row in requests}
+    where = max(shares, key=lambda name: shares[name])
+    name, wanted = "Answers: largest share of empty ones", f"≤ {bars.empty:g}"
+    return [_bar(name, f"asked for {where}", shares[where], wanted, shares[where] <= bars.empty)]
+
+
 def _label_source(sources: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
     mean = {source: mean_spearman(figures) for source, figures in sources.items()}
     lines = []
@@ -134,6 +143,7 @@ def _bootstrap(bootstrap: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
 _CHECKS: dict[str, Callable[[dict[str, Any], Bars], list[dict[str, Any]]]] = {
     "regressor": _regressor,
     "steerability": _steerability,
+    "requests": _requests,
     "cross_talk": _cross_talk,
     "label_source": _label_source,
     "bootstrap": _bootstrap,

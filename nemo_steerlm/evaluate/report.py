@@ -26,6 +26,8 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
         regressor        {NAME: {pearson, spearman, mae, mse, kappa, accuracy, n, human}} as `attribute_metrics`
                          returns it; human = the same for the human labels, may be absent
         steerability     {NAME: {spearman, interval, n, monotone, curve: [{level, mean, interval, n}]}}
+        requests         [{asked, n, empty, distinct_2, spearman}]: one row for each way of asking, as
+                         `describe_answers` returns it; spearman may be absent
         cross_talk       {REQUESTED: {MEASURED: slope}}; both as `steerability` returns them
         label_source     {none | permuted | human | predicted: {NAME: {spearman, interval, ...}}}
         bootstrap        {gain, interval, attributes: {NAME: {gain, interval}}, control: {the same}}; what else it
@@ -139,6 +141,18 @@ def _steerability(data: Data) -> tuple[str, str]:
     return text, table(head, rows)
 
 
+def _requests(data: Data) -> tuple[str, str]:
+    rows = [
+        [escape(one["asked"]), number(one.get("spearman")), f"{one['empty']} of {one['n']}", number(one["distinct_2"])]
+        for one in data["requests"]
+    ]
+    text = (
+        "<p>A user may ask for every attribute, for one, or for none. Spearman is the mean over the attributes; "
+        "distinct-2 is the share of an answer's word pairs that are not repeated in it, 1 without any repetition.</p>"
+    )
+    return text, table(["Asked for", "#Spearman", "#Empty answers", "#Distinct-2"], rows)
+
+
 def _cross_talk(data: Data) -> tuple[str, str]:
     text = (
         "<p>How much a measured attribute (column) moves when the requested level of another (row) rises by one. "
@@ -218,6 +232,7 @@ _SECTIONS: list[tuple[str, str, Callable[[Data], tuple[str, str]]]] = [
     ("bars", "Results", _bars),
     ("regressor", "Regressor against the oracle", _regressor),
     ("steerability", "Steering", _steerability),
+    ("requests", "Ways of asking", _requests),
     ("cross_talk", "Cross-talk", _cross_talk),
     ("label_source", "What the labels are worth", _label_source),
     ("bootstrap", "Step 4: learning from its own best answers", _bootstrap),

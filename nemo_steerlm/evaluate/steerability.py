@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Request:
         attribute: the attribute that is swept.
         level: the value asked of it.
         prompt: index of the prompt, from 0.
-        values: the complete request: `level` for `attribute`, the defaults for the others.
+        values: what the policy is told: `level` for `attribute`, and the others' defaults or nothing of them.
     """
 
     attribute: str
@@ -42,6 +43,7 @@ def plan_requests(
     prompts: int,
     defaults: Mapping[str, float] | None = None,
     levels: Mapping[str, Sequence[int]] | None = None,
+    alone: bool = False,
 ) -> list[Request]:
     """Lists the sweep: every attribute over its levels on every prompt, the other attributes at their default.
 
@@ -50,6 +52,7 @@ def plan_requests(
         prompts: how many prompts there are.
         defaults: values that differ from the schema's own defaults.
         levels: for some attributes, the levels to ask for instead of every whole number from low to high.
+        alone: leave the other attributes out.
 
     Returns:
         Requests ordered by attribute (schema order), then level, then prompt.
@@ -61,7 +64,7 @@ def plan_requests(
     if prompts < 1:
         raise ConfigError(f"a steerability sweep needs at least 1 prompt, got {prompts}")
     levels = {schema[name].name: chosen for name, chosen in (levels or {}).items()}
-    base = {**schema.defaults(), **schema.check(defaults or {}, "defaults of the sweep")}
+    base = {} if alone else {**schema.defaults(), **schema.check(defaults or {}, "defaults of the sweep")}
     requests = []
     for attribute in schema:
         for level in levels.get(attribute.name, range(attribute.low, attribute.high + 1)):
@@ -138,6 +141,22 @@ def steerability(
             ],
         }
     return result
+
+
+def describe_answers(answers: Sequence[str]) -> dict[str, Any]:
+    """Counts what makes answers useless whatever they were asked for.
+
+    Returns:
+        n; empty, the number without a word; distinct_2, the share of an answer's word pairs that occur once or for the
+        first time in it, on average over the answers that have pairs (distinct-n of arXiv 1510.03055, by answer).
+    """
+    pairs = [list(zip(words, words[1:])) for words in (answer.lower().split() for answer in answers)]
+    shares = [len(set(found)) / len(found) for found in pairs if found]
+    return {
+        "n": len(answers),
+        "empty": sum(not answer.strip() for answer in answers),
+        "distinct_2": fmean(shares) if shares else None,
+    }
 
 
 def _by_prompt(prompts: Sequence[int], *columns: Floats) -> list[Floats]:

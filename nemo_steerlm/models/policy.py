@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -16,6 +16,8 @@ from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import MicroBatch
 from nemo_steerlm.models.losses import cross_entropy
+
+Asked = Mapping[str, float | None] | None
 
 
 class AttributeConditionedGPT(MegatronModel):
@@ -40,15 +42,10 @@ class AttributeConditionedGPT(MegatronModel):
         """Token ids up to where the answer starts, the label line included.
 
         Raises:
-            ConfigError: an unknown attribute or a value out of range.
+            DataError: an unknown attribute or a value out of range.
         """
-        schema = self.card.schema
-        if schema is None:
-            if attributes:
-                raise ConfigError(
-                    f"attributes.{next(iter(attributes))}: this is a plain language model; run train-sft first"
-                )
-            schema = AttributeSchema.load("helpsteer")  # writes no label line: nothing is asked for
+        # A plain language model has no schema; nothing is asked of it, and no label line written.
+        schema = self.card.schema or AttributeSchema.load("helpsteer")
         return self.card.template.encode_prompt(conversation, schema, attributes, self.tokenizer)
 
     def sample(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, **kwargs: Any) -> list[Generation]:
@@ -59,10 +56,31 @@ class AttributeConditionedGPT(MegatronModel):
             vocab_size=self.card.architecture.vocab_size, **kwargs,
         )  # fmt: skip
 
+    def request(self, attributes: Mapping[str, float | None] | None) -> dict[str, float]:
+        """The values that `generate` asks for, given these: `AttributeSchema.complete`; none of a plain language model.
+
+        Raises:
+            ConfigError: an unknown attribute, or one asked of a plain language model.
+            DataError: a value out of range.
+        """
+        if self.card.schema is not None:
+            return self.card.schema.complete(attributes)
+        if attributes:
+            raise ConfigError(
+                f"attributes.{next(iter(attributes))}: this is a plain language model; run train-sft first"
+            )
+        return {}
+
+    @overload
+    def generate(self, prompt: str | Conversation, attributes: Asked = None, **settings: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: list[str | Conversation], attributes: Asked = None, **settings: Any) -> list[str]: ...
+
     def generate(
         self,
-        prompt: str | Conversation,
-        attributes: Mapping[str, float] | None = None,
+        prompt: str | Conversation | Sequence[str | Conversation],
+        attributes: Asked = None,
         *,
         system: str = DEFAULT_SYSTEM,
         max_new_tokens: int = 256,
@@ -70,23 +88,33 @@ class AttributeConditionedGPT(MegatronModel):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> str:
-        """Answer one prompt in the way `attributes` ask for.
+    ) -> str | list[str]:
+        """Answer a prompt, or each of a list, in the way `attributes` ask for.
 
         Args:
-            prompt: the user's message, or a conversation that ends with one.
-            attributes: any subset of the schema, e.g. ``{"humor": 4}``; None or {} for no label line.
+            prompt: the user's message, or a conversation that ends with one; or a list of these.
+            attributes: what to steer, e.g. ``{"humor": 4}``. The others take the schema's defaults; None as a value
+                leaves its attribute out, so ``dict.fromkeys(policy.schema.names)`` asks for nothing. `request` tells
+                which values are used.
             temperature: 0 is greedy, as in the paper.
 
+        Returns:
+            The answer, or a list of answers in the order of the prompts.
+
         Raises:
-            ConfigError: an unknown attribute or a value out of range.
+            ConfigError: an unknown attribute.
+            DataError: a value out of range.
         """
-        if isinstance(prompt, str):
-            prompt = Conversation(turns=[Turn(self.card.template.user, prompt)], system=system)
+        prompts = [prompt] if isinstance(prompt, (str, Conversation)) else prompt
+        template, asked = self.card.template, self.request(attributes)
         settings = SamplingSettings(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            stop=(self.card.template.stop,), seed=seed,
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=(template.stop,),
+            seed=seed,
         )  # fmt: skip
-        return self.card.template.parse_response(
-            self.sample([self.prompt_tokens(prompt, attributes)], settings)[0].text
-        )
+        rows = [
+            one if isinstance(one, Conversation) else Conversation(turns=[Turn(template.user, one)], system=system)
+            for one in prompts
+        ]
+        drawn = self.sample([self.prompt_tokens(row, asked) for row in rows], settings)
+        answers = [template.parse_response(one.text) for one in drawn]
+        return answers[0] if prompts is not prompt else answers

@@ -39,9 +39,9 @@ from nemo_steerlm.data.sources import synthetic
 from nemo_steerlm.data.synthetic.oracle import oracle
 from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer
 from nemo_steerlm.errors import Stopped
-from nemo_steerlm.evaluate.bars import bar_rows, check_bars
+from nemo_steerlm.evaluate.bars import bar_rows, check_bars, mean_spearman
 from nemo_steerlm.evaluate.report import write_report
-from nemo_steerlm.evaluate.steerability import plan_requests, steerability
+from nemo_steerlm.evaluate.steerability import describe_answers, plan_requests, steerability
 from nemo_steerlm.evaluate.tables import text_table
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.generation import SamplingSettings
@@ -173,10 +173,14 @@ class Quickstart:
             self.figures["regressor"][name]["human"] = values
         self.figures["arrays"] = {"regressor": {"predicted": predicted, "target": target, "human": human}}
 
-    def _train_policy(self, name: str, data: Path, label_dropout: float = 0.0) -> None:
+    def _train_policy(self, name: str, data: Path, label_dropout: float | None = None) -> None:
+        label_dropout = self.recipe.label_dropout if label_dropout is None else label_dropout
         config = TrainSftConfig(
             output=str(self.output / name),
-            data=PolicyDataConfig(train=str(data), max_length=MAX_LENGTH, label_dropout=label_dropout),
+            data=PolicyDataConfig(
+                train=str(data), max_length=MAX_LENGTH, label_dropout=label_dropout,
+                attribute_dropout=min(self.recipe.attribute_dropout, 1 - label_dropout),
+            ),
             attributes=AttributesConfig(preset="synthetic"),
             model=ModelConfig(**self._random_weights()),
             trainer=self._trainer(self.recipe.policy_steps),
@@ -186,14 +190,17 @@ class Quickstart:
         )
         train_sft.main(config)
 
-    def _steer(self, policy: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Ask a policy for every level of every attribute, measure the answers by the oracle."""
+    def _answers(self, model: AttributeConditionedGPT, asked: list[tuple[Conversation, dict[str, float]]]) -> list[str]:
+        """One answer to each prompt at the values asked for."""
+        tokens = [model.prompt_tokens(prompt, values) for prompt, values in asked]
+        drawn = model.sample(tokens, self._sampling(model.card.template.stop), batch_size=250)
+        return [model.card.template.parse_response(answer.text) for answer in drawn]
+
+    def _sweep(self, model: AttributeConditionedGPT, alone: bool = False) -> dict[str, Any]:
+        """Ask for every level of every attribute, measure the answers by the oracle."""
         prompts = self._prompts(self.recipe.steer_prompts)
-        requests = plan_requests(self.schema, len(prompts))
-        model = AttributeConditionedGPT.from_pretrained(policy, precision=PRECISION)
-        tokens = [model.prompt_tokens(prompts[r.prompt], r.values) for r in requests]
-        settings = self._sampling(model.card.template.stop)
-        answers = [model.card.template.parse_response(a.text) for a in model.sample(tokens, settings, batch_size=250)]
+        requests = plan_requests(self.schema, len(prompts), alone=alone)
+        answers = self._answers(model, [(prompts[r.prompt], r.values) for r in requests])
         measured = [oracle(prompts[r.prompt], text) for r, text in zip(requests, answers, strict=True)]
         vectors = np.array([self.schema.vector(values) for values in measured])
         samples = [
@@ -201,7 +208,8 @@ class Quickstart:
             for r, text, values in sorted(zip(requests, answers, measured, strict=True), key=lambda x: x[0].prompt)
             if r.prompt < SAMPLED_PROMPTS and r.level in (self.schema[r.attribute].low, self.schema[r.attribute].high)
         ]
-        return steerability(requests, vectors, self.schema, seed=self.config.seed), samples
+        figures = steerability(requests, vectors, self.schema, seed=self.config.seed)
+        return {**figures, "samples": samples, "answers": answers}
 
     def _prompts(self, count: int) -> list[Conversation]:
         return [
@@ -214,8 +222,19 @@ class Quickstart:
         )
 
     def _evaluate_steering(self) -> None:
-        figures, samples = self._steer(self.output / "policy" / "model")
-        self.figures |= {**figures, "samples": samples}
+        model = AttributeConditionedGPT.from_pretrained(self.output / "policy" / "model", precision=PRECISION)
+        rows = []
+        for name, alone in (("one attribute, the others at their default", False), ("one attribute alone", True)):
+            found = self._sweep(model, alone)
+            told = {"asked": name, "spearman": mean_spearman(found["steerability"])}
+            rows.append(told | describe_answers(found.pop("answers")))
+            self.figures = {**found, **self.figures}  # the first sweep is the one that the report shows in full
+        prompts = self._prompts(self.recipe.change_prompts)
+        best = self.schema.complete(dict.fromkeys([*TARGET, "verbosity"], 4))
+        for name, values in (("nothing", {}), ("best and longest", best)):
+            answers = self._answers(model, [(prompt, values) for prompt in prompts])
+            rows.append({"asked": name, **describe_answers(answers)})
+        self.figures["requests"] = rows
 
     def _bootstrap(self) -> None:
         recipe = self.recipe
@@ -227,6 +246,7 @@ class Quickstart:
             data=BootstrapDataConfig(
                 train=str(self.output / "annotated.jsonl"), prompts=str(self.data / "prompts.jsonl"),
                 change_prompts=str(self.data / "prompts_test.jsonl"), max_length=MAX_LENGTH,
+                attribute_dropout=recipe.attribute_dropout, label_dropout=recipe.label_dropout,
             ),
             keep_fraction=recipe.bootstrap_keep,
             replay=recipe.bootstrap_replay,
@@ -256,10 +276,11 @@ class Quickstart:
         sources = {"predicted": self.figures["steerability"]}
         for name, (path, label_dropout) in self._arms().items():
             self._train_policy(f"arms/{name}", path, label_dropout)
-            sources[name] = self._steer(self.output / "arms" / name / "model")[0]["steerability"]
+            model = AttributeConditionedGPT.from_pretrained(self.output / "arms" / name / "model", precision=PRECISION)
+            sources[name] = self._sweep(model)["steerability"]
         self.figures["label_source"] = sources
 
-    def _arms(self) -> dict[str, tuple[Path, float]]:
+    def _arms(self) -> dict[str, tuple[Path, float | None]]:
         """Data and label dropout of each arm."""
         rows = list(read_conversations(self.output / "annotated.jsonl"))
         shuffled = np.random.default_rng(self.config.seed).permutation(len(rows))
@@ -274,8 +295,8 @@ class Quickstart:
         write_conversations(folder / "permuted.jsonl", rows)
         return {
             "none": (self.output / "annotated.jsonl", 1.0),
-            "human": (folder / "human.jsonl", 0.0),
-            "permuted": (folder / "permuted.jsonl", 0.0),
+            "human": (folder / "human.jsonl", None),
+            "permuted": (folder / "permuted.jsonl", None),
         }
 
     # ---------------------------------------------------------------- the report

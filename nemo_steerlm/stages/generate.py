@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from nemo_steerlm.config import GenerateConfig
 from nemo_steerlm.conversation import DEFAULT_SYSTEM
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.policy import AttributeConditionedGPT
+
+logger = logging.getLogger(__name__)
 
 
 def main(config: GenerateConfig) -> None:
@@ -16,8 +19,9 @@ def main(config: GenerateConfig) -> None:
     model = AttributeConditionedGPT.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
     )
+    logger.info("asked for: %s", ", ".join(f"{k} {v:g}" for k, v in model.request(config.attributes).items()) or "nothing")
     answer = model.generate(
-        config.prompt, dict(config.attributes) or None, system=config.system or DEFAULT_SYSTEM,
+        config.prompt, config.attributes, system=config.system or DEFAULT_SYSTEM,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
         seed=config.seed,
     )  # fmt: skip

@@ -88,6 +88,7 @@ def test_the_page_loads_nothing_from_outside(written) -> None:
         "bars",
         "regressor",
         "steerability",
+        "requests",
         "cross_talk",
         "label_source",
         "bootstrap",

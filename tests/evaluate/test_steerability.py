@@ -11,11 +11,14 @@ from scipy import stats
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.evaluate.steerability import Request, plan_requests, steerability
+from nemo_steerlm.evaluate.steerability import Request, describe_answers, plan_requests, steerability
 
 SCHEMA = AttributeSchema.load(
-    {"quality": {"high": 4, "default": 4}, "length": {"low": 1, "high": 3}, "humor": {"high": 4}}
-)
+    {
+        "quality": {"high": 4, "default": 4}, "length": {"low": 1, "high": 3, "default": 1},
+        "humor": {"high": 4, "default": 0},
+    }
+)  # fmt: skip
 
 
 def answer(requests: list[Request], seed: int = 0, noise: float = 0.0) -> np.ndarray:
@@ -127,3 +130,16 @@ def test_a_tie_or_a_step_back_is_not_monotone() -> None:
         result = steerability(plan, measured, SCHEMA, seed=0, resamples=5)
         assert list(result["steerability"]) == ["humor"]
         assert result["steerability"]["humor"]["monotone"] is wanted
+
+
+def test_one_attribute_can_be_asked_for_alone() -> None:
+    plan = plan_requests(SCHEMA, 2, alone=True)
+    assert len(plan) == len(plan_requests(SCHEMA, 2))
+    assert all(request.values == {request.attribute: request.level} for request in plan)
+
+
+def test_empty_and_repetitive_answers_are_counted() -> None:
+    found = describe_answers(["Stir it. Stir it. Stir it.", "One two three", "word", " \n", ""])
+    assert (found["n"], found["empty"]) == (5, 2)
+    assert found["distinct_2"] == pytest.approx((2 / 5 + 1) / 2)  # stir it., it. stir, again and again; no repetition
+    assert describe_answers([""])["distinct_2"] is None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 
@@ -354,13 +354,16 @@ def article(word: str) -> str:
     return "an" if word[:1] in "aeiou" and not _CONSONANT_SOUND.match(word) else "a"
 
 
-def fill(pattern: str, draw: random.Random, fixed: Mapping[str, Sequence[str]]) -> list[str]:
+def fill(
+    pattern: str, draw: random.Random, fixed: Mapping[str, Sequence[str]], said: Set[str] = frozenset()
+) -> list[str]:
     """Turns a pattern into lower-case tokens (words and commas) with every field resolved.
 
     Args:
         pattern: Blank-separated tokens; see the module's list of fields.
         draw: Source of randomness.
         fixed: Choices of the fields that depend on the conversation; other fields come from `LISTS`.
+        said: Words of the answer so far; a choice that is not among them is preferred.
     """
     words: list[str] = []
     used: set[str] = set()
@@ -370,6 +373,7 @@ def fill(pattern: str, draw: random.Random, fixed: Mapping[str, Sequence[str]]) 
             words.append(token)
             continue
         choices = fixed[field] if field in fixed else LISTS[field]
+        choices = [choice for choice in choices if said.isdisjoint(choice.split())] or choices
         choice = draw.choice(choices)
         while choice in used and len(choices) > 1:
             choice = draw.choice(choices)

@@ -118,22 +118,30 @@ def _count(sentences: list[list[str]]) -> int:
 
 
 def _content(draw: random.Random, choices: dict[str, tuple[str, ...]], level: int, length: float) -> list[list[str]]:
-    """Content sentences of `level` facts on average, about `length` words together and at least one sentence."""
+    """Content sentences of `level` facts on average, about `length` words together and at least one sentence.
+
+    Each says something new as long as the domain has words and the language has patterns that were not used yet.
+    """
     written: list[list[str]] = []
+    patterns: set[str] = set()
     facts = 0
     while True:
         error = facts - level * len(written)
         wanted = level - error if error else level + draw.choice((-1, 0, 0, 0, 0, 0, 1))
         wanted = min(4, max(0, wanted))
         room = length - _count(written)
+        said = {word for words in written for word in words}
+        fresh = [pattern for pattern in CONTENT[wanted] if pattern not in patterns] or CONTENT[wanted]
         candidates = []
         for _ in range(4 if room < 14 else 1):
             lead = "{lead} , " if written and draw.random() < LEAD_SHARE else ""
-            candidates.append(fill(lead + draw.choice(CONTENT[wanted]), draw, choices))
-        sentence = min(candidates, key=lambda s: abs(room - _count([s])))
+            pattern = draw.choice(fresh)
+            candidates.append((fill(lead + pattern, draw, choices, said), pattern))
+        sentence, pattern = min(candidates, key=lambda made: abs(room - _count([made[0]])))
         if written and abs(room - _count([sentence])) > abs(room):
             return written
         written.append(sentence)
+        patterns.add(pattern)
         facts += wanted
 
 
