@@ -17,7 +17,8 @@ def main(run: str, attribute: str, question: str) -> None:
     regressor = AttributeRegressor.from_pretrained(f"{run}/regressor/model")
     schema = policy.schema
     for level in range(schema[attribute].low, schema[attribute].high + 1):
-        answer = policy.generate(question, {attribute: level}, temperature=0.85, top_k=50, max_new_tokens=160, seed=level)
+        wanted = {attribute: level}  # the others take the schema's defaults
+        answer = policy.generate(question, wanted, temperature=0.85, top_k=50, max_new_tokens=160, seed=level)
         judged = regressor.score([Conversation([Turn("User", question), Turn("Assistant", answer)])])[0][attribute]
         sys.stdout.write(f"{attribute} asked {level}, judged {judged:.1f}: {answer}\n")
 

@@ -124,7 +124,9 @@ def test_equality_is_names_ranges_and_order():
 
 def test_what_is_not_asked_for_takes_its_default():
     schema = AttributeSchema.load("helpsteer")
-    published = "quality:4,toxicity:0,humor:0,creativity:0,helpfulness:4,correctness:4,coherence:4,complexity:4,verbosity:4"
+    published = "quality:4,toxicity:0,humor:0,creativity:0," + ",".join(
+        f"{name}:4" for name in ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    )
     assert schema.format(schema.complete(None)) == schema.format(schema.complete({})) == published
     assert schema.format(schema.complete({"humor": 4})) == published.replace("humor:0", "humor:4")
     assert "humor" not in schema.complete({"humor": None}) and len(schema.complete({"humor": None})) == 8

@@ -140,7 +140,7 @@ def _bootstrap(bootstrap: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
     return lines
 
 
-_CHECKS: dict[str, Callable[[dict[str, Any], Bars], list[dict[str, Any]]]] = {
+_CHECKS: dict[str, Callable[[Any, Bars], list[dict[str, Any]]]] = {
     "regressor": _regressor,
     "steerability": _steerability,
     "requests": _requests,

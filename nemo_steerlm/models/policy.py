@@ -57,7 +57,7 @@ class AttributeConditionedGPT(MegatronModel):
         )  # fmt: skip
 
     def request(self, attributes: Mapping[str, float | None] | None) -> dict[str, float]:
-        """The values that `generate` asks for, given these: `AttributeSchema.complete`; none of a plain language model.
+        """What `generate` asks for, given these (`AttributeSchema.complete`); nothing of a plain language model.
 
         Raises:
             ConfigError: an unknown attribute, or one asked of a plain language model.
@@ -77,7 +77,7 @@ class AttributeConditionedGPT(MegatronModel):
     @overload
     def generate(self, prompt: list[str | Conversation], attributes: Asked = None, **settings: Any) -> list[str]: ...
 
-    def generate(
+    def generate(  # type: ignore[misc]  # the overloads leave the settings to this signature
         self,
         prompt: str | Conversation | Sequence[str | Conversation],
         attributes: Asked = None,

@@ -190,7 +190,9 @@ class Quickstart:
         )
         train_sft.main(config)
 
-    def _answers(self, model: AttributeConditionedGPT, asked: list[tuple[Conversation, dict[str, float]]]) -> list[str]:
+    def _answers(
+        self, model: AttributeConditionedGPT, asked: list[tuple[Conversation, dict[str, float]]]
+    ) -> list[str]:
         """One answer to each prompt at the values asked for."""
         tokens = [model.prompt_tokens(prompt, values) for prompt, values in asked]
         drawn = model.sample(tokens, self._sampling(model.card.template.stop), batch_size=250)

@@ -19,7 +19,8 @@ def main(config: GenerateConfig) -> None:
     model = AttributeConditionedGPT.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
     )
-    logger.info("asked for: %s", ", ".join(f"{k} {v:g}" for k, v in model.request(config.attributes).items()) or "nothing")
+    asked = model.request(config.attributes)
+    logger.info("asked for: %s", ", ".join(f"{name} {value:g}" for name, value in asked.items()) or "nothing")
     answer = model.generate(
         config.prompt, config.attributes, system=config.system or DEFAULT_SYSTEM,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,

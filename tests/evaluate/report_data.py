@@ -77,7 +77,7 @@ def _report_data() -> dict[str, Any]:
         "regressor": regressor,
         **policy,
         "requests": [
-            {"asked": "one attribute, the others at their default", "spearman": 0.93, "n": 600, "empty": 0, "distinct_2": 0.97},
+            {"asked": "one attribute", "spearman": 0.93, "n": 600, "empty": 0, "distinct_2": 0.97},
             {"asked": "nothing", "n": 60, "empty": 3, "distinct_2": 0.96},
         ],
         "label_source": {name: sweep(*how, seed=1)["steerability"] for name, how in sources.items()},

@@ -14,7 +14,8 @@ import pytest
 from tests.stages.helpers import make_world
 
 LINE = re.compile(
-    r"policy: steps \d of 4, loss [\d.]+(, val/loss [\d.]+)?, rate [\d.e-]+, [\d,]+ tokens/s, (\d\d:\d\d left|took \d\d:\d\d)"
+    r"policy: steps \d of 4, loss [\d.]+(, val/loss [\d.]+)?, rate [\d.e-]+, [\d,]+ tokens/s, "
+    r"(\d\d:\d\d left|took \d\d:\d\d)"
 )
 
 
@@ -25,7 +26,8 @@ def _train(world: Path, output: str, nodes: int) -> list[str]:
         port = probe.getsockname()[1]
     words = [
         "train-sft", "trainer=cpu", f"trainer.num_nodes={nodes}", "attributes=synthetic", "model=llama_tiny",
-        f"model.tokenizer={world}/tokenizer", f"data.train={world}/data/train.jsonl", f"data.val={world}/data/val.jsonl",
+        f"model.tokenizer={world}/tokenizer", f"data.train={world}/data/train.jsonl",
+        f"data.val={world}/data/val.jsonl",
         "data.max_length=256", "trainer.max_steps=4", "trainer.val_every=2", "trainer.checkpoint_every=2",
         "trainer.global_batch_size=4", "trainer.micro_batch_size=2", "optimizer.lr=1e-3", f"output={world}/{output}",
     ]  # fmt: skip
@@ -34,7 +36,8 @@ def _train(world: Path, output: str, nodes: int) -> list[str]:
         own = dict(RANK=rank, GROUP_RANK=rank, LOCAL_RANK=0, WORLD_SIZE=nodes, LOCAL_WORLD_SIZE=1, MASTER_PORT=port)
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in own.items()}}
         command = [sys.executable, "-m", "nemo_steerlm", *words]
-        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        ranks.append(subprocess.Popen(command, env=environment, **pipes))
     logs = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * nodes, logs
     assert not any(out for out, _ in logs)
