@@ -24,6 +24,7 @@ from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import Attribute, AttributeSchema
 from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.integrity import listing
 
 METHODS = ("isotonic", "linear", "temperature")
 FILE = "calibration.json"
@@ -67,7 +68,7 @@ class Calibration:
     def write(self, folder: Path | str) -> None:
         """Write `calibration.json` into a model folder, atomically."""
         content = {"method": self.method, "attributes": self.attributes, **self.about}
-        with atomic_writer(Path(folder) / FILE) as file:
+        with listing(Path(folder), FILE), atomic_writer(Path(folder) / FILE) as file:
             json.dump(content, file, indent=2)
             file.write("\n")
 

@@ -88,6 +88,8 @@ def _run(verb: str, *words: str) -> int:
     else:
         if trainer.accelerator == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch is not imported yet: for it there are no GPUs
+        if not trainer.verify:
+            os.environ["STEERLM_VERIFY"] = "0"
         if trainer.accelerator == "gpu":
             os.environ["STEERLM_REQUIRE_GPU"] = "1"  # for `megatron.parallel`, which can ask torch
         if not local.join(trainer.devices, trainer.num_nodes):

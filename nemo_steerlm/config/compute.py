@@ -26,6 +26,7 @@ class ProcessesConfig:
     num_nodes: int = option(1, "machines; more than one needs torchrun or srun", least=1)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     timeout_minutes: float = option(30.0, "minutes a process waits for the others before the run fails", least=0.01)
+    verify: bool = option(True, "compare what is read with the sha256 list in its folder; false = trust the disk")
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,8 @@ that ending is whole whatever was killed when.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -26,12 +28,15 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
+from nemo_steerlm import integrity
 from nemo_steerlm.conversation import sync_folder
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
 from nemo_steerlm.megatron.reading import reading
+from nemo_steerlm.provenance import sha256_file
 
+_log = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"
 
 
@@ -146,17 +151,20 @@ class PendingSave:
         own = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
         request: Any = dist_checkpointing.save(state, str(self._partial), _strategy(), async_sharded_save=True, **own)
         self._finalize = request.finalize_fns
+        self._sums: dict[str, str] = {}
         self._thread: threading.Thread | None = None
         if request.async_fn is not None:  # else this rank has nothing to write
             _, buckets, results = request.async_fn_args
             transforms = request.async_fn.args[0]
             if background:
                 copies = [(path, key, (data, list(_on_cpu(tensors, True)))) for path, key, (data, tensors) in buckets]
-                self._thread = threading.Thread(target=_write, args=(transforms, copies, results), daemon=True)
+                self._thread = threading.Thread(
+                    target=_write, args=(transforms, copies, results, self._sums), daemon=True
+                )
                 self._thread.start()
             else:
                 one_by_one = [(path, key, (data, _on_cpu(tensors))) for path, key, (data, tensors) in buckets]
-                _write(transforms, one_by_one, results)
+                _write(transforms, one_by_one, results, self._sums)
 
     def poll(self) -> bool:
         """End the save if every rank has written its part; whether that was so."""
@@ -177,6 +185,10 @@ class PendingSave:
             self._thread.join()
         for function in self._finalize:
             function()
+        sums: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(sums, self._sums)
+        if is_rank_zero():
+            integrity.write_sums(self._partial, {name: digest for part in sums for name, digest in part.items()})
         replace_folder(self._partial, self.folder)
 
 
@@ -184,8 +196,11 @@ def _on_cpu(tensors: list[tuple[Any, torch.Tensor]], copy: bool = False) -> Iter
     return ((item, tensor.to("cpu", copy=copy)) for item, tensor in tensors)
 
 
-def _write(transforms: list, buckets: list, results: queue.Queue) -> None:
-    """Write this rank's files; the results, or the error, go to the queue that megatron-core's ending reads."""
+def _write(transforms: list, buckets: list, results: queue.Queue, sums: dict[str, str]) -> None:
+    """Write this rank's files and put their sha256 into `sums`.
+
+    The results, or the error, go to the queue that megatron-core's ending reads.
+    """
     written: dict[int, Any] = {}
     for index, bucket in enumerate(buckets):
         outcome: queue.Queue = queue.Queue()
@@ -193,12 +208,17 @@ def _write(transforms: list, buckets: list, results: queue.Queue) -> None:
         counter.put(index)
         FileSystemWriterAsync.write_preloaded_data(transforms, index, bucket, outcome, counter, True)
         written[index] = outcome.get()[1]
+        if not isinstance(written[index], Exception):
+            sums[bucket[1]] = sha256_file(bucket[0])
     failed = [outcome for outcome in written.values() if isinstance(outcome, Exception)]
     results.put(failed[0] if failed else written)
 
 
-def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
+def load(folder: Path, sharded: dict[str, Any], verify: bool = True) -> dict[str, Any]:
     """Read what `sharded` asks for, and the common part under "common"; nothing that the folder brings is run.
+
+    Args:
+        verify: compare the files with the folder's list while they are read; each rank takes a share of them.
 
     Raises:
         CheckpointError: there is no complete checkpoint in the folder, its tensors do not fit the model, or it is
@@ -206,8 +226,41 @@ def load(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
     """
     if not (folder / "metadata.json").is_file():
         raise CheckpointError(f"{folder}: no complete checkpoint here (metadata.json is missing)")
-    with reading(folder):
+    with _checked(folder) if verify else contextlib.nullcontext(), reading(folder):
         return dist_checkpointing.load(_keep_absent_extra_state(folder, sharded), str(folder))
+
+
+@contextlib.contextmanager
+def _checked(folder: Path) -> Iterator[None]:
+    """Inside, a thread compares this rank's share of the files with their list; at the end all ranks agree.
+
+    Raises:
+        CheckpointError: on every rank, a file is not the one that was written.
+    """
+    found: list[str] = []
+
+    def check() -> None:
+        try:
+            names = sorted(integrity.read_sums(folder))
+            integrity.check(folder, names[dist.get_rank() :: dist.get_world_size()])
+        except (CheckpointError, OSError) as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=check, daemon=True)
+    thread.start()
+    try:
+        yield
+    except CheckpointError as error:
+        thread.join()
+        if found:
+            raise CheckpointError(found[0]) from error
+        raise
+    thread.join()
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, found)
+    problems = [problem for part in everywhere for problem in part]
+    if problems:
+        raise CheckpointError(problems[0])
 
 
 def _keep_absent_extra_state(folder: Path, sharded: dict[str, Any]) -> dict[str, Any]:
@@ -286,12 +339,21 @@ class CheckpointFolder:
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint, agreed on by all ranks; what a kill left unfinished is removed."""
+        """The newest checkpoint that is as it was written, agreed on by all ranks; a newer one is named in the log.
+
+        What a kill left unfinished is removed.
+        """
         if is_rank_zero():
             for leftover in self.folder.glob("*" + UNFINISHED):
                 shutil.rmtree(leftover, ignore_errors=True)
         steps: Any = broadcast_object(self.steps())
-        return self.path(steps[-1]) if steps else None
+        for step in reversed(steps):
+            try:
+                with _checked(self.path(step)):
+                    return self.path(step)
+            except CheckpointError as error:
+                _log.warning("skipped the checkpoint of step %d: %s", step, error)
+        return None
 
     def prune(self) -> None:
         """Remove all but the newest `keep`."""

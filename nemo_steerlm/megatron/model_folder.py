@@ -13,7 +13,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from nemo_steerlm import integrity
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
@@ -66,6 +68,8 @@ def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: lis
             card.schema.save(partial / "attributes.yaml")
         tokenizer.save(partial / "tokenizer")
     checkpoint.save(partial / "weights", lora.merged_state(chunks))
+    if is_rank_zero():
+        integrity.write_sums(partial)
     checkpoint.replace_folder(partial, folder)
 
 
@@ -75,7 +79,7 @@ def is_model_folder(folder: Path | str) -> bool:
 
 
 def read(folder: Path | str) -> ModelCard:
-    """Read the card of a model folder.
+    """Read the card of a model folder; all its files but the weights are checked (`integrity`).
 
     Raises:
         CheckpointError: no model folder, an unknown format, or a damaged file.
@@ -89,6 +93,7 @@ def read(folder: Path | str) -> ModelCard:
             f"{folder}: not a model folder (no model_config.yaml); expected the model/ of a run or what "
             f"`steerlm import` wrote"
         )
+    integrity.check(folder)
     try:
         data = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(data, dict)
@@ -103,7 +108,7 @@ def read(folder: Path | str) -> ModelCard:
             schema=AttributeSchema.load(attributes) if attributes.is_file() else None,
             **{key: data[key] for key in ("head", "pooling") if key in data},
         )
-    except (OmegaConfBaseException, KeyError, TypeError, AssertionError) as error:
+    except (OmegaConfBaseException, YAMLError, KeyError, TypeError, AssertionError, UnicodeError) as error:
         raise CheckpointError(f"{path}: damaged model configuration: {error}") from error
 
 

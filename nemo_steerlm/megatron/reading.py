@@ -37,6 +37,7 @@ _INDEX = {
 }  # fmt: skip
 # Transformer Engine unpickles its fp8 state out of a tensor of bytes: numbers, tensors, and the recipe.
 _EXTRA_STATE = {"collections": {"OrderedDict"}, "torch._utils": {"_rebuild_tensor_v2"}, "torch": {"Size"}}
+_STORAGES = {("torch.storage", "_load_from_bytes"), ("megatron.core.safe_globals", "safe_load_from_bytes")}
 _RECIPES = "transformer_engine.common.recipe"
 
 
@@ -59,7 +60,7 @@ class _ExtraStateUnpickler(_Unpickler):
     allowed = _EXTRA_STATE
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
+        if (module, name) in _STORAGES:
             return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if module == _RECIPES and "." not in name:
             found = pickle.Unpickler.find_class(self, module, name)

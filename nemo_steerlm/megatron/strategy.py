@@ -134,7 +134,8 @@ class MegatronStrategy(DDPStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote, at this job's layout."""
-        loaded = distributed_checkpoint.load(Path(checkpoint_path), self._sharded_state(is_loading=True))
+        state = self._sharded_state(is_loading=True)
+        loaded = distributed_checkpoint.load(Path(checkpoint_path), state, verify=False)  # CheckpointFolder.latest did
         loop = loaded["common"]["loops"]["fit_loop"]
         # A checkpoint of the last step says "the epoch is over"; a run with more steps goes on all the same.
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.megatron.strategy import DistributedCheckpointIO
 from nemo_steerlm.models.base import MegatronModel
@@ -81,7 +82,7 @@ class BestStep(Callback):
         partial = folder.with_name(folder.name + checkpoint.UNFINISHED)
         model.save_pretrained(partial)
         if parallel.is_rank_zero():
-            with atomic_writer(partial / FILE) as file:
+            with listing(partial, FILE), atomic_writer(partial / FILE) as file:
                 json.dump(self.best, file)
         checkpoint.replace_folder(partial, folder)
         self._prune()

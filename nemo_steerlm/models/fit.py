@@ -308,7 +308,7 @@ def fit(
     if start is not None and step >= last:
         complete = parallel.broadcast_object((output / "model").is_dir())
         metrics.rewind(step + 1 if complete else step)
-        model.load_training_state(checkpoint.load(start, model.training_state()))
+        model.load_training_state(checkpoint.load(start, model.training_state(), verify=False))
         if validates and not complete and last % val_every == 0:  # killed between the last checkpoint and model/
             _validate(model, trainer_config.val_batches)
             metrics.log_metrics({k: float(np.float32(v)) for k, v in model.validated.items()}, last)  # as Lightning

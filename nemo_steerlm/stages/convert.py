@@ -16,6 +16,7 @@ from nemo_steerlm.calibration import FILE as CORRECTION
 from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
+from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, gpt, hf, hf_config, hf_folder, llama2c, model_folder, parallel
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.provenance import write_run_json
@@ -58,7 +59,8 @@ def import_main(config: ImportConfig) -> str:
         inputs = [source.where]
         if source.where.is_dir():
             inputs = [source.where / "config.json", *sorted(source.where.glob("*.safetensors"))]
-        write_run_json(output, "import", config, inputs=inputs, schema=card.schema)
+        with listing(output, "run.json"):
+            write_run_json(output, "import", config, inputs=inputs, schema=card.schema)
     ranges = "" if card.schema is None else " of " + ", ".join(f"{a.name} {a.low} to {a.high}" for a in card.schema)
     return f"{output}: {card.kind}{ranges} with {_count(card):,} parameters in {_name(dtype)}"
 

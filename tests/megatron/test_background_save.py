@@ -63,7 +63,7 @@ def _fail_writing(pending, checkpoint) -> None:
     if os.environ["RANK"] == "0":
         results = checkpoint.filesystem_async._results_queue
         results.get()
-        checkpoint._write([], [("/nowhere/file", "file", ([], []))], results)
+        checkpoint._write([], [("/nowhere/file", "file", ([], []))], results, {})
 
 
 def train_both_ways(folder: str) -> dict:
