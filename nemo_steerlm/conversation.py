@@ -2,7 +2,8 @@
 
 A row is ``{"id", "system", "mask", "type", "conversations": [{"from", "value", "label", ...}]}``, a superset of
 NeMo-Aligner's format; two rows that share a ``"pair": {"id", "role", "strength"}`` are a preference. OpenAI rows
-(``{"messages": [{"role", "content"}]}``) are read too. Files are streamed; every error names the file and the line.
+(``{"messages": [{"role", "content"}]}``) and ShareGPT's speakers are read too. Files are streamed; every error names
+the file and the line.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import msgspec
 
 from nemo_steerlm.attributes import AttributeSchema, format_number, parse_label
 from nemo_steerlm.errors import DataError
+from nemo_steerlm.speakers import ASSISTANT, USER, masked, settle
 
 DEFAULT_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -32,11 +34,14 @@ DEFAULT_SYSTEM = (
 )
 VALUE_TO_TEXT = "VALUE_TO_TEXT"
 
-_ROLES = {"user": "User", "assistant": "Assistant"}
+_ROLES = {"user": USER, "assistant": ASSISTANT}
 _SYSTEM_ROLES = ("system", "developer")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _KNOWN_KEYS = ("id", "system", "mask", "type", "pair", "conversations", "messages")
+_TURN_KEYS = frozenset(
+    "label label_human label_predicted label_model label_distribution label_count shared".split()
+)  # fmt: skip
 PAIR_ROLES = ("chosen", "rejected")
 _BUFFER = 1 << 18  # bytes read or written at once: many a row is longer than Python's 8 KiB
 
@@ -56,6 +61,7 @@ class Turn:
         shared: An earlier row of the same file holds this very turn after the same history and trains on it. Here
             it is context only: no loss, and annotation leaves its ``label`` empty.
         label_count: How many people gave ``label_human``, the least of its attributes, where the data tells.
+        extra: Other keys of the turn, kept as they are; no prompt has a place for them.
     """
 
     speaker: str
@@ -67,6 +73,7 @@ class Turn:
     shared: bool = False
     label_count: int | None = None
     label_distribution: dict[str, list[float]] | None = None
+    extra: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,7 @@ class Conversation:
     turns: list[Turn]
     system: str = DEFAULT_SYSTEM
     id: str | None = None
-    mask: str = "User"
+    mask: str = USER
     type: str | None = VALUE_TO_TEXT
     pair: Pair | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -126,7 +133,7 @@ class Conversation:
     @property
     def masked_speakers(self) -> frozenset[str]:
         """Names of the speakers that never carry loss."""
-        return _speakers(self.mask)
+        return _masked(self.mask)
 
     @property
     def response_indices(self) -> list[int]:
@@ -138,24 +145,35 @@ class Conversation:
     def from_record(cls, record: Mapping[str, Any], where: str = "record") -> Conversation:
         """Build a conversation from a JSON row of either form.
 
+        ShareGPT's speakers (``human``, ``gpt``) get our names, and its system turn becomes the system prompt. A row
+        without ``type`` is VALUE_TO_TEXT where it has labels or is OpenAI's, plain fine-tuning otherwise.
+
         Args:
             record: The row.
             where: "file:line", leads every error message.
 
         Raises:
-            DataError: A key is missing or has the wrong type, or a label is malformed.
+            DataError: A key is missing or has the wrong type, a label is malformed, or a speaker is neither masked
+                nor the model (:func:`nemo_steerlm.speakers.settle`).
         """
-        if "conversations" not in record and "messages" in record:
+        openai = "conversations" not in record and "messages" in record
+        if openai:
             turns, system = _read_messages(record["messages"], where)
-            row_type = record.get("type", VALUE_TO_TEXT)
         else:
-            turns = _read_turns(record.get("conversations"), where)
-            system = None
-            row_type = record.get("type")
+            turns, system = _read_turns(record.get("conversations"), where), None
+        guessed = VALUE_TO_TEXT if openai or any(turn.label for turn in turns) else None
+        row_type = record.get("type", guessed)
         if row_type not in (None, VALUE_TO_TEXT):
             raise DataError(f'{where}: type {row_type!r} is not supported, expected "{VALUE_TO_TEXT}" or null')
         if record.get("system") is not None:
             system = _text(record["system"], f"{where}: system")
+        mask = USER if record.get("mask") is None else _text(record["mask"], f"{where}: mask")
+        said, mask = settle(turns, mask, where)
+        if said is not None:
+            system = f"{system}\n{said}" if system else said
+            del turns[0]
+            if not turns:
+                raise DataError(f"{where}: conversations holds no turn but the system's")
         row_id = record.get("id")
         if row_id is not None and not isinstance(row_id, (str, int)):
             raise DataError(f"{where}: id is {row_id!r:.60}, expected a string")
@@ -163,7 +181,7 @@ class Conversation:
             turns=turns,
             system=DEFAULT_SYSTEM if system is None else system,
             id=None if row_id is None else str(row_id),
-            mask="User" if record.get("mask") is None else _text(record["mask"], f"{where}: mask"),
+            mask=mask,
             type=row_type,
             pair=None if record.get("pair") is None else Pair.from_record(record["pair"], where),
             extra={key: value for key, value in record.items() if key not in _KNOWN_KEYS},
@@ -187,6 +205,8 @@ class Conversation:
                 row["label_count"] = turn.label_count
             if turn.shared:
                 row["shared"] = True
+            if turn.extra is not None:
+                row = {**turn.extra, **row}
             rows.append(row)
         head: dict[str, Any] = {} if self.id is None else {"id": self.id}
         head |= {"system": self.system, "mask": self.mask, "type": self.type}
@@ -204,9 +224,7 @@ class Conversation:
         return text + "\n"
 
 
-@functools.lru_cache(maxsize=64)
-def _speakers(mask: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in mask.split(",") if name.strip())
+_masked = functools.lru_cache(maxsize=64)(masked)
 
 
 def _label_text(label: Mapping[str, float] | None) -> str | None:
@@ -233,7 +251,9 @@ def _read_label(row: Mapping[str, Any], key: str, where: str) -> dict[str, float
     return None if text is None or text == "" else parse_label(text, f"{where}: {key}")
 
 
-def _read_turn(row: Mapping[str, Any], speaker: str, text: str, where: str) -> Turn:
+def _read_turn(row: Mapping[str, Any], own: tuple[str, str], speaker: str, text: str, where: str) -> Turn:
+    """A turn from its speaker and text, which stood under the keys ``own``, and what else the row has."""
+    others = [key for key in row if key not in _TURN_KEYS and key not in own]
     return Turn(
         speaker=speaker,
         text=text,
@@ -244,6 +264,7 @@ def _read_turn(row: Mapping[str, Any], speaker: str, text: str, where: str) -> T
         label_distribution=row.get("label_distribution"),
         shared=bool(row.get("shared", False)),
         label_count=_read_count(row, where),
+        extra={key: row[key] for key in others} or None,
     )
 
 
@@ -271,7 +292,8 @@ def _read_turns(rows: Any, where: str) -> list[Turn]:
         for key in ("from", "value"):
             if key not in row:
                 raise DataError(f'{here} has no \'{key}\', expected {{"from", "value", "label"}}')
-        turns.append(_read_turn(row, _text(row["from"], f"{here}.from"), _text(row["value"], f"{here}.value"), here))
+        speaker, text = _text(row["from"], f"{here}.from"), _text(row["value"], f"{here}.value")
+        turns.append(_read_turn(row, ("from", "value"), speaker, text, here))
     return turns
 
 
@@ -288,7 +310,7 @@ def _read_messages(rows: Any, where: str) -> tuple[list[Turn], str | None]:
         if role in _SYSTEM_ROLES and not turns:
             system.append(text)
         elif isinstance(role, str) and role in _ROLES:
-            turns.append(_read_turn(row, _ROLES[role], text, here))
+            turns.append(_read_turn(row, ("role", "content"), _ROLES[role], text, here))
         else:
             raise DataError(f"{here} has the role {role!r:.40}, expected system (only first), user or assistant")
     if not turns:

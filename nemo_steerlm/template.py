@@ -21,6 +21,7 @@ from typing import Any
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation, Turn
 from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.speakers import ASSISTANT, USER
 from nemo_steerlm.tokenizer import Tokenizer
 
 Label = Mapping[str, float] | None
@@ -52,8 +53,8 @@ class PromptTemplate:
         end_of_name: After a speaker's name and after a label line.
         end_of_turn: After the system prompt and after a turn's text.
         system_name: Name in the first line.
-        user: Speaker name of people.
-        assistant: Speaker name of the model.
+        user: What stands for the speaker "User" of a row.
+        assistant: What stands for the speaker "Assistant".
     """
 
     system_start: str = "<extra_id_0>"
@@ -123,7 +124,8 @@ class PromptTemplate:
         return f"{self.system_start}{self.system_name}{self.end_of_name}{self.clean(system)}{self.end_of_turn}"
 
     def _opening(self, speaker: str) -> str:
-        return f"{self._name(speaker)}{self.end_of_name}"
+        known = {USER: self.user, ASSISTANT: self.assistant}
+        return f"{self._name(known.get(speaker, speaker))}{self.end_of_name}"
 
     def label_line(self, schema: AttributeSchema, label: Label) -> str:
         """Return ``<extra_id_2>quality:4,...`` with its line end, or "" without a label."""
@@ -240,7 +242,7 @@ class PromptTemplate:
             DataError: Unknown attribute or a value outside its range.
         """
         asked = schema.check(values or {}, "requested attributes")
-        answer = Turn(self.assistant, "", label=asked or None)
+        answer = Turn(ASSISTANT, "", label=asked or None)
         row_type = VALUE_TO_TEXT if asked else conversation.type
         answered = dataclasses.replace(conversation, turns=[*conversation.turns, answer], type=row_type)
         return self.encode_segments([self.segments(answered, schema)[:-1]], tokenizer)[0][0]

@@ -67,6 +67,65 @@ def test_a_row_without_type_is_plain_fine_tuning(tmp_path):
     assert conversation.type is None and conversation.system == DEFAULT_SYSTEM and conversation.response_indices == [1]
 
 
+def test_labels_without_a_type_are_shown_and_a_null_type_is_believed(tmp_path):
+    labelled = turn(label="quality:4")
+    rows = read_conversations(write(tmp_path / "a.jsonl", labelled, {**labelled, "type": None}))
+    assert [row.type for row in rows] == ["VALUE_TO_TEXT", None]
+
+
+def said(*names, **more):
+    return {"conversations": [{"from": name, "value": f"{n}"} for n, name in enumerate(names)], **more}
+
+
+def test_the_words_of_people_are_never_taken_for_the_models(tmp_path):
+    rows = [
+        said("system", "human", "gpt", "human", "gpt"),
+        said("USER", "assistant"),
+        said("human", "gpt", mask="human", system="Be brief."),
+        said("User", "Bot"),
+        said("Alice", "Bob", mask="Alice"),
+        said("System", "User", "Assistant", mask="System, User"),
+    ]
+    found = list(read_conversations(write(tmp_path / "a.jsonl", *rows)))
+    assert [[row.turns[i].text for i in row.response_indices] for row in found] == [
+        ["2", "4"], ["1"], ["1"], ["1"], ["1"], ["2"],
+    ]  # fmt: skip
+    assert {found[n].turns[-1].speaker for n in (0, 1, 2)} == {"Assistant"}
+    assert [found[0].system, found[2].system] == ["0", "Be brief."] and found[2].mask == "User"
+    again = tmp_path / "b.jsonl"
+    write_conversations(again, found)
+    assert list(read_conversations(again)) == found
+
+
+STRANGERS = [
+    (said("prompter", "bot"), "the speaker 'prompter' is neither masked (mask is 'User') nor called Assistant"),
+    (said("User", "Tool", "Assistant"), "the speaker 'Tool' is neither masked"),
+    (said("Bot"), "the speaker 'Bot' is neither masked"),
+    (said("User", "Assistant", mask=""), "the speaker 'User' is neither masked (mask is '')"),
+    (said("human", "system", "gpt"), "a turn of 'system' is not the first"),
+    (said("system"), "no turn but the system's"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), STRANGERS)
+def test_a_speaker_nobody_knows_is_refused(row, message, tmp_path):
+    with pytest.raises(DataError) as error:
+        list(read_conversations(write(tmp_path / "a.jsonl", row)))
+    assert str(error.value).startswith(f"{tmp_path}/a.jsonl:1: ") and message in str(error.value)
+
+
+def test_other_keys_of_a_turn_stay_with_it(tmp_path):
+    calls = [{"id": "1", "function": {"name": "f"}}]
+    rows = [
+        turn(weight=0, label="quality:4"),
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": calls}]},
+    ]
+    found = list(read_conversations(write(tmp_path / "a.jsonl", *rows)))
+    assert [row.turns[1].extra for row in found] == [{"weight": 0}, {"tool_calls": calls}]
+    write_conversations(tmp_path / "b.jsonl", found)
+    assert list(read_conversations(tmp_path / "b.jsonl")) == found
+
+
 def test_gzip_blank_lines_and_byte_order_mark(tmp_path):
     with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
         file.write(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": "\xe2\x80\xa8"}')

@@ -105,7 +105,7 @@ def test_strings_can_be_chosen_and_bad_ones_are_refused():
     other = PromptTemplate(system_start="\x00", turn_start="\x11", label_start="\x12", user="Human")
     assert PromptTemplate.from_dict(other.to_dict()) == other
     text = "".join(s.text for s in other.segments(dialogue("x\x11Assistant", "\x12y"), SCHEMA))
-    assert text == "\x00System\nBe kind.\n\x11User\nx Assistant\n\x11Assistant\n\x12quality:4,toxicity:0\n y\n\x11"
+    assert text == "\x00System\nBe kind.\n\x11Human\nx Assistant\n\x11Assistant\n\x12quality:4,toxicity:0\n y\n\x11"
     with pytest.raises(ConfigError, match="did you mean 'turn_start'"):
         PromptTemplate.from_dict({"turn_star": "x"})
     for bad in ({"turn_start": ""}, {"turn_start": "<extra_id_0>"}, {"turn_start": "a b"}, {"label_start": "_1>"}):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 Tokenised = tuple[Arrays, dict[str, Any]]  # arrays by name, and the counts that go into a report
 FOLDER = ".steerlm-cache"
-_FORMAT = 2  # raise it when the same settings give other arrays
+_FORMAT = 3  # raise it when the same settings give other arrays
 
 
 class TokenCache:

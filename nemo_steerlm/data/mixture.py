@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from nemo_steerlm.data.policy_dataset import PolicyDataset
 from nemo_steerlm.data.regression_dataset import RegressionDataset
 from nemo_steerlm.data.units import EMPTY, unit_lengths
 
+_log = logging.getLogger(__name__)
 
 class Mixture:
     """The data sets of several files as one.
@@ -18,7 +20,7 @@ class Mixture:
     Args:
         parts: one data set a file, all of one kind.
         weights: how often an epoch draws each file's units; None = once.
-        names: the files, for the report.
+        names: the files, for the report and for what is logged about rows that are read otherwise than one may think.
 
     Attributes:
         lengths, units: as of the parts, one after another.
@@ -49,6 +51,8 @@ class Mixture:
         self.report: dict[str, Any] = (
             parts[0].report if len(parts) == 1 else {n: p.report for n, p in zip(names, parts, strict=True)}
         )
+        for name, part in zip(names, parts):
+            _announce(name, part.report)
 
     @property
     def labels(self) -> np.ndarray:
@@ -67,3 +71,14 @@ class Mixture:
         if "dataset" in item:
             item["dataset"] = self._dataset[part][item["dataset"]]
         return item
+
+
+def _announce(name: str, report: Mapping[str, Any]) -> None:
+    if hidden := report.get("labels_not_shown"):
+        _log.warning(
+            '%s: %d labelled rows have "type": null, so they are trained on without their labels; "VALUE_TO_TEXT" '
+            "shows them", name, hidden,
+        )  # fmt: skip
+    if keys := report.get("unused_keys"):
+        listed = ", ".join(f"{key} ({count})" for key, count in sorted(keys.items()))
+        _log.info("%s: keys of turns that have no place in a prompt: %s", name, listed)

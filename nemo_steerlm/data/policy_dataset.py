@@ -16,6 +16,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
 from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
+from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.data.tokenise import cache_settings, check_limit, chunked, require_items, too_long, without_oldest
 from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import ConfigError
@@ -29,13 +30,14 @@ class PolicyDataset:
     Attributes:
         lengths: Tokens of each item with its full labels, int64 [items]; dropout only ever shortens an item.
         report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (conversations), turns_lost
-            (trained responses cut off with the history), tokens, loss_tokens.
+            (trained responses cut off with the history), labels_not_shown (labelled conversations whose type is null:
+            plain fine-tuning), unused_keys (of turns, by name), tokens, loss_tokens.
     """
 
     def __init__(
         self,
         arrays: Arrays,
-        report: dict[str, int],
+        report: dict[str, Any],
         encode: Any,
         dropout: tuple[float, float],
         seed: int,
@@ -106,10 +108,14 @@ class PolicyDataset:
         conversations: Iterable[Conversation], encode: Any, max_length: int, overlong: str, keep_rows: bool
     ) -> Tokenised:
         tokens, masks, kept = RaggedBuilder("i"), RaggedBuilder("B"), RaggedBuilder("B")
-        names = ("conversations", "kept", "dropped_overlong", "truncated", "unlabelled", "turns_lost")
-        report = Counter(dict.fromkeys(names, 0))
+        names = "conversations kept dropped_overlong truncated unlabelled turns_lost labels_not_shown".split()
+        report: Counter[str] = Counter(dict.fromkeys(names, 0))
+        tally = Tally()
         for chunk in chunked(conversations):
             report["conversations"] += len(chunk)
+            for row in chunk:
+                tally.count_unused(row.turns)
+                report["labels_not_shown"] += row.type is None and any(turn.label for turn in row.turns)
             for row, (ids, mask) in zip(chunk, encode(chunk, [True] * len(chunk)), strict=True):
                 if not ids:
                     report["unlabelled"] += 1
@@ -130,7 +136,7 @@ class PolicyDataset:
         require_items(len(tokens), report)
         arrays = tokens.arrays("tokens") | masks.arrays("masks") | kept.arrays("conversations")
         report["tokens"] = len(arrays["tokens"])
-        return arrays, dict(report)
+        return arrays, {**report, "unused_keys": dict(tally.unused)}
 
     @property
     def units(self) -> np.ndarray:

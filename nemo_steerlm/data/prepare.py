@@ -43,6 +43,7 @@ from nemo_steerlm.data.sources import (
     table,
     ultrafeedback,
 )
+from nemo_steerlm.data.sources.answers import without_empty
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 from nemo_steerlm.provenance import write_run_json
@@ -371,7 +372,7 @@ def _read(
     row = 0
     with contextlib.closing(Seen(folder, "seen")) as seen:
         for file in files:
-            for conversation in reader(file, schema, options.languages, report.tally):
+            for conversation in without_empty(reader(file, schema, options.languages, report.tally), report.tally):
                 if conversation.id is None:
                     conversation.id = str(row)
                 row += 1

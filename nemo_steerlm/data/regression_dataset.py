@@ -18,6 +18,7 @@ from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
 from nemo_steerlm.data.label_string import LabelString
 from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
+from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.data.tokenise import cache_settings, check_limit, chunked, require_items, too_long, without_oldest
 from nemo_steerlm.data.units import EMPTY, PreferencePairs, no_pair, unit_lengths
 from nemo_steerlm.template import PromptTemplate
@@ -34,7 +35,8 @@ class RegressionDataset:
             of a preference pair.
         datasets: Names of the datasets that the items are from.
         report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (responses), tokens, items of each
-            of the `datasets`; where pairs are asked for also pairs and incomplete_pairs (one half is missing).
+            of the `datasets`, unused_keys (of turns, by name); where pairs are asked for also pairs and
+            incomplete_pairs (one half is missing).
     """
 
     def __init__(self, arrays: Arrays, report: dict[str, Any], name: str) -> None:
@@ -107,12 +109,13 @@ class RegressionDataset:
     ) -> Tokenised:
         tokens, labels, counts, dataset = RaggedBuilder("i"), array("f"), array("f"), array("i")
         names: dict[str, int] = {}
-        halves = PreferencePairs()
+        halves, tally = PreferencePairs(), Tally()
         report = Counter(dict.fromkeys(("conversations", "kept", "dropped_overlong", "truncated", "unlabelled"), 0))
         for chunk in chunked(conversations):
             report["conversations"] += len(chunk)
             jobs = []
             for conversation in chunk:
+                tally.count_unused(conversation.turns)
                 responses = conversation.response_indices
                 compared = responses[-1] if pairs and conversation.pair and responses else None
                 for index in responses:
@@ -151,7 +154,7 @@ class RegressionDataset:
         report["tokens"] = int(unit_lengths(np.asarray(arrays["tokens_lengths"]), units).sum())
         shares = np.bincount(arrays["dataset"][used], minlength=len(names)).tolist()
         about = {**report, **(found if pairs else {}), "datasets": dict(zip(names, shares, strict=True))}
-        return arrays, about
+        return arrays, {**about, "unused_keys": dict(tally.unused)}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -24,6 +24,8 @@ def data_page(report: Data) -> str:
 def _read(report: Data) -> str:
     rows = [[_words(name), number(count), ""] for name, count in report["read"].items()]
     rows += [["dropped", number(count), _words(reason)] for reason, count in report.get("dropped", {}).items()]
+    for key, count in report.get("unused_keys", {}).items():
+        rows.append(["not in any prompt", number(count), f"turns with the key {escape(key)}"])
     for side in _SIDES:
         kept = report.get(side) or {}
         rows += [[f"kept in {side}", number(count), _words(name)] for name, count in kept.items()]

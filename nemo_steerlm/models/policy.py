@@ -16,6 +16,7 @@ from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import MicroBatch
 from nemo_steerlm.models.losses import cross_entropy
+from nemo_steerlm.speakers import USER
 
 Asked = Mapping[str, float | None] | None
 
@@ -112,7 +113,7 @@ class AttributeConditionedGPT(MegatronModel):
             seed=seed,
         )  # fmt: skip
         rows = [
-            one if isinstance(one, Conversation) else Conversation(turns=[Turn(template.user, one)], system=system)
+            one if isinstance(one, Conversation) else Conversation(turns=[Turn(USER, one)], system=system)
             for one in prompts
         ]
         drawn = self.sample([self.prompt_tokens(row, asked) for row in rows], settings)

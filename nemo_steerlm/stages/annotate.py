@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nemo_steerlm.config import AnnotateConfig
-from nemo_steerlm.conversation import Conversation, Turn, atomic_writer, read_conversations
+from nemo_steerlm.conversation import VALUE_TO_TEXT, Conversation, Turn, atomic_writer, read_conversations
 from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
@@ -120,6 +120,7 @@ class _Annotator:
             self._clear(row.turns[turn])
         for place, (i, value) in enumerate(zip(readable, values, strict=True)):
             row, turn = places[i]
+            row.type = VALUE_TO_TEXT  # what is labelled is for a policy that sees its labels
             self._label(row.turns[turn], value)
             if shares is not None:
                 found = {name: [round(p, 4) for p in levels[place].tolist()] for name, levels in shares.items()}

@@ -21,6 +21,7 @@ from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import fingerprint_folder, sha256_file, write_run_json
+from nemo_steerlm.speakers import ASSISTANT
 
 Combination = dict[str, float]
 
@@ -98,7 +99,8 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
         bar.text = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
         for (row, _), answer in zip(requests_, answers, strict=True):
             text = model.card.template.parse_response(answer.text)
-            row.turns.append(Turn(model.card.template.assistant, text))
+            name = next((row.turns[index].speaker for index in row.response_indices), ASSISTANT)
+            row.turns.append(Turn(name, text))
             row.extra |= {"finish": answer.finish, "logprob": round(answer.logprob, 4)}
         return [row.to_record() for row in rows]
 

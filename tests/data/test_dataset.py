@@ -57,7 +57,7 @@ def test_one_item_for_each_labelled_response(tokenizer):
     data = build(RegressionDataset, iter(rows), tokenizer)
     assert len(data) == 2 and data.report == {
         "conversations": 3, "kept": 2, "dropped_overlong": 0, "truncated": 0, "unlabelled": 2,
-        "tokens": int(data.lengths.sum()), "datasets": {"data": 2},
+        "tokens": int(data.lengths.sum()), "datasets": {"data": 2}, "unused_keys": {},
     }  # fmt: skip
     for index, turn in ((0, 1), (1, 3)):
         item = data.item(index)
@@ -172,6 +172,20 @@ def test_policy_items_are_the_templates(tokenizer):
     assert data.item(0)["tokens"].tolist() == ids[:end] and data.item(0)["loss_mask"].tolist() == mask[:end]
     assert data.report["loss_tokens"] == sum(int(data.item(i)["loss_mask"].sum()) for i in range(2))
     assert text(data.item(1), tokenizer).endswith("Assistant\nq\n<extra_id_1>")
+
+
+def test_labels_that_are_not_shown_and_keys_without_a_use_are_announced(tokenizer, caplog):
+    rows = [row("a", "b", type=None), row("c", "d"), row("e", "f", type=None, labels=(None,))]
+    rows[1].turns[1].extra = {"weight": 0}
+    caplog.set_level("INFO")
+    for kind in (PolicyDataset, RegressionDataset):
+        mixture = Mixture([build(kind, rows, tokenizer)], names=["data/a.jsonl"])
+        assert mixture.report["unused_keys"] == {"weight": 1}
+    assert build(PolicyDataset, rows, tokenizer).report["labels_not_shown"] == 1
+    said = [message.partition(";")[0] for message in caplog.messages]
+    keys = "data/a.jsonl: keys of turns that have no place in a prompt: weight (1)"
+    hidden = 'data/a.jsonl: 1 labelled rows have "type": null, so they are trained on without their labels'
+    assert said == [hidden, keys, keys]
 
 
 def under_mask(item, tokenizer):

@@ -62,7 +62,7 @@ def test_what_looks_wrong_is_counted_and_named(tmp_path):
         row("c3", "d3", id="fine"),
         row("e", "e", id="repeats"),
         row("f", "g\nHuman: and then", id="runs-on"),
-        row("h", " ", id="empty"),
+        row(" ", "h", id="empty"),
         row("i \ufffd", "j", id="bytes"),
         {"conversations": [{"from": "User", "value": "k"}, *row("l", "m")["conversations"]], "id": "twice"},
     ]
@@ -176,12 +176,13 @@ def test_check_reads_everything_and_writes_nothing(tmp_path, monkeypatch):
 
 def test_the_page_says_what_the_report_does_and_no_text_becomes_markup(tmp_path):
     rows = [
-        row(f"{k} <script>alert({k})</script>", "b" * k, label=f"quality:{k % 5},humor:{k % 3}", lang="<b>")
+        row(f"{k} <script>alert({k})</script>", "b" * (k + 1), label=f"quality:{k % 5},humor:{k % 3}", lang="<b>")
         for k in range(40)
     ]
     rows.append(row("q", "r", pair={"id": "p", "role": "chosen"}))
     rows.append(row("q", "s", split="train"))
     rows.append(row("t", "u", split="test"))
+    rows.append(row(" ", "v"))
     write(tmp_path / "a.jsonl", rows)
     config = PrepareConfig(source="steerlm", input=str(tmp_path / "a.jsonl"), output=str(tmp_path / "o"))
     pipeline.main(config)

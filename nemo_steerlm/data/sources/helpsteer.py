@@ -34,9 +34,6 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
         label, people = label_of(row, 0, 4, schema, tally, where)
         response = text_of(row, "response", where)
         turns = prompt_turns(text_of(row, "prompt", where))
-        if not response.strip():
-            tally.dropped["empty_response"] += 1
-            continue
         turns.append(Turn("Assistant", response, label=label, label_human=label, label_count=people))
         yield Conversation(turns)
 

@@ -79,11 +79,8 @@ def _responses(
     for n in (1, 2):
         tally.read["responses"] += 1
         turn = _response(row, n, row.get(f"feedback{n}"), schema, tally, where)
-        if turn.text.strip():
-            context = [Turn(before.speaker, before.text) for before in history.turns]
-            yield Conversation([*context, turn], system=history.system, extra=dict(extra))
-        else:
-            tally.dropped["empty_response"] += 1
+        context = [Turn(before.speaker, before.text) for before in history.turns]
+        yield Conversation([*context, turn], system=history.system, extra=dict(extra))
 
 
 def _response(

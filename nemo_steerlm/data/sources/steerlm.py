@@ -18,8 +18,6 @@ from nemo_steerlm.errors import DataError
 from nemo_steerlm.template import PromptTemplate
 
 MISSING = -100.0
-#: ShareGPT's names of the speakers, in lower case.
-_SHAREGPT = {"human": "User", "user": "User", "gpt": "Assistant", "assistant": "Assistant"}
 
 
 def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, tally: Tally) -> Iterator[Conversation]:
@@ -33,32 +31,12 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
         if "text" in row and "conversations" not in row:
             conversation = parse_regression_row(row, schema, where)
         elif "conversations" in row:
-            conversation = _conversation(row, where)
+            conversation = Conversation.from_record(row, where)
         else:
             hint = "; use source=messages" if "messages" in row else ""
             raise DataError(f"{where}: neither 'conversations' nor 'text' in the row{hint}")
         check_labels(conversation, schema, where)
         yield from keep(conversation, languages, tally, where)
-
-
-def _conversation(row: Mapping[str, Any], where: str) -> Conversation:
-    """A conversation row; ShareGPT's speakers get our names, and its system turn becomes the system prompt."""
-    conversation = Conversation.from_record(row, where)
-    spoken = [turn for turn in conversation.turns if turn.speaker not in conversation.masked_speakers]
-    system = [turn for turn in spoken if turn.speaker.casefold() == "system"]
-    if system:
-        if len(system) > 1 or conversation.turns[0] is not system[0]:
-            raise DataError(f"{where}: a turn of '{system[-1].speaker}' is not the first; only that one may be")
-        told = [conversation.system] if row.get("system") else []
-        conversation.system = "\n".join([*told, conversation.turns.pop(0).text])
-    for turn in conversation.turns:
-        turn.speaker = _our_name(turn.speaker)
-    conversation.mask = ",".join(map(_our_name, conversation.mask.split(",")))
-    return conversation
-
-
-def _our_name(speaker: str) -> str:
-    return _SHAREGPT.get(speaker.strip().casefold(), speaker)
 
 
 def regression_row(conversation: Conversation, index: int, schema: AttributeSchema) -> dict[str, Any]:

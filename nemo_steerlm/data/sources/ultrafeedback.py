@@ -38,9 +38,6 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
             here = f"{where}: completions[{index}]"
             tally.read["responses"] += 1
             response = text_of(completion, "response", here)
-            if not response.strip():
-                tally.dropped["empty_response"] += 1
-                continue
             annotations = completion.get("annotations") or {}
             if not isinstance(annotations, Mapping):
                 raise DataError(f"{here}: 'annotations' is {annotations!r:.60}, expected an object")
