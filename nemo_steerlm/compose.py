@@ -7,20 +7,19 @@ dataclass, which decides what keys exist and what types they have.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from nemo_steerlm import config as configs
+from nemo_steerlm import overrides
 from nemo_steerlm.errors import ConfigError, suggest
 
 
@@ -37,7 +36,7 @@ def load(verb: str, schema: type, words: Sequence[str], config_dir: str | Path |
     Args:
         verb: name of the root file in conf/.
         schema: the verb's dataclass.
-        words: `key=value` of the command line, as Hydra understands them.
+        words: `key=value` of the command line; text is taken as typed, the rest as Hydra understands it.
         config_dir: a folder of the user's own groups, e.g. `mine/model/small.yaml` for `model=small`.
 
     Returns:
@@ -181,12 +180,9 @@ def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field
             yield key, field, value
 
 
-_hints = functools.cache(get_type_hints)
-
-
 def _inner(schema: type, field: dataclasses.Field) -> type | None:
     """The dataclass a field holds, also behind `| None`."""
-    hint = _hints(schema)[field.name]
+    hint = overrides.hints(schema)[field.name]
     return next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)  # type: ignore[return-value]
 
 
@@ -246,26 +242,12 @@ def _sort(
             chosen.append(f"~{key}" if text == "null" else f"{key}={text}")
             continue
         try:
-            field = find(schema, key)
+            find(schema, key)
+            kind = overrides.hint(schema, key)
         except KeyError:
             raise ConfigError(_unknown(key, schema, groups)) from None
-        values.append((key, _value(key, text, str(field.type).startswith(("str", "Any")))))
+        values.append((key, overrides.value(key, text, kind)))
     return chosen, values
-
-
-def _value(key: str, text: str, literal: bool) -> Any:
-    """The value of an override in Hydra's grammar; a string that is none of that grammar stands for itself."""
-    try:
-        override = OverridesParser.create().parse_override(f"{key}={text}")
-    except HydraException as error:
-        if literal:
-            return text
-        raise ConfigError(f"{key}={text}: {_one_line(error)}") from error
-    if not override.is_sweep_override():
-        return override.value()
-    if literal:
-        return text
-    raise ConfigError(f"{key}={text}: expected one value; lists are written {key}=[{text}]")
 
 
 def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:

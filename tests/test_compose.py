@@ -70,7 +70,7 @@ def test_training_data_is_a_file_or_a_list_of_files():
     assert data.train_files() == ["one.jsonl", "two.jsonl"] and data.weights == [1.0, 0.5] and data.val_files() == []
     for word, message in (
         ("data.train=[]", "data.train=.*expected a file, or a list of files"),
-        ("data.val=[1,2]", "data.val=.*expected a file, or a list of files"),
+        ("data.val=[]", "data.val=.*expected a file, or a list of files"),
         ("data.weights=[1,2]", "data.weights=.*expected one number above 0 for each of the 1 files of data.train"),
         ("data.weights=[0]", "data.weights=.*expected one number above 0"),
     ):
@@ -90,6 +90,32 @@ def test_free_text_needs_no_quoting_and_mappings_take_new_keys():
     assert settings.prompt == "What's 2 + 2, roughly? [a, {b}"
     assert settings.attributes == {"humor": 4.0, "calm": 1.5}
     assert settings.system is None and load("generate", [*words, "system='null'"]).system == "null"
+
+
+TYPED = (
+    "1e3", "1_000", "1.50", "2024_01", "true", "null", "'quoted'", '"Hello"', "int(3.7)", "Hi\\, there", "+5",
+    "  lead ", "What is ${HOME}?", "${oc.env:HOME}", "\\${a", "[1,2]", "{a: 1}", "a=b", "", "C:\\x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_text_arrives_as_it_is_typed(text):
+    settings = load("generate", ["checkpoint=m", f"prompt={text}", f"system={text}"])
+    assert settings.prompt == text and settings.system == (None if text == "null" else text)
+    quoted = "'" + text.strip() + "'" if "'" not in text else f'"{text}"'
+    words = ["source=table", f"columns.prompt={text}", f"columns={{response: {quoted},quality: Politeness (1-5)}}"]
+    columns = load("prepare", [*words, f"output={text}", f"languages=[{quoted},no,1]"])
+    assert columns.columns == {"prompt": text, "response": quoted[1:-1], "quality": "Politeness (1-5)"}
+    assert columns.output == (None if text == "null" else text) and columns.languages == [quoted[1:-1], "no", "1"]
+    words = [*SFT[1:], f"data.train=[{quoted},1e3]", f"attributes.schema.humor.description={text}"]
+    settings = load("train-sft", words)
+    assert settings.data.train == [quoted[1:-1], "1e3"]
+    assert settings.attributes.schema["humor"].description == (None if text == "null" else text)
+
+
+def test_a_mapping_of_texts_that_lacks_a_colon_is_refused():
+    with pytest.raises(ConfigError, match="columns=.*'Politeness' is not of the form name:text"):
+        load("prepare", ["source=table", "columns={prompt:ask,Politeness}"])
 
 
 def test_attributes_are_taken_from_the_users_file_and_changed_in_place(tmp_path):

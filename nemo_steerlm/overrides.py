@@ -1,0 +1,117 @@
+"""The value in `key=value`, by the type that the key is declared with: what is text stays as it was typed.
+
+Numbers, switches and lists of them follow Hydra's grammar. That grammar would take `1.50`, `2024_01`, `Hi\\, there` or
+`Politeness (1-5)` for something else, so text never goes through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from nemo_steerlm.errors import ConfigError
+
+_OPEN, _CLOSE, _QUOTES = "([{", ")]}", "'\""
+hints = functools.cache(get_type_hints)
+
+
+def hint(schema: type, key: str) -> Any:
+    """The declared type of what a dotted key names, also inside mappings (raises KeyError)."""
+    name, _, rest = key.partition(".")
+    found = hints(schema)[name]
+    if not rest:
+        return found
+    inner: Any = next((kind for kind in (found, *get_args(found)) if dataclasses.is_dataclass(kind)), None)
+    if get_origin(found) is not dict:
+        return hint(inner, rest) if inner else Any
+    return hint(inner, rest.rpartition(".")[2]) if inner and "." in rest else get_args(found)[1]
+
+
+def value(key: str, text: str, kind: Any) -> Any:
+    """The value of one override, for OmegaConf.
+
+    Text is taken as it is; `null` is no text where the key may be without, and `'null'` the word. Lists of texts are
+    `[one,two]`, mappings to texts `{name:text}`; quotes around a text there are left out.
+
+    Args:
+        key: Leads error messages.
+        text: What stands after the equals sign.
+        kind: The declared type, of `hint`.
+
+    Raises:
+        ConfigError: Hydra's grammar has no such value.
+    """
+    kinds = (kind, *get_args(kind))
+    if kind is Any or kind is str or (str in kinds and type(None) in kinds):
+        if kind is not str and text == "null":
+            return None
+        if kind is Any and text[:1] + text[-1:] == "[]":
+            return _list(text)
+        return _kept(_unquoted(text) if kind is not str and _unquoted(text) == "null" else text)
+    if list[str] in kinds and text[:1] + text[-1:] == "[]":
+        return _list(text)
+    if kind == dict[str, str] and text[:1] + text[-1:] == "{}":
+        return _mapping(key, text)
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={text}")
+    except HydraException as error:
+        raise ConfigError(f"{key}={text}: {str(error).splitlines()[0]}") from error
+    if override.is_sweep_override():
+        raise ConfigError(f"{key}={text}: expected one value; lists are written {key}=[{text}]")
+    return override.value()
+
+
+def _kept(text: str) -> str:
+    """Text that OmegaConf gives back as it is: it would take `${...}` for an interpolation, escaped or not."""
+    return f"${{{_RESOLVER}:'{text.encode('utf-8', 'surrogatepass').hex()}'}}" if "${" in text else text
+
+
+_RESOLVER = "steerlm_text"
+OmegaConf.register_new_resolver(
+    _RESOLVER, lambda digits: bytes.fromhex(digits).decode("utf-8", "surrogatepass"), replace=True
+)
+
+
+def _list(text: str) -> list[str]:
+    return [_kept(_unquoted(part)) for part in _parts(text[1:-1])]
+
+
+def _mapping(key: str, text: str) -> dict[str, str]:
+    found = {}
+    for part in _parts(text[1:-1]):
+        name, colon, rest = part.partition(":")
+        if not colon:
+            raise ConfigError(f"{key}={text}: '{part}' is not of the form name:text; quote a text with a comma in it")
+        found[_unquoted(name.strip())] = _kept(_unquoted(rest.strip()))
+    return found
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The parts between commas, but for those inside brackets or quotes; white space around them is left out."""
+    depth, quote, part = 0, "", ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in _QUOTES and (not part.strip() or part.rstrip().endswith(":")):
+            quote = character  # not the one in "what's"
+        elif character in _OPEN:
+            depth += 1
+        elif character in _CLOSE:
+            depth -= 1
+        elif character == "," and depth <= 0:
+            yield part.strip()
+            part = ""
+            continue
+        part += character
+    if part.strip():
+        yield part.strip()
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] in _QUOTES and text[-1] == text[0] else text
