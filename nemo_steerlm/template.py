@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation, Turn
-from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation, Turn, encodable
+from nemo_steerlm.errors import ConfigError, DataError, suggest
+from nemo_steerlm.guard import Guard, TokenGuard, shared_guard
 from nemo_steerlm.speakers import ASSISTANT, USER
 from nemo_steerlm.tokenizer import Tokenizer
 
 Label = Mapping[str, float] | None
+Clean = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class PromptTemplate:
         return (self.system_start, self.turn_start, self.label_start, *filter(None, others))
 
     @functools.cached_property
-    def _guard(self) -> _Guard:
-        return _shared_guard(self._markers)
+    def _guard(self) -> Guard:
+        return shared_guard(self._markers)
 
     def clean(self, text: str) -> str:
         """Return ``text`` with every marker broken up, so that it cannot open a turn or a label line.
@@ -114,32 +114,35 @@ class PromptTemplate:
         A space goes after the first character of a marker; a marker of one character becomes a space. What a
         tokenizer's normaliser could turn into a marker (full-width or accented letters, other case, invisible
         characters inside) is broken up too. All other text is returned unchanged, and cleaning twice changes nothing.
+        Where a tokenizer is known, its own idea of characters counts too: :class:`nemo_steerlm.guard.TokenGuard`.
         """
         return self._guard(text)
 
-    def _name(self, speaker: str) -> str:
-        return " ".join(self.clean(speaker).split())
+    def _name(self, speaker: str, clean: Clean) -> str:
+        return " ".join(clean(speaker).split())
 
-    def _head(self, system: str) -> str:
-        return f"{self.system_start}{self.system_name}{self.end_of_name}{self.clean(system)}{self.end_of_turn}"
+    def _head(self, system: str, clean: Clean) -> str:
+        return f"{self.system_start}{self.system_name}{self.end_of_name}{clean(system)}{self.end_of_turn}"
 
-    def _opening(self, speaker: str) -> str:
+    def _opening(self, speaker: str, clean: Clean) -> str:
         known = {USER: self.user, ASSISTANT: self.assistant}
-        return f"{self._name(known.get(speaker, speaker))}{self.end_of_name}"
+        return f"{self._name(known.get(speaker, speaker), clean)}{self.end_of_name}"
 
     def label_line(self, schema: AttributeSchema, label: Label) -> str:
         """Return ``<extra_id_2>quality:4,...`` with its line end, or "" without a label."""
         text = schema.format(label)
         return f"{self.label_start}{text}{self.end_of_name}" if text else ""
 
-    def render_regression(self, conversation: Conversation, turn_index: int) -> str:
+    def render_regression(self, conversation: Conversation, turn_index: int, clean: Clean | None = None) -> str:
         """Return what a regressor reads to judge one turn: the history, the response, ``label_start``; no labels.
 
         The row's own system prompt is used (NeMo-Aligner puts a fixed one here, another one in fine-tuning).
+        ``clean`` is what people's text goes through, :meth:`clean` where it is not given.
         """
-        parts = [self._head(conversation.system)]
+        clean = clean or self.clean
+        parts = [self._head(conversation.system, clean)]
         for turn in conversation.turns[: turn_index + 1]:
-            parts += (self.turn_start, self._opening(turn.speaker), self.clean(turn.text), self.end_of_turn)
+            parts += (self.turn_start, self._opening(turn.speaker, clean), clean(turn.text), self.end_of_turn)
         return "".join(parts) + self.label_start
 
     def chat_template(self) -> str:
@@ -149,7 +152,7 @@ class PromptTemplate:
         break up markers only where they are written out, not what a tokenizer's normaliser might turn into one.
         """
         broken = [(marker, f"{marker[0]} {marker[1:]}" if len(marker) > 1 else " ") for marker in self._markers]
-        names = {"user": self._name(self.user), "assistant": self._name(self.assistant)}
+        names = {"user": self._name(self.user, self.clean), "assistant": self._name(self.assistant, self.clean)}
         return _CHAT_TEMPLATE.format(
             clean="".join(f" | replace({_literal(one)}, {_literal(other)})" for one, other in broken),
             head=_literal(f"{self.system_start}{self.system_name}{self.end_of_name}"),
@@ -162,7 +165,11 @@ class PromptTemplate:
         )
 
     def segments(
-        self, conversation: Conversation, schema: AttributeSchema, with_labels: bool | Sequence[Label] = True
+        self,
+        conversation: Conversation,
+        schema: AttributeSchema,
+        with_labels: bool | Sequence[Label] = True,
+        clean: Clean | None = None,
     ) -> list[Segment]:
         """Return the pieces of a policy's prompt, cut before each response and after the marker that closes it.
 
@@ -176,14 +183,16 @@ class PromptTemplate:
             schema: Orders and rounds the labels.
             with_labels: True shows each turn's label, False none; or what to show, one entry a turn. Showing less
                 than a turn has does not change where the loss lies.
+            clean: As in :meth:`render_regression`.
         """
+        clean = clean or self.clean
         masked = conversation.masked_speakers
         pieces: list[Segment] = []
-        context = self._head(conversation.system) + self.turn_start
+        context = self._head(conversation.system, clean) + self.turn_start
         last = len(conversation.turns) - 1
         for index, turn in enumerate(conversation.turns):
-            text = self.clean(turn.text) + self.end_of_turn
-            context += self._opening(turn.speaker)
+            text = clean(turn.text) + self.end_of_turn
+            context += self._opening(turn.speaker, clean)
             if turn.speaker in masked:
                 context += text + (self.turn_start if index < last else "")
                 continue
@@ -196,22 +205,19 @@ class PromptTemplate:
 
     # -- tokens -----------------------------------------------------------------------------------------------------
 
-    def encode_segments(
-        self, prompts: Sequence[Sequence[Segment]], tokenizer: Tokenizer
+    def encode_policies(
+        self,
+        rows: Sequence[tuple[Conversation, bool | Sequence[Label]]],
+        schema: AttributeSchema,
+        tokenizer: Tokenizer,
     ) -> list[tuple[list[int], list[int]]]:
-        """Tokenise the segments of several prompts in one go; return ids and loss mask of each, both [sequence]."""
-        heads = iter(tokenizer.encode_batch([segments[0].text for segments in prompts]))
-        rest = iter(tokenizer.encode_continuations([s.text for segments in prompts for s in segments[1:]]))
-        encoded = []
-        for segments in prompts:
-            ids: list[int] = []
-            mask: list[int] = []
-            for position, segment in enumerate(segments):
-                piece = next(rest if position else heads)
-                ids += piece
-                mask += [int(segment.loss)] * len(piece)
-            encoded.append((ids, mask))
-        return encoded
+        """Return :meth:`encode_policy` of each conversation and what it shows of its labels; faster than one by one."""
+
+        def render(number: int, clean: Clean) -> list[Segment]:
+            row, shown = rows[number]
+            return self.segments(row, schema, shown, clean)
+
+        return self._encode([row for row, _ in rows], render, tokenizer)
 
     def encode_policy(
         self,
@@ -223,9 +229,13 @@ class PromptTemplate:
         """Return ids and loss mask, both [sequence]; mask[i] is 1 where token i itself is a target.
 
         The decoded text under the mask is exactly ``response + end_of_turn + turn_start`` of every trained turn, for
-        any tokenizer, because no token crosses a border of the mask.
+        any tokenizer, because no token crosses a border of the mask. Special tokens of the base model that stand in
+        text are spelled out in ordinary ones.
+
+        Raises:
+            DataError: The tokenizer takes a text for a marker, whatever is done to it.
         """
-        return self.encode_segments([self.segments(conversation, schema, with_labels)], tokenizer)[0]
+        return self.encode_policies([(conversation, with_labels)], schema, tokenizer)[0]
 
     def encode_prompt(
         self, conversation: Conversation, schema: AttributeSchema, values: Label, tokenizer: Tokenizer
@@ -239,17 +249,52 @@ class PromptTemplate:
             tokenizer: The policy's.
 
         Raises:
-            DataError: Unknown attribute or a value outside its range.
+            DataError: Unknown attribute or a value outside its range, and as :meth:`encode_policy`.
         """
         asked = schema.check(values or {}, "requested attributes")
         answer = Turn(ASSISTANT, "", label=asked or None)
         row_type = VALUE_TO_TEXT if asked else conversation.type
         answered = dataclasses.replace(conversation, turns=[*conversation.turns, answer], type=row_type)
-        return self.encode_segments([self.segments(answered, schema)[:-1]], tokenizer)[0][0]
+
+        def render(_: int, clean: Clean) -> list[Segment]:
+            return self.segments(answered, schema, clean=clean)[:-1]
+
+        return self._encode([answered], render, tokenizer)[0][0]
+
+    def encode_regressions(self, places: Sequence[tuple[Conversation, int]], tokenizer: Tokenizer) -> list[list[int]]:
+        """Return :meth:`encode_regression` of each turn of a conversation; faster than one by one."""
+
+        def render(number: int, clean: Clean) -> list[Segment]:
+            return [Segment(self.render_regression(*places[number], clean), False)]
+
+        return [ids for ids, _ in self._encode([row for row, _ in places], render, tokenizer)]
 
     def encode_regression(self, conversation: Conversation, turn_index: int, tokenizer: Tokenizer) -> list[int]:
-        """Return the ids of :meth:`render_regression`; the regressor reads the last one's hidden state."""
-        return tokenizer.encode(self.render_regression(conversation, turn_index))
+        """Return the ids of :meth:`render_regression`; the regressor reads the last one's hidden state.
+
+        Text is kept apart from the template, and errors are raised, as in :meth:`encode_policy`.
+        """
+        return self.encode_regressions([(conversation, turn_index)], tokenizer)[0]
+
+    def _encode(
+        self, rows: Sequence[Conversation], render: Callable[[int, Clean], list[Segment]], tokenizer: Tokenizer
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids and loss mask, both [sequence], of each row as `render` writes it, given its number and what cleans."""
+        guard = _token_guard(self, tokenizer)
+        found = _encode_segments([render(number, guard.clean) for number in range(len(rows))], tokenizer)
+        encoded = []
+        for number, (row, pieces) in enumerate(zip(rows, found, strict=True)):
+            if not all(guard.sound(segment.text, ids) for segment, ids in pieces):
+                [pieces] = _encode_segments([render(number, _apart)], tokenizer)
+                if not all(guard.sound(segment.text, ids) for segment, ids in pieces):
+                    raise DataError(f"row '{row.id}': the tokenizer takes a text of it for a marker of the template")
+            ids, mask = [], []
+            for segment, piece in pieces:
+                piece = guard.spelled(piece)
+                ids += piece
+                mask += [int(segment.loss)] * len(piece)
+            encoded.append((ids, mask))
+        return encoded
 
     def parse_response(self, text: str) -> str:
         """Return a generated response without what closes it, also when it was cut inside the closing marker."""
@@ -297,67 +342,20 @@ def _may_overlap(one: str, two: str) -> bool:
     return one in two or any(one.endswith(two[:length]) for length in range(1, len(two)))
 
 
-# Letters without a glyph: general category "other letter", yet ignorable by Unicode.
-_FILLERS = "\u115f\u1160\u3164\uffa0"
-
-
-class _Skeleton(dict[int, str]):
-    """Translation table from a character to what the most eager normaliser may leave of it; filled as needed."""
-
-    def __init__(self, kept: str) -> None:
-        super().__init__()
-        self._kept = kept
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
-        self[code] = "".join(c for c in folded if c in self._kept or not _ignorable(c))
-        return self[code]
-
-
-def _ignorable(character: str) -> bool:
-    if character in "\t\n\r":
-        return False
-    return unicodedata.category(character)[0] in "CM" or character in _FILLERS
-
-
 @functools.lru_cache(maxsize=8)
-def _shared_guard(markers: tuple[str, ...]) -> _Guard:
-    """One guard for all templates with the same markers: its table of characters fills up as it is used."""
-    return _Guard(markers)
+def _token_guard(template: PromptTemplate, tokenizer: Tokenizer) -> TokenGuard:
+    return TokenGuard(tuple(template.to_dict().values()), template._markers, tokenizer)
 
 
-class _Guard:
-    """Breaks up markers in text.
+def _apart(text: str) -> str:
+    """Every character on its own: the last resort for a text that a tokenizer makes a marker of."""
+    return " ".join(encodable(text))
 
-    Matching runs on a skeleton of the text: compatibility-decomposed, case-folded, without accents, control and
-    format characters. That covers NFKC, lower-casing, accent stripping and BERT's and SentencePiece's cleaning.
-    """
 
-    def __init__(self, markers: Sequence[str]) -> None:
-        kept = "".join(markers)
-        self._table = _Skeleton(kept + unicodedata.normalize("NFKD", kept).casefold())
-        singles = [marker for marker in markers if len(marker) == 1]
-        folded = [marker.translate(self._table) for marker in markers if len(marker) > 1]
-        self._single = re.compile("|".join(map(re.escape, singles)) or r"(?!)")
-        self._several = re.compile("(?=(" + "|".join(map(re.escape, folded)) + "))" if folded else r"(?!)")
-        self._needles = singles + folded
-
-    def __call__(self, text: str) -> str:
-        skeleton = text.translate(self._table)
-        if not any(needle in skeleton for needle in self._needles):
-            return text
-        origins = []  # for each character of the skeleton, the character of the text that it comes from
-        for position, character in enumerate(text):
-            origins += [position] * len(self._table[ord(character)])
-        blank = {origins[match.start()] for match in self._single.finditer(skeleton)}
-        gap = set()
-        for match in self._several.finditer(skeleton):
-            first = match.start()
-            here = origins[first : first + len(match.group(1))]
-            after = next((position for position in here if position != here[0]), None)
-            if after is None:
-                blank.add(here[0])  # one character that a normaliser writes out as the whole marker
-            else:
-                gap.add(after)
-        return "".join((" " if i in gap else "") + (" " if i in blank else c) for i, c in enumerate(text))
+def _encode_segments(
+    prompts: Sequence[Sequence[Segment]], tokenizer: Tokenizer
+) -> list[list[tuple[Segment, list[int]]]]:
+    """The segments of several prompts with their ids, tokenised in one go."""
+    heads = iter(tokenizer.encode_batch([segments[0].text for segments in prompts]))
+    rest = iter(tokenizer.encode_continuations([s.text for segments in prompts for s in segments[1:]]))
+    return [[(s, next(rest if place else heads)) for place, s in enumerate(segments)] for segments in prompts]

@@ -56,6 +56,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise ConfigError(f"tokenizer {path}: the folder holds neither tokenizer.json nor tokenizer.model")
 
 
+def _steps(normalizer: Any) -> list[dict[str, Any]]:
+    """What a normaliser of `tokenizers` does, one after another, as tokenizer.json has it."""
+    state = {"type": "Sequence", "normalizers": []} if normalizer is None else json.loads(normalizer.__getstate__())
+    return state["normalizers"] if state["type"] == "Sequence" else [state]
+
+
+def _marks_spaces(step: dict[str, Any]) -> bool:
+    return step.get("pattern") in ({"String": " "}, {"Regex": " {2,}"}, {"Regex": r"\A | \z"})
+
+
 def _copy(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
         shutil.copyfile(source, target)
@@ -69,12 +79,30 @@ class Tokenizer(abc.ABC):
         eos_id: End-of-text id or None.
         bos_id: Begin-of-text id or None.
         pad_id: Padding id; the end-of-text id or 0 where the tokenizer has none.
+        unknown: Text of the token for what the vocabulary lacks, where it is an atom.
+        atoms: Texts that are cut out of any text as one token, to its id: added tokens, a model's own symbols.
+        special_ids: Those atoms, and other ids, that steer a model: begin and end of text, chat markers and so on.
     """
 
     vocab_size: int
     pad_id: int
     eos_id: int | None
     bos_id: int | None
+    unknown: str | None = None
+    normalises: bool = False  #: whether letters are changed before a text is cut into tokens
+    rewrites: bool = False  #: whether longer strings are, by rules of the tokenizer's own
+
+    @functools.cached_property
+    def atoms(self) -> dict[str, int]:
+        return {}
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset()
+
+    def normalised(self, text: str) -> str:
+        """Return a text as the tokenizer's own normaliser leaves it, marks for spaces included."""
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that starts a sequence (no BOS, no EOS)."""
@@ -165,6 +193,25 @@ class _HuggingFaceTokenizer(Tokenizer):
         self.bos_id = backend.bos_token_id
         pad_id = backend.pad_token_id
         self.pad_id = pad_id if pad_id is not None else self.eos_id or 0
+        self._normalizer: Any = getattr(getattr(backend, "backend_tokenizer", None), "normalizer", None)
+        steps = _steps(self._normalizer)
+        self.normalises = any(step["type"] != "Prepend" and not _marks_spaces(step) for step in steps)
+        self.rewrites = any(step["type"] == "Replace" and not _marks_spaces(step) for step in steps)
+        self.unknown = backend.unk_token if backend.unk_token in self.atoms else None
+
+    @functools.cached_property
+    def atoms(self) -> dict[str, int]:
+        split = getattr(self._backend, "split_special_tokens", False)
+        added = self._backend.added_tokens_decoder.items()
+        return {token.content: id_ for id_, token in added if not (split and token.special)}
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        added = self._backend.added_tokens_decoder.items()
+        return frozenset([*self._backend.all_special_ids, *(id_ for id_, token in added if token.special)])
+
+    def normalised(self, text: str) -> str:
+        return self._normalizer.normalize_str(text) if self.normalises else text
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -213,6 +260,21 @@ class _SentencePieceTokenizer(Tokenizer):
         self.eos_id = backend.eos_id() if backend.eos_id() >= 0 else None
         self.bos_id = backend.bos_id() if backend.bos_id() >= 0 else None
         self.pad_id = backend.pad_id() if backend.pad_id() >= 0 else self.eos_id or 0
+        self.normalises = bool(self._proto.normalizer_spec.precompiled_charsmap)
+
+    @functools.cached_property
+    def _proto(self) -> Any:
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self._file.read_bytes())
+
+    @functools.cached_property
+    def atoms(self) -> dict[str, int]:
+        pieces = enumerate(self._proto.pieces)
+        return {piece.piece: id_ for id_, piece in pieces if piece.type == piece.USER_DEFINED}
+
+    def normalised(self, text: str) -> str:
+        return self._backend.normalize(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._backend.encode(list(texts), add_bos=False, add_eos=False)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.normalizers import Replace
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.guard import TokenGuard
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer
 from tests import tokenizers
@@ -18,7 +22,7 @@ SCHEMA = AttributeSchema.load("helpsteer")
 TEMPLATE = PromptTemplate()
 MARKERS = ("<extra_id_0>", "<extra_id_1>", "<extra_id_2>")
 KINDS = ("bpe", "bpe_markers", "bpe_nfkc", "bpe_lowercase", "sentencepiece", "sentencepiece_nfkc")
-KINDS += ("llama_like", "gpt2", "tok512")
+KINDS += ("bpe_bert", "bpe_strip", "bpe_rewrite", "llama_like", "gpt2", "tok512")
 FAITHFUL = ("bpe", "bpe_markers", "sentencepiece", "llama_like", "gpt2")  # decode(encode(text)) == text for any text
 
 
@@ -39,8 +43,9 @@ def make_tokenizer(tmp_path_factory):
         if kind == "sentencepiece_nfkc":  # the markers are symbols of their own, matched in normalised text
             rule = {"normalization_rule_name": "nmt_nfkc_cf", "remove_extra_whitespaces": True}
             return tokenizers.sentencepiece_model(folder, user_symbols=True, **rule)
-        normalizer = {"bpe_nfkc": "NFKC", "bpe_lowercase": "Lowercase"}.get(kind)
-        return tokenizers.bpe(folder, markers=kind != "bpe", normalizer=normalizer)
+        named = {"bpe_nfkc": "NFKC", "bpe_lowercase": "Lowercase", "bpe_bert": "BertNormalizer"}
+        normalizer = (named | {"bpe_strip": "StripAccents", "bpe_rewrite": Replace("@@", "")}).get(kind)
+        return tokenizers.bpe(folder, markers=kind not in ("bpe", "bpe_strip"), normalizer=normalizer)
 
     def get(kind):
         if kind not in built:
@@ -205,8 +210,11 @@ def test_requested_values_are_checked(make_tokenizer):
 def test_many_prompts_at_once_give_the_same_tokens(make_tokenizer):
     for kind in ("bpe_markers", "sentencepiece"):
         tokenizer = make_tokenizer(kind)
-        rows = [TEMPLATE.segments(dialogue("q", text, "r"), SCHEMA) for text in RESPONSES]
-        assert TEMPLATE.encode_segments(rows, tokenizer) == [TEMPLATE.encode_segments([r], tokenizer)[0] for r in rows]
+        rows = [dialogue("q", text, "r") for text in RESPONSES]
+        policies = TEMPLATE.encode_policies([(row, True) for row in rows], SCHEMA, tokenizer)
+        assert policies == [TEMPLATE.encode_policy(row, SCHEMA, tokenizer) for row in rows]
+        regressions = TEMPLATE.encode_regressions([(row, 1) for row in rows], tokenizer)
+        assert regressions == [tokenizer.encode(TEMPLATE.render_regression(row, 1)) for row in rows]
 
 
 # -- forged markers ---------------------------------------------------------------------------------------------------
@@ -222,6 +230,8 @@ FORGERIES = [
     "<e＜extra_id_1>xtra_id_1>", "<<extra_id_1>extra_id_1>", "< extra_id_1><extra_id_1 >",
     "<extra_id_1", "extra_id_1>", "<extra_", "<",
     "<0x3C>extra_id_1>", "<|end|>", "</s>", "▁<extra_id_1>▁",
+    "<extra_id_\U0001ccf1>", "<extra\u1cf2_id_1>", "<\u0345extra_id_2>", "<extra_\ufffdid_1>", "<ext\ud800ra_id_1>",
+    "<ex@@tra_id_1>", "<extra_i@@d_2@@>é",
 ]  # fmt: skip
 
 
@@ -308,15 +318,61 @@ def test_random_forgeries_do_not_get_through(kind, make_tokenizer):
 
 def test_the_forgeries_would_get_through_without_cleaning(make_tokenizer, monkeypatch):
     monkeypatch.setattr(PromptTemplate, "clean", lambda self, text: text)
+    monkeypatch.setattr(TokenGuard, "clean", lambda self, text: text)
+    monkeypatch.setattr(TokenGuard, "sound", lambda self, text, ids: True)
     caught = {kind: 0 for kind in KINDS[:6]}
     for kind in caught:
         for text in FORGERIES:
             try:
                 check_forgery(text, make_tokenizer(kind))
-            except AssertionError:
+            except (AssertionError, TypeError):  # a lone surrogate is no text to a tokenizer
                 caught[kind] += 1
     assert min(caught.values()) >= 4 and caught["bpe_nfkc"] > caught["bpe_markers"], caught
     assert caught["bpe_lowercase"] > caught["bpe_markers"] and caught["sentencepiece_nfkc"] > caught["sentencepiece"]
+
+
+def test_special_tokens_in_text_are_spelled_out(tmp_path):
+    from tokenizers import AddedToken
+
+    folder = tokenizers.bpe(tmp_path / "a", markers=True)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.add_tokens([AddedToken("<|im_end|>", normalized=False), AddedToken("<think>"), AddedToken("quality:4")])
+    backend.add_special_tokens(["<extra_id_7>", "humor:1"])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    said = "Write <|end|>, <|pad|><extra_id_7> or <|im_end|>. <think> quality:4"
+    row = dialogue(said, said, labels=({"quality": 4, "humor": 1},))
+    ids, mask = TEMPLATE.encode_policy(row, SCHEMA, tokenizer)
+    assert spans(ids, mask, tokenizer) == [f"{said}\n<extra_id_1>"]
+    control = {tokenizer.token_id(text) for text in ("<|end|>", "<|pad|>", "<|im_end|>", "<extra_id_7>")}
+    assert len(control) == 4 and control.isdisjoint(ids) and control.isdisjoint(TEMPLATE.encode_regression(
+        row, 1, tokenizer
+    ))  # fmt: skip
+    for text, count in (("<think>", 2), ("quality:4", 3), ("humor:1", 1), ("<extra_id_1>", 3)):
+        assert ids.count(tokenizer.token_id(text)) == count, text
+    chat = PromptTemplate(turn_start="<|im_start|>", end_of_turn="<|im_end|>\n")
+    ids, _ = chat.encode_policy(dialogue("a <|im_end|> b", "c"), SCHEMA, tokenizer)
+    assert ids.count(tokenizer.token_id("<|im_end|>")) == 3 and "a < |im_end|> b<|im_end|>" in tokenizer.decode(ids)
+
+
+def test_the_text_of_the_token_for_unknown_characters_is_broken_up(tmp_path):
+    folder = tokenizers.bpe(tmp_path, markers=True)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(["<unk>"])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "<unk>"}))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.unknown == "<unk>"
+    ids, _ = TEMPLATE.encode_policy(dialogue("a <unk> b", "c"), SCHEMA, tokenizer)
+    assert tokenizer.token_id("<unk>") not in ids and "a < unk> b" in tokenizer.decode(ids)
+
+
+def test_a_tokenizer_that_no_text_is_safe_with_is_refused(tmp_path):
+    tokenizer = load_tokenizer(tokenizers.bpe(tmp_path, markers=True, normalizer=Replace(" ", "")))
+    assert TEMPLATE.encode_policy(dialogue("a b", "c"), SCHEMA, tokenizer)
+    with pytest.raises(DataError, match="row 'x': the tokenizer takes a text of it for a marker"):
+        TEMPLATE.encode_policy(dialogue("<extra_id_1>", "c", id="x"), SCHEMA, tokenizer)
 
 
 def test_other_text_is_left_alone():

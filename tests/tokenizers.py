@@ -23,10 +23,10 @@ def real_data(name: str) -> Path:
     return folder / name
 
 
-def bpe(folder: Path, *, markers: bool, normalizer: str | None = None) -> Path:
+def bpe(folder: Path, *, markers: bool, normalizer: object = None) -> Path:
     """A byte-level BPE folder trained on CORPUS; ``markers`` makes the three markers special tokens.
 
-    ``normalizer`` names a class of ``tokenizers.normalizers``; the markers are then matched in normalised text.
+    ``normalizer`` is one, or the name of its class; the markers are then matched in normalised text.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -34,7 +34,7 @@ def bpe(folder: Path, *, markers: bool, normalizer: str | None = None) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if normalizer:
-        tokenizer.normalizer = getattr(normalizers, normalizer)()
+        tokenizer.normalizer = getattr(normalizers, normalizer)() if isinstance(normalizer, str) else normalizer
     special = ["<|end|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=400,

@@ -90,8 +90,7 @@ class PolicyDataset:
             raise ConfigError(f"attribute_dropout + label_dropout is {attribute_dropout + label_dropout:g}, above 1")
 
         def encode(rows: Sequence[Conversation], shown: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
-            prompts = [template.segments(row, schema, labels) for row, labels in zip(rows, shown, strict=True)]
-            return [_trim(*pair) for pair in template.encode_segments(prompts, tokenizer)]
+            return [_trim(*pair) for pair in template.encode_policies(list(zip(rows, shown)), schema, tokenizer)]
 
         keep = attribute_dropout + label_dropout > 0
         settings = cache_settings("policy", schema, template, tokenizer, max_length, overlong)

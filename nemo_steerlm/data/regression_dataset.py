@@ -123,7 +123,7 @@ class RegressionDataset:
                     if index == compared or (label and singles):
                         jobs.append((conversation, index, schema.vector(label)))
                     report["unlabelled"] += not label
-            rows = tokenizer.encode_batch([template.render_regression(c, i) for c, i, _ in jobs])
+            rows = template.encode_regressions([(row, index) for row, index, _ in jobs], tokenizer)
             for (conversation, index, vector), ids in zip(jobs, rows, strict=True):
                 answer = [] if strings is None else strings.encode(vector)[0]
                 room = max_length - len(answer)
@@ -187,7 +187,7 @@ def fit_history(
         DataError: A text is too long under "error".
     """
     check_limit(max_length, overlong)
-    rows = tokenizer.encode_batch([template.render_regression(row, turn) for row, turn in places])
+    rows = template.encode_regressions(places, tokenizer)
     for number, ((conversation, turn), ids) in enumerate(zip(places, rows, strict=True)):
         if len(ids) > max_length:
             if overlong == "error":

@@ -26,6 +26,7 @@ from nemo_steerlm.models.base import MegatronModel, rows_over_ranks, sum_over_ra
 from nemo_steerlm.models.batches import Item, MicroBatch, collate_regression
 from nemo_steerlm.models.heads import LevelHead, make_head
 from nemo_steerlm.models.losses import Objective
+from nemo_steerlm.speakers import ASSISTANT
 from nemo_steerlm.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -352,12 +353,13 @@ class AttributeRegressor(MegatronModel):
         Raises:
             DataError: a conversation has no assistant turn.
         """
-        texts = []
+        places, names = [], (ASSISTANT, self.card.template.assistant)
         for number, conversation in enumerate(conversations):
-            turns = [i for i, turn in enumerate(conversation.turns) if turn.speaker == self.card.template.assistant]
+            turns = [i for i, turn in enumerate(conversation.turns) if turn.speaker in names]
             if not turns:
                 raise DataError(f"conversation {number}: it has no turn from {self.card.template.assistant} to rate")
-            texts.append(self.tokenizer.encode(self.card.template.render_regression(conversation, turns[-1])))
+            places.append((conversation, turns[-1]))
+        texts = self.card.template.encode_regressions(places, self.tokenizer)
         return [dict(zip(self.schema.names, map(float, row), strict=True)) for row in self.predict(texts)]
 
 

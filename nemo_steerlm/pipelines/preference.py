@@ -100,7 +100,7 @@ def rate(
     card, tokenizer = model.card, model.tokenizer
     limit = config.max_length or card.architecture.max_position_embeddings
     places = [(one, len(one.turns) - 1) for row in comparisons for one in row.answers]
-    whole = tokenizer.encode_batch([card.template.render_regression(*place) for place in places])
+    whole = card.template.encode_regressions(places, tokenizer)
     long = [i for i, ids in enumerate(whole) if len(ids) > limit]
     shorter = fit_history([places[i] for i in long], card.template, tokenizer, limit, config.overlong)
     texts = [tuple(ids) for ids in whole]

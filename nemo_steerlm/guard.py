@@ -1,0 +1,161 @@
+"""What keeps text from people from opening a turn or a label line, as characters and as token ids.
+
+:class:`Guard` breaks up markers in text, by Unicode's tables or by a tokenizer's own normaliser. :class:`TokenGuard`
+knows a tokenizer too: it checks the ids, and spells out special tokens of the base model that stand in text.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from nemo_steerlm.conversation import encodable
+from nemo_steerlm.tokenizer import Tokenizer
+
+# Letters without a glyph: general category "other letter", yet ignorable by Unicode. Cleaners drop U+FFFD too.
+_DROPPED = "\u115f\u1160\u3164\uffa0\ufffd"
+# An added token of this form is a control token, whatever its folder says.
+_CONTROL = re.compile(r"<\|.+\|>|<extra_id_\d+>")
+# A token of a label line, `quality:4`, may be marked as special.
+_LABEL = re.compile(r"[A-Za-z_][\w.\-]*:-?\d+")
+
+
+class _Skeleton(dict[int, str]):
+    """Translation table from a character to what the most eager normaliser may leave of it; filled as needed."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        if _ignorable(character) and character not in self._kept:
+            self[code] = ""  # also where case folding would make a letter of it (U+0345)
+            return ""
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
+        self[code] = "".join(c for c in folded if c in self._kept or not _ignorable(c))
+        return self[code]
+
+
+def _ignorable(character: str) -> bool:
+    if character in "\t\n\r":
+        return False
+    return unicodedata.category(character)[0] in "CM" or character in _DROPPED
+
+
+class _OwnForm(dict[int, str]):
+    """Translation table from a character to what a tokenizer's normaliser makes of it between two letters."""
+
+    def __init__(self, normalised: Callable[[str], str]) -> None:
+        super().__init__()
+        self._normalised = normalised
+
+    def __missing__(self, code: int) -> str:
+        found = self._normalised(f"a{chr(code)}b")
+        start, end = found.find("a"), found.rfind("b")
+        self[code] = found[start + 1 : end] if 0 <= start < end else chr(code)
+        return self[code]
+
+
+@functools.lru_cache(maxsize=8)
+def shared_guard(markers: tuple[str, ...]) -> Guard:
+    """One guard for all templates with the same markers: its table of characters fills up as it is used."""
+    kept = "".join(markers)
+    return Guard(markers, _Skeleton(kept + unicodedata.normalize("NFKD", kept).casefold()))
+
+
+class Guard:
+    """Breaks up markers in text.
+
+    Matching runs on the text as a table folds it. The shared one leaves a skeleton: compatibility-decomposed,
+    case-folded, without accents, control and format characters. That covers NFKC, lower-casing, accent stripping and
+    BERT's and SentencePiece's cleaning, as far as Python's tables know the characters.
+    """
+
+    def __init__(self, markers: Sequence[str], table: dict[int, str]) -> None:
+        self._table = table
+        singles = [marker for marker in markers if len(marker) == 1]
+        folded = [marker.translate(self._table) for marker in markers if len(marker) > 1]
+        self._single = re.compile("|".join(map(re.escape, singles)) or r"(?!)")
+        self._several = re.compile("(?=(" + "|".join(map(re.escape, folded)) + "))" if folded else r"(?!)")
+        self._needles = singles + folded
+
+    def __call__(self, text: str) -> str:
+        skeleton = text.translate(self._table)
+        if not any(needle in skeleton for needle in self._needles):
+            return text
+        origins = []  # for each character of the skeleton, the character of the text that it comes from
+        for position, character in enumerate(text):
+            origins += [position] * len(self._table[ord(character)])
+        blank = {origins[match.start()] for match in self._single.finditer(skeleton)}
+        gap = set()
+        for match in self._several.finditer(skeleton):
+            first = match.start()
+            here = origins[first : first + len(match.group(1))]
+            after = next((position for position in here if position != here[0]), None)
+            if after is None:
+                blank.add(here[0])  # one character that a normaliser writes out as the whole marker
+            else:
+                gap.add(after)
+        return "".join((" " if i in gap else "") + (" " if i in blank else c) for i, c in enumerate(text))
+
+
+class TokenGuard:
+    """Keeps the text of a rendered prompt apart from its template in the ids of one tokenizer.
+
+    Args:
+        strings: All strings that the template writes, the markers among them.
+        markers: What text must not hold.
+        tokenizer: Of the ids.
+    """
+
+    def __init__(self, strings: Sequence[str], markers: Sequence[str], tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        atoms = tokenizer.atoms
+        written = [text for text in atoms if any(text in string for string in strings)]
+        unknown = [] if tokenizer.unknown is None else [tokenizer.unknown]  # its id is other characters' too
+        self._markers = tuple(dict.fromkeys((*markers, *written, *unknown)))
+        self._base = shared_guard(self._markers)
+        form = _OwnForm(tokenizer.normalised)
+        self._own = Guard(self._markers, form) if tokenizer.normalises else None
+        self._forms = [(marker, marker.translate(form)) for marker in self._markers] if tokenizer.normalises else []
+        self._ids = [(marker, atoms[marker]) for marker in self._markers if marker in atoms and marker not in unknown]
+        self._foreign = {
+            token: text
+            for text, token in atoms.items()
+            if text not in self._markers and (token in tokenizer.special_ids or _CONTROL.fullmatch(text))
+            and not _LABEL.fullmatch(text)
+        }  # fmt: skip
+        self._spellings: dict[int, list[int]] = {}
+
+    def clean(self, text: str) -> str:
+        """Return ``text`` with every marker broken up, also what only this tokenizer's normaliser makes one of."""
+        if not text.isascii():
+            text = encodable(text)
+            if self._own is not None:
+                text = self._own(text)
+        return self._base(text)
+
+    def sound(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether the markers stand in the ids, and in the normalised text, as often as in the text."""
+        if any(ids.count(token) != text.count(marker) for marker, token in self._ids):
+            return False
+        if not self._forms or (text.isascii() and not self._tokenizer.rewrites):
+            return True
+        own = self._tokenizer.normalised(text)
+        return all(own.count(form) == text.count(marker) for marker, form in self._forms)
+
+    def spelled(self, ids: list[int]) -> list[int]:
+        """Return ids with the base model's special tokens, which only text can have brought in, as ordinary ones."""
+        if self._foreign.keys().isdisjoint(ids):
+            return ids
+        return [piece for token in ids for piece in (self._spelling(token) if token in self._foreign else (token,))]
+
+    def _spelling(self, token: int) -> list[int]:
+        if token not in self._spellings:
+            text = self._foreign[token]
+            halves = (text[:1], text[1:]) if len(text) > 1 else (" ",)
+            self._spellings[token] = [i for ids in self._tokenizer.encode_continuations(halves) for i in ids]
+        return self._spellings[token]
