@@ -83,6 +83,7 @@ class Guard:
         self._needles = singles + folded
 
     def __call__(self, text: str) -> str:
+        """Return ``text`` with a space inside of every marker; one of a single character becomes a space."""
         skeleton = text.translate(self._table)
         if not any(needle in skeleton for needle in self._needles):
             return text

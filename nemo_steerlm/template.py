@@ -211,7 +211,7 @@ class PromptTemplate:
         schema: AttributeSchema,
         tokenizer: Tokenizer,
     ) -> list[tuple[list[int], list[int]]]:
-        """Return :meth:`encode_policy` of each conversation and what it shows of its labels; faster than one by one."""
+        """Return :meth:`encode_policy` of each conversation and its ``with_labels``; faster than one by one."""
 
         def render(number: int, clean: Clean) -> list[Segment]:
             row, shown = rows[number]

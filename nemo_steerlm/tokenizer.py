@@ -11,6 +11,7 @@ import abc
 import functools
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from nemo_steerlm.errors import ConfigError
 
+_log = logging.getLogger(__name__)
 _ANCHORS = ("\n", ".", "a")
 _FILES = (  # what makes a tokenizer folder; copied verbatim, so that nothing changes on the way
     "tokenizer.json",
@@ -56,9 +58,63 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise ConfigError(f"tokenizer {path}: the folder holds neither tokenizer.json nor tokenizer.model")
 
 
+def _as_the_file_says(folder: Path, backend: Any) -> Any:
+    """transformers' tokenizer of a folder, or one around the folder's tokenizer.json where the two do not agree.
+
+    Some classes of transformers rebuild their pipeline from the class and leave the file's own normaliser and
+    pre-tokenizer out (seen with 5.23, LlamaTokenizer and Qwen2Tokenizer): digits, accents and spaces then get ids that
+    the model was not trained on.
+
+    Raises:
+        ConfigError: tokenizer_config.json names tokens that the file lacks, and the file is to be used.
+    """
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+    file, fast = folder / "tokenizer.json", getattr(backend, "backend_tokenizer", None)
+    if fast is None or not file.is_file():
+        return backend
+    own = Backend.from_file(str(file))
+    own.no_truncation()
+    own.no_padding()
+    if _reads(own) == _reads(fast):
+        return backend
+    described = folder / "tokenizer_config.json"
+    settings = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    for id_, token in settings.get("added_tokens_decoder", {}).items():
+        if own.id_to_token(int(id_)) != token["content"]:
+            raise ConfigError(
+                f"tokenizer {folder}: tokenizer_config.json has the token {token['content']!r} under {id_}, "
+                f"tokenizer.json has {own.id_to_token(int(id_))!r}; save the tokenizer anew, so that they agree"
+            )
+    _log.info(
+        "tokenizer %s: transformers' %s gives other ids than tokenizer.json; the file is used", folder,
+        type(backend).__name__,
+    )  # fmt: skip
+    names = {f"{name}_token": getattr(backend, f"{name}_token") for name in ("bos", "eos", "unk", "pad")}
+    known = {key: str(text) for key, text in names.items() if text and own.token_to_id(str(text)) is not None}
+    split = getattr(backend, "split_special_tokens", False)
+    return PreTrainedTokenizerFast(tokenizer_object=own, split_special_tokens=split, **known)
+
+
+_PROBES = (
+    "in 2024 or 1999", "1234567", "cafe\u0301 naïve", "hello world", " lead", "  two  spaces", "\n\n x\t", "Don't, I'LL",
+    "ﬁ ① 😀 漢字 ا", "A.b/c_d=-1e5",
+)  # fmt: skip
+
+
+def _reads(tokenizer: Any) -> Any:
+    """What decides a tokenizer's ids and text, short of its vocabulary, and the ids of some texts."""
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in _PROBES]
+    return [None if part is None else part.__getstate__() for part in parts], ids
+
+
 def _steps(normalizer: Any) -> list[dict[str, Any]]:
     """What a normaliser of `tokenizers` does, one after another, as tokenizer.json has it."""
-    state = {"type": "Sequence", "normalizers": []} if normalizer is None else json.loads(normalizer.__getstate__())
+    state: Any = {"type": "Sequence", "normalizers": []}
+    if normalizer is not None:
+        state = json.loads(normalizer.__getstate__())
     return state["normalizers"] if state["type"] == "Sequence" else [state]
 
 
@@ -79,9 +135,9 @@ class Tokenizer(abc.ABC):
         eos_id: End-of-text id or None.
         bos_id: Begin-of-text id or None.
         pad_id: Padding id; the end-of-text id or 0 where the tokenizer has none.
-        unknown: Text of the token for what the vocabulary lacks, where it is an atom.
-        atoms: Texts that are cut out of any text as one token, to its id: added tokens, a model's own symbols.
-        special_ids: Those atoms, and other ids, that steer a model: begin and end of text, chat markers and so on.
+        unknown: Text of the token for what the vocabulary lacks, where it is one of the `atoms`.
+        normalises: Whether letters are changed before a text is cut into tokens.
+        rewrites: Whether longer strings are, by rules of the tokenizer's own.
     """
 
     vocab_size: int
@@ -89,15 +145,17 @@ class Tokenizer(abc.ABC):
     eos_id: int | None
     bos_id: int | None
     unknown: str | None = None
-    normalises: bool = False  #: whether letters are changed before a text is cut into tokens
-    rewrites: bool = False  #: whether longer strings are, by rules of the tokenizer's own
+    normalises: bool = False
+    rewrites: bool = False
 
     @functools.cached_property
     def atoms(self) -> dict[str, int]:
+        """Texts that are cut out of any text as one token, to its id: added tokens, a model's own symbols."""
         return {}
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
+        """Ids that steer a model: begin and end of text, chat markers and so on."""
         return frozenset()
 
     def normalised(self, text: str) -> str:
@@ -184,6 +242,9 @@ class _HuggingFaceTokenizer(Tokenizer):
                 backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             else:
                 backend = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+            backend = _as_the_file_says(folder, backend)
+        except ConfigError:
+            raise
         except Exception as error:  # noqa: BLE001 - transformers raises whatever the broken file led to
             raise ConfigError(f"tokenizer {folder}: cannot be read ({' '.join(str(error).split()):.200})") from None
         backend.model_max_length = int(1e30)  # lengths are ours to check; its warning is noise

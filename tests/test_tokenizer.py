@@ -63,6 +63,63 @@ def test_ids_of_single_tokens_and_padding(tmp_path):
     assert bare.fingerprint == tokenizer.fingerprint and bare.eos_id is None
 
 
+def _folder_of_class(folder, kind):
+    """A tokenizer.json of its own, in a folder that names a class of transformers with another pipeline."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    special = {"llama": ["<unk>", "<s>", "</s>"], "qwen2": ["<|b|>", "<|e|>"]}[kind]
+    backend = Tokenizer(models.BPE())
+    if kind == "llama":  # no dummy space before a text, and no space lost after it
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+    else:  # digits by threes, accents as they come
+        pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level]
+        )  # fmt: skip
+        backend.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet() if kind == "qwen2" else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=letters, show_progress=False
+    )  # fmt: skip
+    backend.train_from_iterator(["2024 1999 123 456 hello world user"] * 9, trainer)
+    if kind == "llama":
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Replace(" ", "\u2581")
+        backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    backend.save(str(folder / "tokenizer.json"))
+    name = {"llama": "LlamaTokenizer", "qwen2": "PreTrainedTokenizerFast"}[kind]
+    settings = {"tokenizer_class": name, "bos_token": special[-2], "eos_token": special[-1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    return backend
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_the_folders_own_file_decides_the_ids(kind, tmp_path):
+    theirs = _folder_of_class(tmp_path / "a", kind)
+    load_tokenizer(tmp_path / "a").save(tmp_path / "b")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        ours = load_tokenizer(folder)
+        for text in ("in 2024 or 1999", "cafe\u0301", "hello world", " lead", "  two  spaces"):
+            ids = theirs.encode(text, add_special_tokens=False).ids
+            assert ours.encode(text) == ids and ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+        assert ours.vocab_size == theirs.get_vocab_size() and ours.eos_id == theirs.token_to_id(
+            {"llama": "</s>", "qwen2": "<|e|>"}[kind]
+        )
+
+
+def test_tokens_that_only_the_description_has_are_refused_where_the_file_decides(tmp_path):
+    backend = _folder_of_class(tmp_path, "llama")
+    size = backend.get_vocab_size()
+    path = tmp_path / "tokenizer_config.json"
+    more = {"added_tokens_decoder": {str(size): {"content": "<|im_end|>", "special": True}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    with pytest.raises(ConfigError, match=rf"has the token '<\|im_end\|>' under {size}, tokenizer.json has None"):
+        load_tokenizer(tmp_path)
+
+
 def test_fingerprints_tell_tokenizers_apart(tmp_path):
     plain = load_tokenizer(tokenizers.bpe(tmp_path / "a", markers=False))
     marked = load_tokenizer(tokenizers.bpe(tmp_path / "b", markers=True))
