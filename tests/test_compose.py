@@ -198,6 +198,32 @@ def test_a_mistake_is_one_line_that_names_the_key(name):
     assert "\n" not in str(caught.value)
 
 
+READERS = {
+    "annotate": ["checkpoint=m", "input=i.jsonl", "output=o"],
+    "sample": ["checkpoint=m", "prompts=p.jsonl", "annotated=a.jsonl", "target=[humor]", "output=o"],
+    "generate": ["checkpoint=m", "prompt=Hi"],
+    "evaluate": ["task=regressor", "checkpoint=m", "input=i.jsonl", "output=o"],
+    "bootstrap": ["policy=p", "regressor=r", "target=[humor]", "data.train=t.jsonl", "output=o", *SFT[2:4]],
+}
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_what_reads_or_generates_does_so_not_in_fp8(verb):
+    load(verb, [*READERS[verb], "trainer.precision=bf16"])
+    with pytest.raises(ConfigError, match="trainer.precision=fp8 is for train-regressor and train-sft"):
+        load(verb, [*READERS[verb], "trainer.precision=fp8"])
+
+
+EXPERIMENTS = [file for file in FILES if file.parent.name == "experiment"]
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_experiments_train_on_packed_rows(file):
+    ((verb, *words),) = (shlex.split(command) for command in header_commands(file.read_text()))
+    settings = load(verb, words)
+    assert settings.data.row_length() == settings.data.max_length == 4096
+
+
 def test_mandatory_values_are_named_with_an_example():
     with pytest.raises(ConfigError) as caught:
         load("train-sft", SFT[1:3])

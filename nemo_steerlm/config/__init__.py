@@ -5,7 +5,7 @@
 itself. Others import all names from here.
 """
 
-from nemo_steerlm.config.checks import check_trainable
+from nemo_steerlm.config.checks import check_inference, check_trainable
 from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig
 from nemo_steerlm.config.data import DataConfig, PolicyDataConfig
 from nemo_steerlm.config.model import (
@@ -47,5 +47,5 @@ __all__ = [
     "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PolicyDataConfig",
     "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig", "QuickstartRecipe",
     "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "TemplateConfig", "TrainConfig",
-    "TrainRegressorConfig", "TrainSftConfig", "TrainerConfig", "check_trainable",
+    "TrainRegressorConfig", "TrainSftConfig", "TrainerConfig", "check_inference", "check_trainable",
 ]  # fmt: skip

@@ -7,6 +7,15 @@ from nemo_steerlm.config.verbs import TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.errors import ConfigError, suggest
 
 
+def check_inference(precision: str) -> None:
+    """Refuse a number format that only trainings compute in (ConfigError)."""
+    if precision == "fp8":
+        raise ConfigError(
+            "trainer.precision=fp8 is for train-regressor and train-sft; reading and generating do not compute in fp8 "
+            "yet: use trainer.precision=bf16"
+        )
+
+
 def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
     """Refuse a choice of trained weights that makes no sense.
 

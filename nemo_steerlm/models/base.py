@@ -21,7 +21,7 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig
+from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig, check_inference
 from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import checkpoint, gpt, lora, model_folder, optim, parallel
@@ -126,7 +126,9 @@ class MegatronModel(ModelPT):
         Sequence parallelism and virtual stages help training only: a layout that has them is used without.
 
         Raises:
+            ConfigError: a precision that only trainings have.
             CheckpointError: the folder is missing, damaged or of another kind.
+        check_inference(precision)
         """
         path = Path(path)
         if path.suffix == ".nemo" and path.is_file():
