@@ -9,6 +9,7 @@ import megatron.core
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.fp8_utils import get_fp8_align_size
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -151,6 +152,15 @@ def transformer_config(
         fp8="hybrid" if fp8 else None,
         **RECOMPUTE[recompute],
     )
+
+
+def row_multiple(config: TransformerConfig) -> int:
+    """What the length of a training row is a multiple of.
+
+    Sequence parallelism cuts rows into equal parts, and fp8 products take the tokens of a part by 16, as mxfp8 by 32.
+    """
+    tensor = config.tensor_model_parallel_size
+    return math.lcm(8, tensor) if config.fp8 is None else get_fp8_align_size(config.fp8_recipe) * tensor
 
 
 def inverse_frequencies(architecture: Architecture) -> torch.Tensor:

@@ -28,7 +28,7 @@ from nemo_steerlm.config import DataConfig, LoggingConfig, TrainerConfig, TrainR
 from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron import checkpoint, lora, parallel
+from nemo_steerlm.megatron import checkpoint, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.models.base import MegatronModel
@@ -181,7 +181,7 @@ def train(
         micro_batch_size=trainer.micro_batch_size,
         rank=parallel_state.get_data_parallel_rank(),
         ranks=parallel_state.get_data_parallel_world_size(),
-        multiple=math.lcm(8, config.parallel.tensor),
+        multiple=gpt.row_multiple(model.chunks[0].config),
         equal_lengths=config.parallel.pipeline > 1,
         pack_length=_row_length(config.data, (training, validation)),
         unit=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
