@@ -103,7 +103,8 @@ def transformer_config(
             f"parallel.context={parallel.context} needs the ring attention of Transformer Engine, which these layers "
             "do not use yet; use parallel.tensor with parallel.sequence=true"
         )
-    if fp8 and not transformer_engine_available():
+    engine = transformer_engine_available()
+    if fp8 and not engine:
         raise ConfigError("trainer.precision=fp8 needs Transformer Engine and a GPU; use trainer.precision=bf16")
     family = family_of(architecture)
     on_gpu = torch.cuda.is_available()
@@ -121,7 +122,9 @@ def transformer_config(
         qk_layernorm=family.qk_norm,
         gated_linear_unit=family.gated,
         activation_func=F.silu if family.gated else squared_relu,
-        use_te_activation_func=family.gated and not transformer_engine_available(),  # our own: `layers.SwiGLU`
+        # SwiGLU: megatron-core's compiled kernel beside Transformer Engine's layers, elsewhere `layers.SwiGLU`.
+        bias_activation_fusion=family.gated and engine,
+        use_te_activation_func=family.gated and not engine,
         add_bias_linear=False,
         add_qkv_bias=family.qkv_bias,
         hidden_dropout=architecture.hidden_dropout,
@@ -136,7 +139,7 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        use_cpu_initialization=not on_gpu,
+        use_cpu_initialization=not torch.cuda.is_available(),
         calculate_per_token_loss=True,  # one sum and one count over the whole global batch, not a mean of means
         # Batched sends cross when both pipeline neighbours are one rank, which interleaving on two stages makes
         # them (silently wrong gradients); separate sends are right everywhere.
@@ -144,11 +147,9 @@ def transformer_config(
         overlap_p2p_comm=interleaved,
         persist_layer_norm=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
-        # Adds a weight's gradient to the fp32 buffer inside the product; apex brings the kernel.
-        gradient_accumulation_fusion=on_gpu and tensor_parallel.layers._grad_accum_fusion_available,
+        gradient_accumulation_fusion=False,  # `optim.wrap` turns it on, which makes the buffers it needs
         fp8="hybrid" if fp8 else None,
         **RECOMPUTE[recompute],
     )

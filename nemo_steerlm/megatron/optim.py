@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
+from megatron.core import tensor_parallel
+from megatron.core import utils as megatron_utils
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -51,6 +53,7 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     )
     wrapped = [DistributedDataParallel(transformer, ddp, chunk) for chunk in chunks]
     transformer.finalize_model_grads_func = finalize_model_grads
+    _fuse_weight_gradients(chunks)
     no_sync = [model.no_sync for model in wrapped]
     transformer.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     if config.overlap:
@@ -61,6 +64,20 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
 
 
 def gather(chunks: list[DistributedDataParallel]) -> None:
+def _fuse_weight_gradients(chunks: list[Any]) -> None:
+    """Let linears add a weight's gradient to its buffer inside the product, where a library brings that kernel.
+
+    Transformer Engine's linears have their own. megatron-core's take apex's, and refuse to be built for it without
+    apex: by the configuration, which is one for both, a Transformer Engine without apex could not use it.
+    """
+    apex = torch.cuda.is_available() and tensor_parallel.layers._grad_accum_fusion_available
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
+        if apex and hasattr(module, "gradient_accumulation_fusion"):
+            module.gradient_accumulation_fusion = True
+
+
     """Give every data-parallel rank all weights as they are now.
 
     With `overlap` the distributed optimizer leaves that to the next forward pass: until then a rank holds the last

@@ -6,6 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nemo_steerlm.config import Architecture, ParallelConfig
+from nemo_steerlm.megatron import gpt, layers, parallel
+
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
@@ -39,3 +42,28 @@ def test_rotation_turns_complex_numbers(half: int) -> None:
     expected = torch.cat((turned.real, turned.imag, rest), dim=-1)
     torch.testing.assert_close(Rotate.apply(x, angles.cos(), angles.sin()), expected)
     assert torch.autograd.gradcheck(Rotate.apply, (x, angles.cos(), angles.sin()))
+
+
+def test_beside_transformer_engine_the_fused_swiglu_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel.initialize()
+    tokens = torch.arange(24)[None]
+    results = []
+    for engine in (False, True):
+        monkeypatch.setattr(gpt, "transformer_engine_available", lambda engine=engine: engine)
+        parallel.seed_everything(1)
+        (model,) = gpt.build(Architecture(vocab_size=100), ParallelConfig())
+        mlp = model.decoder.layers[0].mlp
+        assert mlp.config.bias_activation_fusion == engine
+        assert isinstance(mlp.activation_func, layers.SwiGLU) != engine
+        with torch.compiler.set_stance("force_eager"):  # what is compiled there, without the compiler
+            model(tokens, None, None).logsumexp(-1).sum().backward()
+        results.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("family", ["llama", "nemotron"])
+def test_the_activation_is_fused_where_it_is_gated(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(gpt, "transformer_engine_available", lambda: True)
+    config = gpt.transformer_config(Architecture(family=family, vocab_size=100), ParallelConfig(), torch.float32)
+    assert config.bias_activation_fusion == (family == "llama") and not config.use_te_activation_func
