@@ -107,7 +107,6 @@ def transformer_config(
     if fp8 and not engine:
         raise ConfigError("trainer.precision=fp8 needs Transformer Engine and a GPU; use trainer.precision=bf16")
     family = family_of(architecture)
-    on_gpu = torch.cuda.is_available()
     interleaved = parallel.virtual_pipeline is not None
     return TransformerConfig(
         num_layers=architecture.num_layers,
@@ -189,8 +188,8 @@ def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
 class LanguageModel(GPTModel):
     """GPTModel with RoPE of our own; returns vocabulary-parallel logits `[batch, seq, padded vocabulary / tp]`.
 
-    Called with a `loss_mask` `[batch, seq]` it returns the logits of the True positions only, `[n, padded vocabulary /
-    tp]`: prompts never go through the vocabulary projection.
+    Called with `places` `[n]` in the flattened batch it returns the logits there only, `[n, padded vocabulary / tp]`:
+    prompts never go through the vocabulary projection.
     """
 
     def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs: Any) -> None:
@@ -202,19 +201,26 @@ class LanguageModel(GPTModel):
             parallel_output=True,
             **kwargs,
         )
-        self.inverse_frequencies = inverse_frequencies(architecture)
+        self.inverse_frequencies = inverse_frequencies(architecture).to(torch.cuda.current_device())
 
     def forward(
-        self, input_ids: torch.Tensor, *args: Any, packed_seq_params: Segments | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        packed_seq_params: Segments | None = None,
+        places: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """As GPTModel's; with `packed_seq_params` the batch is one row of several samples."""
+        """As GPTModel's; `packed_seq_params` says where the samples lie, without it they are one a row."""
         segments = packed_seq_params or Segments([input_ids.shape[1]], input_ids.device)
-        segments.rotation = self.rotation(segments.positions)
-        return super().forward(input_ids, *args, packed_seq_params=segments, **kwargs)
+        if segments.rotation is None:  # the first chunk of the model that sees this batch
+            segments.rotation = self.rotation(segments.positions)
+        # GPTModel hands `loss_mask` through to `_postprocess` and has no other use for it.
+        return super().forward(input_ids, *args, packed_seq_params=segments, loss_mask=places, **kwargs)
 
     def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """RoPE's cosines and sines `[s, 1, 1, r / 2]` of `positions` `[s]`, in the model's type."""
-        angles = torch.outer(positions.float(), self.inverse_frequencies.to(positions.device))[:, None, None]
+        angles = torch.outer(positions.float(), self.inverse_frequencies)[:, None, None]
         return angles.cos().to(self.config.params_dtype), angles.sin().to(self.config.params_dtype)
 
     def _postprocess(
@@ -223,11 +229,14 @@ class LanguageModel(GPTModel):
         """Choose the positions before the vocabulary projection (a private hook of GPTModel, 0.16 to 0.19; tested)."""
         if not self.post_process:
             return hidden_states
-        if loss_mask is None:
+        places = loss_mask
+        if places is None:
             return super()._postprocess(hidden_states, *args, **kwargs)
         if self.config.sequence_parallel:  # this rank holds a part of the sequence: choose after the projection
-            return super()._postprocess(hidden_states, *args, **kwargs)[loss_mask]
-        chosen = hidden_states.transpose(0, 1)[loss_mask][:, None]
+            return super()._postprocess(hidden_states, *args, **kwargs).flatten(0, 1).index_select(0, places)
+        length, rows, _ = hidden_states.shape
+        places = places % length * rows + places // length  # tokens of all rows lie side by side
+        chosen = hidden_states.flatten(0, 1).index_select(0, places)[:, None]
         return super()._postprocess(chosen, *args, **kwargs).squeeze(0)  # not [0], whose gradient is a copy
 
 

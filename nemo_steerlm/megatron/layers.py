@@ -124,10 +124,10 @@ class Segments(PackedSeqParams):
         longest = max(lengths)
         super().__init__(qkv_format="sbhd", max_seqlen_q=longest, max_seqlen_kv=longest)
         self.lengths = lengths
-        bounds = torch.tensor([0, *lengths]).cumsum(0)
-        positions = torch.arange(int(bounds[-1])) - bounds[:-1].repeat_interleave(torch.tensor(lengths))
-        self.positions = positions.to(device, non_blocking=True)
+        total, bounds = sum(lengths), torch.tensor([0, *lengths]).cumsum(0)
         self.bounds = bounds.to(device, torch.int32, non_blocking=True)
+        starts = self.bounds[:-1].repeat_interleave(self.bounds.diff(), output_size=total)
+        self.positions = torch.arange(total, device=device) - starts
         self.rotation: tuple[torch.Tensor, torch.Tensor] | None = None
 
 

@@ -10,6 +10,7 @@ from megatron.core import optimizer as megatron_optimizer
 from megatron.core import tensor_parallel
 from megatron.core import utils as megatron_utils
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import clip_grads
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from nemo_steerlm.config import OptimizerConfig
@@ -52,8 +53,8 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
         overlap_param_gather=config.overlap and config.distributed,
     )
     wrapped = [DistributedDataParallel(transformer, ddp, chunk) for chunk in chunks]
-    transformer.finalize_model_grads_func = finalize_model_grads
     _fuse_weight_gradients(chunks)
+    transformer.finalize_model_grads_func = finalize_model_grads
     no_sync = [model.no_sync for model in wrapped]
     transformer.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     if config.overlap:
@@ -63,7 +64,6 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     return wrapped
 
 
-def gather(chunks: list[DistributedDataParallel]) -> None:
 def _fuse_weight_gradients(chunks: list[Any]) -> None:
     """Let linears add a weight's gradient to its buffer inside the product, where a library brings that kernel.
 
@@ -78,6 +78,7 @@ def _fuse_weight_gradients(chunks: list[Any]) -> None:
             module.gradient_accumulation_fusion = True
 
 
+def gather(chunks: list[DistributedDataParallel]) -> None:
     """Give every data-parallel rank all weights as they are now.
 
     With `overlap` the distributed optimizer leaves that to the next forward pass: until then a rank holds the last
@@ -101,6 +102,7 @@ def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any
             "use optimizer.distributed=true, or trainer.precision=fp32"
         )
     _repair_resume()
+    _repair_norm()
     optimizer = megatron_optimizer.get_megatron_optimizer(
         megatron_optimizer.OptimizerConfig(
             optimizer="adam",
@@ -146,6 +148,24 @@ def _use_fused_kernel(optimizer: Any) -> None:
     if isinstance(optimizer, torch.optim.AdamW):
         for group in optimizer.param_groups:
             group["fused"] = True
+
+
+def _repair_norm() -> None:
+    """Let megatron-core's own gradient norm, which stands in for Transformer Engine's and apex's, stay on the device.
+
+    Theirs (0.16 to 0.19) reads the norm of every parameter back, one after another, to put them into one tensor. The
+    norm of those norms is the same number; `get_grad_norm_fp32` then reads one. Remove when
+    `local_multi_tensor_l2_norm` builds no tensor of Python numbers.
+    """
+    if getattr(clip_grads, "l2_norm_impl", None) is megatron_utils.local_multi_tensor_l2_norm:
+        clip_grads.l2_norm_impl = _norm_on_device
+
+
+def _norm_on_device(
+    chunk_size: int, noop_flag: torch.Tensor, tensor_lists: list[list[torch.Tensor]], *_: Any, **__: Any
+) -> tuple[torch.Tensor, None]:
+    """The norm of all tensors together, `[1]`; arguments as apex's `multi_tensor_l2norm`."""
+    return torch.nn.utils.get_total_norm(tensor_lists[0]).view(1), None
 
 
 _repaired = False

@@ -26,10 +26,9 @@ from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import checkpoint, gpt, lora, model_folder, optim, parallel
 from nemo_steerlm.megatron.average import WeightAverage
-from nemo_steerlm.megatron.layers import Segments
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.megatron.parallel import resolve_precision
-from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader
+from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader, to_device
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
@@ -43,11 +42,11 @@ class _LightningOptimizer(torch.optim.Optimizer):
     def __init__(self, optimizer: Any) -> None:
         super().__init__([torch.nn.Parameter(torch.zeros(1))], {"lr": 0.0})
         self.optimizer = optimizer
-        self.grad_norm = 0.0
+        self.grad_norm: float | torch.Tensor = 0.0
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         _, grad_norm, _ = self.optimizer.step()
-        self.grad_norm = float(grad_norm or 0.0)
+        self.grad_norm = 0.0 if grad_norm is None else grad_norm  # still on the device where nothing had to read it
 
 
 class MegatronModel(ModelPT):
@@ -126,10 +125,10 @@ class MegatronModel(ModelPT):
         Sequence parallelism and virtual stages help training only: a layout that has them is used without.
 
         Raises:
-            ConfigError: a precision that only trainings have.
             CheckpointError: the folder is missing, damaged or of another kind.
-        check_inference(precision)
+            ConfigError: a precision that only trainings have.
         """
+        check_inference(precision)
         path = Path(path)
         if path.suffix == ".nemo" and path.is_file():
             return cls.restore_from(path, parallel=parallel, precision=precision)
@@ -265,11 +264,10 @@ class MegatronModel(ModelPT):
         raise AssertionError("each model has its own")
 
     def _forward_step(self, batches: Iterator[MicroBatch], chunk: Any) -> tuple[torch.Tensor, Any]:
-        batch, device = dict(next(batches)), parallel.device()
-        lengths = batch.pop("segments", None)
-        segments = None if lengths is None else Segments(lengths, device)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        output = chunk(batch["tokens"], None, None, loss_mask=batch.get("mask"), packed_seq_params=segments)
+        batch = next(batches)
+        output = chunk(
+            batch["tokens"], None, None, places=batch.get("places"), packed_seq_params=batch["segments"]
+        )  # fmt: skip
         return output, partial(self._loss, batch=batch)
 
     def _loss(self, output: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
@@ -278,8 +276,12 @@ class MegatronModel(ModelPT):
         return total, count, {"sum": total.detach().clone(), "count": count.detach().clone(), **kept}
 
     def run(self, batches: list[MicroBatch], forward_only: bool) -> list[dict[str, Any]]:
-        """Run one step's micro-batches through megatron-core's schedule; what the last stage kept of each."""
+        """Run one step's micro-batches through megatron-core's schedule; what the last stage kept of each.
+
+        The one place where batches go to the device: once, whoever runs them and however many chunks read them.
+        """
         models = self._wrapped[0] if hasattr(self, "_wrapped") else self.chunks
+        batches = [to_device(batch, parallel.device()) for batch in batches]
         rows, length = batches[0]["tokens"].shape
         iterators = [iter(batches) for _ in models]
         return get_forward_backward_func()(
@@ -291,6 +293,10 @@ class MegatronModel(ModelPT):
             micro_batch_size=rows,
             forward_only=forward_only,
         )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's hook: nothing, `run` does it."""
+        return batch
 
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
         """One optimizer step over this rank's share of the global batch."""
@@ -307,12 +313,12 @@ class MegatronModel(ModelPT):
         if self.average is not None:
             self._gather()
             self.average.update()
-        total, count, tokens, computed = sum_over_ranks(
-            sum(float(k["sum"]) for k in kept),
-            sum(float(k["count"]) for k in kept),
-            sum(float(b["real_tokens"]) for b in batch),
+        total, count, tokens, computed, norm = sum_over_ranks(
+            *totals(kept),
+            sum(b["real_tokens"] for b in batch),
             sum(b["tokens"].numel() for b in batch),
             on_last_stage=kept != [],
+            beside=shim.optimizer.grad_norm,  # type: ignore[union-attr]
         )
         elapsed = time.perf_counter() - started
         metrics = {
@@ -320,15 +326,15 @@ class MegatronModel(ModelPT):
                 self.trainer.global_step
             ),  # optimizer steps done; Lightning's own count is off after a resume
             "train/loss": total / max(count, 1.0),
-            "train/grad_norm": shim.optimizer.grad_norm,  # type: ignore[union-attr]
+            "train/grad_norm": norm,
             "train/learning_rate": rate,
             "train/labels": count,
             "train/tokens_per_second": tokens / elapsed,
             "train/pack_efficiency": tokens / computed,  # 1 = no padding
         }
         self.trained = metrics
-        self.log_dict(metrics, batch_size=1)
-        self.log("loss", metrics["train/loss"], prog_bar=True, logger=False, batch_size=1)
+        # As tensors, which stay on the host: Lightning sends numbers to the device and reads them back one by one.
+        self.log_dict({name: torch.tensor(value) for name, value in metrics.items()}, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
         """Lightning's hook: start counting afresh."""
@@ -344,15 +350,13 @@ class MegatronModel(ModelPT):
         self.log("step", float(self.trainer.global_step), batch_size=1)
         self.validated = self.validation_metrics(self._kept)
         for name, value in self.validated.items():
-            self.log(name, value, batch_size=1, prog_bar=name == "val/loss")
+            self.log(name, value, batch_size=1)
         self._kept = []
         return {}
 
     def validation_metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
         """Metrics by name from what `forward_loss` kept of all validation micro-batches."""
-        total, count = sum_over_ranks(
-            sum(float(k["sum"]) for k in kept), sum(float(k["count"]) for k in kept), on_last_stage=kept != []
-        )
+        total, count = sum_over_ranks(*totals(kept), on_last_stage=kept != [])
         return {"val/loss": total / max(count, 1.0)}
 
     def metric_names(self) -> list[str]:
@@ -364,17 +368,31 @@ class MegatronModel(ModelPT):
         return {}
 
 
-def sum_over_ranks(*values: float, on_last_stage: bool) -> list[float]:
+def totals(kept: list[dict[str, Any]]) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+    """Sum and count over what the last stage kept of all micro-batches, on the device; 0 on the other stages."""
+    if not kept:
+        return 0.0, 0.0
+    total, count = (torch.stack([k[name] for k in kept]).double().sum() for name in ("sum", "count"))
+    return total, count
+
+
+def sum_over_ranks(
+    *values: float | torch.Tensor, on_last_stage: bool, beside: float | torch.Tensor | None = None
+) -> list[float]:
     """Sum numbers over data-parallel ranks; every rank gets the sums.
 
     Only the last pipeline stage knows losses (`on_last_stage`), and tensor-parallel ranks all know the same ones.
+    Waits for the device once: a number that every rank knows already is read together with the sums, as `beside`.
     """
-    scale = 1.0 / parallel_state.get_tensor_model_parallel_world_size()
-    tensor = torch.tensor([v * scale for v in values], dtype=torch.float64, device=parallel.device())
-    if not on_last_stage:
-        tensor.zero_()
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+    table = torch.zeros(len(values) + (beside is not None), dtype=torch.float64, device=parallel.device())
+    if on_last_stage:
+        for place, value in enumerate(values):
+            table[place] = value
+        table /= parallel_state.get_tensor_model_parallel_world_size()
+    dist.all_reduce(table)
+    if beside is not None:
+        table[-1] = beside
+    return table.tolist()
 
 
 def rows_over_ranks(indices: list[torch.Tensor], rows: list[torch.Tensor], width: int) -> np.ndarray:

@@ -13,13 +13,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.data.packing import pack
 from nemo_steerlm.data.units import EMPTY
+from nemo_steerlm.megatron.layers import Segments
 
 Item = dict[str, np.ndarray]
-MicroBatch = dict[str, Any]  # tensors, and of a packed row the lengths of its segments as a list
+MicroBatch = dict[str, Any]  # tensors, and what the host knows: `real_tokens`, and of a packed row `segments`
 
 
 def collate_policy(items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int]) -> MicroBatch:
-    """Tokens and next-token targets, `[batch, width]`; `mask` is True where the *target* carries loss.
+    """Tokens `[batch, width]`, and the n places whose next token carries loss, with that token.
+
+    `places` `[n]`, rising, are those in the flattened batch, `targets` `[n]` the tokens: computed here, where their
+    number is known, a device need not be waited for to learn it.
 
     Args:
         items: the samples, None for an empty row.
@@ -27,18 +31,17 @@ def collate_policy(items: Sequence[Item | None], starts: Sequence[int], shape: t
         shape: (batch, width).
     """
     size = shape[0] * shape[1]
-    tokens, targets = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    mask = np.zeros(size, dtype=bool)
+    tokens, follows = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
     for item, start in zip(items, starts, strict=True):
         if item is not None:
             end = start + len(item["tokens"])
             tokens[start:end] = item["tokens"]
-            targets[start : end - 1] = item["tokens"][1:]
-            mask[start : end - 1] = item["loss_mask"][1:]
+            follows[start : end - 1] = item["loss_mask"][1:]
+    places = np.flatnonzero(follows)
     return {
         "tokens": torch.from_numpy(tokens.reshape(shape)),
-        "targets": torch.from_numpy(targets.reshape(shape)),
-        "mask": torch.from_numpy(mask.reshape(shape)),
+        "places": torch.from_numpy(places),
+        "targets": torch.from_numpy(tokens[places + 1]),
     }
 
 
@@ -179,8 +182,17 @@ class StepBatches(Dataset):
         return {
             **batch,
             "indices": torch.tensor([index for index, _ in rows], dtype=torch.long),
-            "real_tokens": torch.tensor(sum(sizes)),
+            "real_tokens": sum(sizes),
         }
+
+
+def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch as a model reads it: its tensors on `device`, `segments` as `Segments`, also of padded rows.
+
+    Copies do not wait for the device; the loader's tensors are in memory that allows it.
+    """
+    moved = {name: x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+    return {**moved, "segments": Segments(batch.get("segments") or [batch["tokens"].shape[1]], device)}
 
 
 def shuffled(batches: GlobalBatches) -> Callable[[int], list[tuple[int, int]]]:
@@ -213,5 +225,6 @@ class _From(Sampler[int]):
 
 
 def loader(batches: StepBatches, first_step: int = 0) -> DataLoader[Any]:
-    """A loader that yields one step's micro-batches at a time, from `first_step` on."""
-    return DataLoader(batches, batch_size=None, sampler=_From(first_step, len(batches)))
+    """A loader that yields one step's micro-batches at a time, from `first_step` on; pinned where CUDA is."""
+    steps, pinned = _From(first_step, len(batches)), torch.cuda.is_available()
+    return DataLoader(batches, batch_size=None, sampler=steps, pin_memory=pinned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 
 from nemo_steerlm.data.label_string import LabelString
 from nemo_steerlm.errors import CheckpointError, ConfigError
+from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.decoding import Decoder, serving
 from nemo_steerlm.megatron.inference import broadcast_from_last_stage
 from nemo_steerlm.megatron.model_folder import ModelCard
@@ -60,23 +62,30 @@ class GenerativeRegressor(AttributeRegressor):
     def collate(self, items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int]) -> MicroBatch:
         """As `collate_regression`, of items that end with their label string, which is what is to be predicted.
 
-        Adds `targets` and `mask` as `collate_policy`, and for each True of the mask, in order, `value_of`: sample
-        times K plus attribute where the target is a value, else -1.
+        Adds `places` and `targets` as `collate_policy`; `value_rows` `[m]`, which of them are values; and `label_rows`
+        `[samples, K]`, which of the m values each label is (m = none).
         """
         outputs = len(self.schema)
-        targets, mask = np.zeros(shape[0] * shape[1], np.int64), np.zeros(shape[0] * shape[1], bool)
-        value_of: list[int] = []
+        places: list[int] = []
+        targets: list[int] = []
+        value_of: list[int] = []  # of each place sample times K plus attribute, or -1
         for number, (item, start) in enumerate(zip(items, starts, strict=True)):
             if item is not None:
-                ids, places = self.strings.encode(item["labels"].tolist())
+                ids, attributes = self.strings.encode(item["labels"].tolist())
                 end = start + len(item["tokens"]) - 1
-                targets[end - len(ids) : end], mask[end - len(ids) : end] = ids, True
-                value_of += [number * outputs + k if k >= 0 else -1 for k in places]
+                places += range(end - len(ids), end)
+                targets += ids
+                value_of += [number * outputs + k if k >= 0 else -1 for k in attributes]
+        owners = np.array(value_of, np.int64)
+        values = np.flatnonzero(owners >= 0)
+        labelled = np.full(len(items) * outputs, len(values))
+        labelled[owners[values]] = np.arange(len(values))
         return {
             **collate_regression(items, starts, shape, outputs=outputs),
-            "targets": torch.from_numpy(targets.reshape(shape)),
-            "mask": torch.from_numpy(mask.reshape(shape)),
-            "value_of": torch.tensor(value_of, dtype=torch.long),
+            "places": torch.tensor(places, dtype=torch.long),
+            "targets": torch.tensor(targets, dtype=torch.long),
+            "value_rows": torch.from_numpy(values),
+            "label_rows": torch.from_numpy(labelled.reshape(-1, outputs)),
         }
 
     def forward_loss(
@@ -87,20 +96,18 @@ class GenerativeRegressor(AttributeRegressor):
         if not self.training:  # first: the loss works in place
             kept = {name: batch[name] for name in ("labels", "indices", "dataset")}
             kept["values"] = self._labelled_values(output, batch)
-        targets = batch["targets"][batch["mask"]]
-        return *cross_entropy(output, targets, self.card.architecture.vocab_size), kept
+        return *cross_entropy(output, batch["targets"], self.card.architecture.vocab_size), kept
+
+    @functools.cached_property
+    def _levels(self) -> list[torch.Tensor]:
+        return [torch.tensor(ids, device=parallel.device()) for ids in self.strings.levels]
 
     def _labelled_values(self, output: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Values `[samples, K]` where there is a label, given the labels before it; NaN elsewhere."""
-        labels, places = batch["labels"], batch["value_of"]
-        at_value = places >= 0
-        logits = gather_from_tensor_model_parallel_region(output[at_value]).float()
-        place = torch.full((labels.numel(),), len(logits), device=labels.device)  # of each label's logits; none = last
-        place[places[at_value]] = torch.arange(len(logits), device=labels.device)
-        padded = torch.cat((logits, logits.new_zeros(1, logits.shape[1])))
-        rows = padded[place].view(*labels.shape, -1)
-        raw = torch.cat([rows[:, k, ids] for k, ids in enumerate(self.strings.levels)], dim=-1)
-        return torch.where(torch.isnan(labels), torch.nan, self.head.values(raw))
+        logits = gather_from_tensor_model_parallel_region(output[batch["value_rows"]]).float()
+        rows = torch.cat((logits, logits.new_zeros(1, logits.shape[1])))[batch["label_rows"]]
+        raw = torch.cat([rows[:, k, ids] for k, ids in enumerate(self._levels)], dim=-1)
+        return torch.where(torch.isnan(batch["labels"]), torch.nan, self.head.values(raw))
 
     def _read(
         self,

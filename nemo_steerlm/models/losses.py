@@ -90,7 +90,7 @@ class Objective:
         difference, strength = values[:-1] - values[1:], strength[:-1]
         present = ~torch.isnan(strength)
         losses = preference_loss(self.loss.preference, difference, strength.nan_to_num(0.0))
-        above = torch.heaviside(difference.detach(), difference.new_tensor(0.5))  # an equal score wins half the time
+        above = torch.heaviside(difference.detach(), difference.new_full((), 0.5))  # an equal score wins half the time
         right = torch.where(present, above, 0.0).sum()
         return torch.where(present, losses, 0.0).sum(), right, present.sum().int()
 
@@ -100,15 +100,17 @@ class Objective:
         target = self._smoothed(self.head.target(labels.nan_to_num(0.0)), batch)
         losses = self.label_loss(raw, target)
         if self.weights is not None:
-            losses = losses * self.weights.to(losses)
+            self.weights = self.weights.to(losses)  # once
+            losses = losses * self.weights
         return torch.where(present, losses, 0.0).sum(), present.sum().int()
 
     def _smoothed(self, target: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         """Mix in `loss.smoothing` annotators who give the mean: few annotators are believed less than many."""
         if not self.loss.smoothing or self.mean is None:
             return target
+        self.mean = self.mean.to(target)  # once
         strangers = self.loss.smoothing / (batch["label_counts"] + self.loss.smoothing)
-        return target + strangers.nan_to_num(0.0)[:, None] * (self.mean.to(target) - target)
+        return target + strangers.nan_to_num(0.0)[:, None] * (self.mean - target)
 
 
 def preference_loss(kind: str, difference: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
@@ -212,5 +214,5 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) 
     real = max(0, vocab_size - first)  # columns of this rank that stand for tokens
     if real < rows.shape[-1]:
         rows[:, real:] = torch.finfo(torch.float32).min
-    count = torch.tensor(len(targets), dtype=torch.int, device=targets.device)
+    count = targets.new_full((), len(targets), dtype=torch.int)
     return vocab_parallel_cross_entropy(rows, targets).sum(), count

@@ -36,8 +36,7 @@ class AttributeConditionedGPT(MegatronModel):
         self, output: torch.Tensor, batch: MicroBatch
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Cross-entropy of `output` `[n, vocabulary / tp]`, the n tokens of responses and their closing markers."""
-        targets = batch["targets"][batch["mask"]]
-        return *cross_entropy(output, targets, self.card.architecture.vocab_size), {}
+        return *cross_entropy(output, batch["targets"], self.card.architecture.vocab_size), {}
 
     def prompt_tokens(self, conversation: Conversation, attributes: Mapping[str, float] | None) -> list[int]:
         """Token ids up to where the answer starts, the label line included.

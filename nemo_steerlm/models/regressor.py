@@ -111,16 +111,16 @@ class AttributeRegressor(MegatronModel):
         `W += (start - W h) h' / |h|^2` is the smallest change that does it. Runs at any layout, through the schedule.
         """
         assert self.training_batches is not None
-        batches, states = self.training_batches[0], []
+        states: list[torch.Tensor] = []
         heads = [chunk.score for chunk in self.chunks if hasattr(chunk, "score")]
         hooks = [head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for head in heads]
         self.eval()
-        self.run(batches, forward_only=True)
+        kept = self.run(self.training_batches[0], forward_only=True)
         self.train()
         for head, hook in zip(heads, hooks, strict=True):
             hook.remove()
-            pairs = zip(states, batches, strict=True)
-            read_ = torch.cat([self._pool(s.transpose(0, 1).flatten(0, 1), b["first"], b["last"]) for s, b in pairs])
+            pairs = zip(states, kept, strict=True)
+            read_ = torch.cat([self._pool(s.transpose(0, 1).flatten(0, 1), k["first"], k["last"]) for s, k in pairs])
             total = torch.cat((read_.sum(0), read_.new_tensor([len(read_)])))
             dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
             mean = total[:-1] / total[-1]
@@ -134,7 +134,7 @@ class AttributeRegressor(MegatronModel):
         total, count, kept = self.objective(raw, batch)
         if self.training:
             return total, count, {}
-        kept |= {name: batch[name] for name in ("labels", "indices", "dataset")}
+        kept |= {name: batch[name] for name in ("labels", "indices", "dataset", "first", "last")}
         return total, count, {**kept, "values": self.head.values(raw)}
 
     def _pool(self, output: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -186,7 +186,7 @@ class AttributeRegressor(MegatronModel):
         """Mean loss of the preference pairs, and how many have the preferred response above the other."""
         if self.objective.preferred is None:
             return {}
-        mine = torch.stack([k["preference"] for k in kept]).double().sum(0).tolist() if kept else [0.0] * 3
+        mine = torch.stack([k["preference"] for k in kept]).double().sum(0).unbind() if kept else [0.0] * 3
         total, right, pairs = sum_over_ranks(*mine, on_last_stage=kept != [])
         return {"val/preference/loss": total / pairs, "val/preference/accuracy": right / pairs} if pairs else {}
 

@@ -184,7 +184,8 @@ def _check_contents(kind: str, batch: dict, items: list[dict]) -> None:
     assert tokens[: len(expected)] == expected and not any(tokens[len(expected) :])
     if kind == "policy":  # what is predicted: the masked tokens themselves, in order
         expected = [int(t) for item in items for t in item["tokens"][item["loss_mask"]]]
-        assert batch["targets"][batch["mask"]].tolist() == expected
+        assert batch["targets"].tolist() == expected
+        assert [tokens[place + 1] for place in batch["places"]] == expected
     else:
         assert [tokens[place] for place in batch["last"]] == [int(item["tokens"][-1]) for item in items]
         labels = np.array([item["labels"] for item in items]).reshape(-1, 3)
