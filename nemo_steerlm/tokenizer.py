@@ -98,8 +98,8 @@ def _as_the_file_says(folder: Path, backend: Any) -> Any:
 
 
 _PROBES = (
-    "in 2024 or 1999", "1234567", "cafe\u0301 naïve", "hello world", " lead", "  two  spaces", "\n\n x\t", "Don't, I'LL",
-    "ﬁ ① 😀 漢字 ا", "A.b/c_d=-1e5",
+    "in 2024 or 1999", "1234567", "cafe\u0301 naïve", "hello world", " lead", "  two  spaces", "\n\n x\t",
+    "Don't, I'LL", "ﬁ ① 😀 漢字 ا", "A.b/c_d=-1e5",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from nemo_steerlm.config.verbs import TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.errors import ConfigError, suggest
 
 
-def check_inference(precision: str) -> None:
+def check_inference(precision: str | None) -> None:
     """Refuse a number format that only trainings compute in (ConfigError)."""
     if precision == "fp8":
         raise ConfigError(
