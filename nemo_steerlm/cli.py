@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_steerlm import __version__, environment
 from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
@@ -64,6 +65,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def set_up(trainer: Any) -> bool:
+    """Make this process one of the run, as far as that goes before torch is imported.
+
+    Args:
+        trainer: a `ProcessesConfig`.
+
+    Returns:
+        False where nobody has started the run's processes yet.
+
+    Raises:
+        ConfigError: the number of processes differs from the configured one.
+    """
+    if trainer.accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for torch there are no GPUs
+    if trainer.accelerator == "gpu":
+        os.environ["STEERLM_REQUIRE_GPU"] = "1"  # for `megatron.parallel`, which can ask torch
+    if not trainer.verify:
+        os.environ["STEERLM_VERIFY"] = "0"
+    environment.set_defaults()
+    return local.join(trainer.devices, trainer.num_nodes)
+
+
 def _working() -> list[str]:
     """The verbs whose module is there, found without importing it."""
     files = {verb: row[0].partition(":")[0].replace(".", "/") + ".py" for verb, row in VERBS.items()}
@@ -85,16 +108,8 @@ def _run(verb: str, *words: str) -> int:
     if trainer is None:
         if not local.alone():
             return 0
-    else:
-        if trainer.accelerator == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch is not imported yet: for it there are no GPUs
-        if not trainer.verify:
-            os.environ["STEERLM_VERIFY"] = "0"
-        if trainer.accelerator == "gpu":
-            os.environ["STEERLM_REQUIRE_GPU"] = "1"  # for `megatron.parallel`, which can ask torch
-        if not local.join(trainer.devices, trainer.num_nodes):
-            return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
-    environment.set_defaults()
+    elif not set_up(trainer):
+        return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     module, _, function = target.partition(":")

@@ -7,7 +7,7 @@ dataclass, which decides what keys exist and what types they have.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -30,7 +30,13 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def load(verb: str, schema: type, words: Sequence[str], config_dir: str | Path | None = None) -> Any:
+def load(
+    verb: str,
+    schema: type,
+    words: Sequence[str],
+    config_dir: str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Any:
     """Compose the config of a verb.
 
     Args:
@@ -38,6 +44,7 @@ def load(verb: str, schema: type, words: Sequence[str], config_dir: str | Path |
         schema: the verb's dataclass.
         words: `key=value` of the command line; text is taken as typed, the rest as Hydra understands it.
         config_dir: a folder of the user's own groups, e.g. `mine/model/small.yaml` for `model=small`.
+        values: what Python sets: sections as mappings, groups by name, dotted keys.
 
     Returns:
         An instance of `schema`, ranges and choices checked.
@@ -45,7 +52,7 @@ def load(verb: str, schema: type, words: Sequence[str], config_dir: str | Path |
     Raises:
         ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range or contradicts another.
     """
-    settings = draft(verb, schema, words, config_dir)
+    settings = draft(verb, schema, words, config_dir, values)
     missing = sorted(OmegaConf.missing_keys(settings))
     if missing:
         key = missing[0]
@@ -60,19 +67,28 @@ def load(verb: str, schema: type, words: Sequence[str], config_dir: str | Path |
     return config
 
 
-def draft(verb: str, schema: type, words: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+def draft(
+    verb: str,
+    schema: type,
+    words: Sequence[str],
+    config_dir: str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> DictConfig:
     """As `load`, but mandatory values may still be missing and ranges are unchecked; `--help` shows this."""
     folders = [conf_folder(), *([Path(config_dir).resolve()] if config_dir else [])]
     if not folders[-1].is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder")
-    groups, values = _sort(words, schema, _groups(verb), folders)
+    named = {key for key, value in (values or {}).items() if key in _groups(verb) and isinstance(value, str)}
+    words = [*words, *(f"{key}={(values or {})[key]}" for key in named)]
+    groups, typed = _sort(words, schema, _groups(verb), folders)
+    typed += [(key, overrides.literal(value)) for key, value in (values or {}).items() if key not in named]
     search = [f"hydra.searchpath=['file://{folders[1]}']"] if config_dir else []
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
             composed = compose(config_name=verb, overrides=[*search, *groups])
         given = OmegaConf.create()
-        for key, value in values:
+        for key, value in typed:
             OmegaConf.update(given, key, value, force_add=True)
         settings: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed), given)
     except ConfigKeyError as error:

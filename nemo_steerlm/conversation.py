@@ -142,6 +142,21 @@ class Conversation:
         return [index for index, turn in enumerate(self.turns) if turn.speaker not in masked]
 
     @classmethod
+    def of(cls, value: Any, where: str = "conversation") -> Conversation:
+        """Return a conversation as it is, or build it from a JSON row or from a list of OpenAI's messages.
+
+        Raises:
+            DataError: Something else, or as :meth:`from_record`.
+        """
+        if isinstance(value, Conversation):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_record(value, where)
+        if isinstance(value, (list, tuple)):
+            return cls.from_record({"messages": value}, where)
+        raise DataError(f"{where}: expected a Conversation, a row or a list of messages, found {value!r:.60}")
+
+    @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str = "record") -> Conversation:
         """Build a conversation from a JSON row of either form.
 

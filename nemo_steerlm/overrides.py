@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -65,6 +66,15 @@ def value(key: str, text: str, kind: Any) -> Any:
     if override.is_sweep_override():
         raise ConfigError(f"{key}={text}: expected one value; lists are written {key}=[{text}]")
     return override.value()
+
+
+def literal(value: Any) -> Any:
+    """A value of Python's for OmegaConf, which keeps its texts as they are."""
+    if isinstance(value, Mapping):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [literal(inner) for inner in value]
+    return _kept(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else value
 
 
 def _kept(text: str) -> str:

@@ -92,6 +92,10 @@ class MegatronStrategy(DDPStrategy):
         assert torch.distributed.is_initialized(), "call nemo_steerlm.megatron.parallel.initialize first"
         self.set_world_ranks()
 
+    def _configure_launcher(self) -> None:
+        """No launcher (a private hook of DDPStrategy): the processes are there, and a notebook would be refused one."""
+        self._launcher = None
+
     def configure_ddp(self) -> None:
         """Nothing to wrap."""
 

@@ -344,17 +344,21 @@ class AttributeRegressor(MegatronModel):
                     progress(len(row.texts))
         return broadcast_from_last_stage(values).cpu().numpy()
 
-    def score(self, conversations: Sequence[Conversation]) -> list[dict[str, float]]:
-        """Rate the last turn of each conversation.
+    def score(self, conversations: Sequence[Any]) -> list[dict[str, float]]:
+        """Rate the last response of each conversation.
+
+        Args:
+            conversations: each a `Conversation`, a JSON row, or a list of OpenAI's messages.
 
         Returns:
             For each conversation the predicted value (float, not clamped) of every attribute.
 
         Raises:
-            DataError: a conversation has no assistant turn.
+            DataError: a conversation has no assistant turn, or is none.
         """
         places, names = [], (ASSISTANT, self.card.template.assistant)
-        for number, conversation in enumerate(conversations):
+        for number, given in enumerate(conversations):
+            conversation = Conversation.of(given, f"conversation {number}")
             turns = [i for i, turn in enumerate(conversation.turns) if turn.speaker in names]
             if not turns:
                 raise DataError(f"conversation {number}: it has no turn from {self.card.template.assistant} to rate")

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.distributed import ROOT, run_distributed
 
@@ -28,11 +30,6 @@ def run_twice(folder: str) -> None:
     for name, seed, compare in (("first", 7, True), ("again", 7, False), ("other", 8, False)):
         recipe = QuickstartRecipe(**TINY)
         main(QuickstartConfig(output=f"{folder}/{name}", seed=seed, compare_labels=compare, recipe=recipe))
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert code is not None
-    names: dict = {}
-    exec(code[1].replace("outputs/quickstart", f"{folder}/first"), names)
-    assert isinstance(names["answer"], str)
     runpy.run_path(str(ROOT / "examples/steer.py"))["main"](f"{folder}/first", "humor", "How do I grow tomatoes?")
 
 
@@ -41,6 +38,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart")
     run_distributed(run_twice, 1, folder=str(folder), timeout=500)
     return folder
+
+
+def test_the_readmes_python_runs_in_a_notebook(folder: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert code is not None
+    code_here = code[1].replace("outputs/quickstart", f"{folder}/first").replace("outputs/", f"{folder}/")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code_here + "\nprint(trained)")])
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    outputs = notebook.cells[0].outputs
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout").splitlines()
+    assert "'humor': 4.0, 'toxicity': 0.0}" in printed[-3] and len(printed[-3].split("{")[0].strip()) > 1
+    assert all(f"'{name}': " in printed[-2] for name in ("quality", "humor", "toxicity"))
+    assert printed[-1] == f"{folder}/policy-2/model" and Path(printed[-1], "model_config.yaml").is_file()
+    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert "policy-2: steps 2 of 2, loss " in said and "Error" not in said
 
 
 def _report(folder: Path) -> dict:
