@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from nemo_steerlm.data.prefixes import SharedRow
 from nemo_steerlm.megatron.decoding import walk
 from nemo_steerlm.megatron.gpt import LanguageModel
+from nemo_steerlm.megatron.layers import has_flash_attention, packed_attention
 
 # Queries of one call of SDPA: a CPU's kernel computes the masked half too, wherever there are fewer than 512 keys.
 _BLOCK = 64
@@ -60,8 +61,8 @@ def _attention(row: SharedRow, counts: list[int], model: LanguageModel) -> _Atte
     parameter = next(model.parameters())
     scale = model.decoder.layers[0].self_attention.core_attention.scale
     texts = [(path, count) for path, count in zip(row.paths, counts, strict=True) if count]
-    flash = parameter.is_cuda and parameter.dtype != torch.float32
-    return (_flash_attention if flash else _blockwise_attention)(texts, scale, parameter)
+    kind = _flash_attention if has_flash_attention(parameter) else _blockwise_attention
+    return kind(texts, scale, parameter)
 
 
 def _blockwise_attention(texts: list[_Text], scale: float | None, like: torch.Tensor) -> _Attention:
@@ -98,21 +99,12 @@ def _blockwise_attention(texts: list[_Text], scale: float | None, like: torch.Te
 
 
 def _flash_attention(texts: list[_Text], scale: float | None, like: torch.Tensor) -> _Attention:
-    """All texts at once on CUDA; the kernel lines up the last query of a text with its last key."""
-    from torch.nn.attention.varlen import varlen_attn
-
+    """All texts at once on CUDA."""
     counts, lengths = [count for _, count in texts], [len(path) for path, _ in texts]
     places = torch.from_numpy(np.concatenate([path for path, _ in texts])).to(like.device)
-    query_bounds, key_bounds = (
-        torch.tensor([0, *sizes]).cumsum(0).to(like.device, torch.int32) for sizes in (counts, lengths)
-    )
+    bounds = [torch.tensor([0, *sizes]).cumsum(0).to(like.device, torch.int32) for sizes in (counts, lengths)]
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out = varlen_attn(
-            query[:, 0], key[places, 0], value[places, 0], query_bounds, key_bounds, max(counts), max(lengths),
-            scale=scale, window_size=(-1, 0), enable_gqa=query.shape[2] != key.shape[2],
-        )  # fmt: skip
-        assert isinstance(out, torch.Tensor)  # and no statistics beside it
-        return out.flatten(1)[:, None]
+        return packed_attention(query, key[places], value[places], *bounds, (max(counts), max(lengths)), scale)
 
     return attend

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.varlen import varlen_attn
 
 from nemo_steerlm.megatron import patches
 
@@ -170,6 +173,58 @@ class Rotate(torch.autograd.Function):
         return rotate(grad, cos, -sin), None, None
 
 
+def _with_groups(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """`varlen_attn` for any number of key/value heads: by its flag, or repeated where it has none (torch 2.11)."""
+    has_flag = "enable_gqa" in inspect.signature(kernel).parameters
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and has_flag:
+            kwargs["enable_gqa"] = True
+        elif groups > 1:
+            key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        return kernel(query, key, value, *args, **kwargs)
+
+    return attention
+
+
+_varlen_attention = _with_groups(varlen_attn)
+
+
+def has_flash_attention(x: torch.Tensor) -> bool:
+    """Whether `packed_attention` takes tensors like this one."""
+    return x.is_cuda and x.dtype != torch.float32
+
+
+def packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest: tuple[int, int],
+    scale: float | None,
+) -> torch.Tensor:
+    """Causal flash attention within each of several texts, all at once; where `has_flash_attention`.
+
+    The last query of a text is lined up with its last key, so a text may have fewer queries than keys.
+
+    Args:
+        query: `[queries, 1, n, d]`, text after text.
+        key, value: `[keys, 1, g, d]`, text after text.
+        query_bounds, key_bounds: int32 `[texts + 1]`, where the texts start, and their end.
+        longest: most queries and most keys of a text.
+
+    Returns:
+        `[queries, 1, n * d]`.
+    """
+    out = _varlen_attention(
+        query[:, 0], key[:, 0], value[:, 0], query_bounds, key_bounds, *longest, scale=scale, window_size=(-1, 0)
+    )
+    assert isinstance(out, torch.Tensor)  # and no statistics beside it
+    return out.flatten(1)[:, None]
+
+
 class SDPACoreAttention(MegatronModule):
     """Core attention through ``torch.nn.functional.scaled_dot_product_attention``."""
 
@@ -232,17 +287,10 @@ class SDPACoreAttention(MegatronModule):
 
     def _packed(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Attend causally within each segment of `[s, 1, n or g, d]`; returns `[s, 1, n * d]`."""
-        grouped = query.shape[2] != key.shape[2]
-        if query.is_cuda and query.dtype != torch.float32:  # flash attention over all segments at once
-            from torch.nn.attention.varlen import varlen_attn
-
+        if has_flash_attention(query):
             bounds, longest = segments.bounds, segments.max_seqlen_q
-            out = varlen_attn(
-                query[:, 0], key[:, 0], value[:, 0], bounds, bounds, longest, longest,
-                scale=self.scale, window_size=(-1, 0), enable_gqa=grouped,
-            )  # fmt: skip
-            assert isinstance(out, torch.Tensor)  # and no statistics beside it
-            return out.flatten(1)[:, None]
+            return packed_attention(query, key, value, bounds, bounds, (longest, longest), self.scale)
+        grouped = query.shape[2] != key.shape[2]
         parts = (x.permute(1, 2, 0, 3).split(segments.lengths, dim=2) for x in (query, key, value))
         outs = [
             F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.megatron import gpt, layers, parallel
+from tests.megatron import varlen_kernels
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -67,3 +70,46 @@ def test_the_activation_is_fused_where_it_is_gated(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gpt, "transformer_engine_available", lambda: True)
     config = gpt.transformer_config(Architecture(family=family, vocab_size=100), ParallelConfig(), torch.float32)
     assert config.bias_activation_fusion == (family == "llama") and not config.use_te_activation_func
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("kernel", [varlen_kernels.torch_2_11, varlen_kernels.torch_2_12])
+def test_packed_training_asks_flash_attention_for_the_same(
+    monkeypatch: pytest.MonkeyPatch, kernel: Callable, groups: int
+) -> None:
+    """Values and gradients, for the kernel's signature of each torch that is allowed."""
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from nemo_steerlm.megatron import layers
+
+    config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4, attention_dropout=0.0)
+    attention = layers.SDPACoreAttention(config, 1, AttnMaskType.causal, "self", softmax_scale=0.3)
+    segments = layers.Segments([5, 1, 9], torch.device("cpu"))
+    torch.manual_seed(0)
+    inputs = [torch.randn(15, 1, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, groups, groups)]
+    weight = torch.randn(15, 1, 32, dtype=torch.float64)
+
+    def run() -> list[torch.Tensor]:
+        out = attention(*inputs, None, packed_seq_params=segments)
+        return [out, *torch.autograd.grad((out * weight).sum(), inputs)]
+
+    expected = run()
+    monkeypatch.setattr(layers, "has_flash_attention", lambda _: True)
+    monkeypatch.setattr(layers, "_varlen_attention", layers._with_groups(kernel))
+    for found, one in zip(run(), expected, strict=True):
+        torch.testing.assert_close(found, one)
+
+
+def test_the_stand_in_has_the_installed_kernels_arguments() -> None:
+    """All that is passed to it is a parameter of the same kind there."""
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    installed = inspect.signature(varlen_attn).parameters
+    for kernel in (varlen_kernels.torch_2_11, varlen_kernels.torch_2_12):
+        stand_in = inspect.signature(kernel).parameters
+        shared = [name for name in stand_in if name in installed]
+        assert [installed[name].kind for name in shared] == [stand_in[name].kind for name in shared]
+        assert set(stand_in) - set(shared) <= {"enable_gqa"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from nemo_steerlm.data.prefixes import shared_rows
+from tests.megatron import varlen_kernels
 
 
 def _compare(device: str, dtype: torch.dtype, groups: int, tolerance: float, *, flash: bool) -> None:
@@ -42,6 +45,17 @@ def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 @pytest.mark.parametrize("groups", [4, 2])
 def test_a_token_sees_its_own_text(groups: int) -> None:
     _compare("cpu", torch.float64, groups, 1e-12, flash=False)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("kernel", [varlen_kernels.torch_2_11, varlen_kernels.torch_2_12])
+def test_flash_attention_is_asked_for_the_same(
+    monkeypatch: pytest.MonkeyPatch, kernel: Callable, groups: int
+) -> None:
+    from nemo_steerlm.megatron import layers
+
+    monkeypatch.setattr(layers, "_varlen_attention", layers._with_groups(kernel))
+    _compare("cpu", torch.float64, groups, 1e-12, flash=True)
 
 
 @pytest.mark.gpu
