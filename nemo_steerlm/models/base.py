@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import tarfile
 import tempfile
 import time
@@ -197,6 +198,22 @@ class MegatronModel(ModelPT):
 
     def setup_validation_data(self, val_data_config: Any) -> None:
         """Batches are given by `validation_batches`."""
+
+    def close(self) -> None:
+        """Give back the memory of weights, gradients and optimizer; the model is of no use afterwards.
+
+        Needed where another model follows in the same process: what a training leaves behind refers to itself in
+        circles, one of them through autograd's nodes, which Python's collector does not see through.
+        """
+        for wrapped in self._wrapped[0] if hasattr(self, "_wrapped") else []:
+            vars(wrapped).clear()  # breaks that circle: it holds the nodes whose hooks hold it
+        self.chunks, self.optimizer, self.average = [], None, None
+        self.training_batches = self.validation_batches = self._trainer = None  # Lightning's trainer has the optimizer
+        for name in ("network", "_wrapped"):
+            if hasattr(self, name):
+                delattr(self, name)
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing without CUDA
 
     # ---------------------------------------------------------------- training
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,10 @@ def main(config: EvaluateConfig) -> str:
         if config.task != task and getattr(config, key) != unused:
             raise ConfigError(f"{key} is for task={task}; task={config.task} has no use for it: leave it out")
     parallel.start(config)
-    model = None
-    if config.checkpoint is not None:
-        model = AttributeRegressor.from_pretrained(
-            config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
-        )
-    return TASKS[config.task](model, config)
+    if config.checkpoint is None:
+        return TASKS[config.task](None, config)
+    model = AttributeRegressor.from_pretrained(
+        config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
+    )
+    with contextlib.closing(model):
+        return TASKS[config.task](model, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -30,7 +31,8 @@ def main(config: AnnotateConfig) -> None:
     model = AttributeRegressor.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
     )
-    annotate(model, config)
+    with contextlib.closing(model):
+        annotate(model, config)
 
 
 def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any]:

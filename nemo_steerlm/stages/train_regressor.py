@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from nemo_steerlm.config import TrainRegressorConfig
@@ -52,7 +53,8 @@ def main(config: TrainRegressorConfig) -> None:
     weights = attribute_weights(config.loss, schema, labels, draws)
     model.objective = Objective(model.head, config.loss, weights, mean)
     model.datasets = validation.datasets if validation else []
-    best = train(model, config, training, validation, model.collate)
+    with contextlib.closing(model):
+        best = train(model, config, training, validation, model.collate)
     if parallel.is_rank_zero():
         report = {"train": training.report, "val": validation.report if validation else None}
         write_run_json(config.output, "train-regressor", config, [*files, *held_out], schema, data=report, best=best)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from nemo_steerlm.config import TrainSftConfig
 from nemo_steerlm.conversation import read_conversations
 from nemo_steerlm.data.cache import TokenCache
@@ -35,7 +37,8 @@ def main(config: TrainSftConfig) -> None:
     dropout = data.attribute_dropout, data.label_dropout
     training = Mixture([tokenised(path, *dropout) for path in files], data.weights, files)
     validation = Mixture([tokenised(path) for path in held_out], names=held_out) if held_out else None
-    best = train(model, config, training, validation, collate_policy)
+    with contextlib.closing(model):
+        best = train(model, config, training, validation, collate_policy)
     if parallel.is_rank_zero():
         report = {"train": training.report, "val": validation.report if validation else None}
         write_run_json(config.output, "train-sft", config, [*files, *held_out], schema, data=report, best=best)
