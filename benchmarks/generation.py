@@ -46,7 +46,8 @@ def ours(model: Path, batch: int, top_k: int) -> Iterator[float]:
     """Tokens a second of `nemo_steerlm.megatron.generation.generate`."""
     from nemo_steerlm.config import ParallelConfig
     from nemo_steerlm.megatron import gpt, hf, hf_config, parallel
-    from nemo_steerlm.megatron.generation import SamplingSettings, generate
+    from nemo_steerlm.megatron.drawing import SamplingSettings
+    from nemo_steerlm.megatron.generation import generate
 
     parallel.initialize()
     architecture = hf_config.architecture_from_config(hf_config.read_config(model / "config.json"), model)

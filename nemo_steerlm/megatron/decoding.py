@@ -25,12 +25,17 @@ from megatron.core.tensor_parallel import (
     gather_from_tensor_model_parallel_region,
 )
 
+from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.layers import rotate
 
 # Capacity grows by this many positions or a quarter, whichever is more.
 _BLOCK = 64
+# This share of a GPU stays free: workspaces of kernels, buffers of collectives, memory in pieces.
+_KEPT_FREE = 0.05
+# What a logit takes while tokens are drawn: it in bf16 and fp32, and in float64 its weight, its border, their sort.
+_DRAW_BYTES = 64
 # Attention reads this many positions or a multiple: few shapes, and aligned rows of the bias for CUDA's kernels.
 _STRIDE = 16
 
@@ -83,12 +88,18 @@ def _product(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return product
 
 
+def to_device(values: np.ndarray | Sequence[int], device: torch.device) -> torch.Tensor:
+    """Send numbers to the device without waiting for what it still computes."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
+
+
 class Decoder:
     """This rank's stage of a language model, with a cache of `slots` rows that come and go on their own.
 
     A slot's tokens stand from position 0 on, so a row that joins or leaves moves no other. Keys are cached after
-    RoPE: a step rotates one position and not the past. Memory is `slots` times the longest row, in blocks; the
-    positions of one head lie side by side, because a step reads little else.
+    RoPE: a step rotates one position and not the past. The positions of one head lie side by side, because a step
+    reads little else. Memory is `slots` times the longest row, in blocks: on CUDA from the beginning, so that what
+    `slots_that_fit` found room for is never short; on a CPU it grows with the rows.
 
     Use it under `serving(model)`.
 
@@ -97,11 +108,12 @@ class Decoder:
         capacity: positions there is memory for.
     """
 
-    def __init__(self, model: LanguageModel, slots: int, vocab_size: int) -> None:
+    def __init__(self, model: LanguageModel, slots: int, vocab_size: int, longest: int) -> None:
         """Take an empty cache.
 
         Args:
             model: without sequence parallelism and virtual stages.
+            longest: most tokens of a row.
             vocab_size: the true vocabulary; logits beyond it are cut off.
         """
         config = model.config
@@ -114,6 +126,8 @@ class Decoder:
         self._keys = [torch.zeros(shape, **like) for _ in model.decoder.layers]  # [slots, g, capacity, d]
         self._values = [torch.zeros(shape, **like) for _ in model.decoder.layers]
         self._bias = torch.zeros(slots, 0, **like)  # [slots, capacity], -inf where a slot holds nothing
+        if self._bias.is_cuda:
+            self._reserve(longest)
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: np.ndarray, sources: np.ndarray) -> torch.Tensor | None:
         """Read `prompts` into free slots: `slots[i]` holds `prompts[sources[i]]` afterwards.
@@ -193,16 +207,16 @@ class Decoder:
             for layer, cache in enumerate(caches):
                 caches[layer] = cache[rows]
 
-    def on_device(self, array: np.ndarray) -> torch.Tensor:
+    def on_device(self, array: np.ndarray | Sequence[int]) -> torch.Tensor:
         """The array as a tensor beside the model."""
-        return torch.as_tensor(array, device=self._bias.device)
+        return to_device(array, self._bias.device)
 
     def _reserve(self, length: int) -> None:
         """Have memory for `length` positions in every slot."""
         if length <= self.capacity:
             return
         extra = max(length - self.capacity, self.capacity // 4)
-        extra = _BLOCK * -(-extra // _BLOCK)
+        extra = _in_blocks(extra)
         self.capacity += extra
         for caches in (self._keys, self._values):
             for layer, cache in enumerate(caches):  # zeros: the bias hides finite values only
@@ -217,6 +231,67 @@ class Decoder:
         logits, _ = model.output_layer(model.decoder.final_layernorm(hidden[None]), weight=weight)
         group = parallel_state.get_tensor_model_parallel_group()
         return gather_from_tensor_model_parallel_region(logits[0], group=group)[:, : self.vocab_size].float()
+
+
+def slots_that_fit(model: LanguageModel, wanted: int, longest: int, prefill: int, vocab_size: int) -> int:
+    """How many slots of a `Decoder` there is memory for, at most `wanted`; the same on all ranks of the model.
+
+    A slot is its part of the cache and, while a token is drawn, its logits. Beside all slots stand the activations of
+    the prompts that are read together. On a CPU that is left to the operating system: all that are wanted.
+
+    Args:
+        longest: most tokens of a row.
+        prefill: most tokens that are read together.
+        vocab_size: the true vocabulary.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    device = next(model.parameters()).device
+    free = _free_memory(device)
+    if free is None:
+        return wanted
+    fixed, slot = activation_bytes(model, prefill), slot_bytes(model, longest, vocab_size)
+    found = to_device([min(wanted, max(0, free - fixed) // slot)], device)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN, group=parallel_state.get_model_parallel_group())
+    slots = int(found)
+    if not slots:
+        raise ConfigError(
+            f"no memory to generate: a response of {longest:,} tokens, its prompt included, takes "
+            f"{(fixed + slot) / 2**30:.1f} GiB on each GPU and {free / 2**30:.1f} GiB are free; lower max_new_tokens, "
+            "or spread the model over more GPUs with parallel.tensor"
+        )
+    return slots
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that new tensors may take on a GPU; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()  # what the allocator keeps in pieces counts as free afterwards
+    free, total = torch.cuda.mem_get_info(device)
+    return free - int(_KEPT_FREE * total)
+
+
+def slot_bytes(model: LanguageModel, longest: int, vocab_size: int) -> int:
+    """Memory of a `Decoder`'s slot on this rank: keys and values of this stage, its bias, and its logits."""
+    config, layers = model.config, len(model.decoder.layers)
+    groups = config.num_query_groups // parallel_state.get_tensor_model_parallel_world_size()
+    # and keys or values of one layer twice: `keep` copies them, one after another
+    position = (2 * layers + 1) * groups * config.kv_channels + 1
+    return _in_blocks(longest) * position * config.params_dtype.itemsize + vocab_size * _DRAW_BYTES
+
+
+def activation_bytes(model: LanguageModel, tokens: int) -> int:
+    """Memory of the widest place in a layer, its MLP or its attention, where so many tokens are read."""
+    config, ranks = model.config, parallel_state.get_tensor_model_parallel_world_size()
+    heads = (config.num_attention_heads + 2 * config.num_query_groups) * config.kv_channels
+    widest = 5 * config.hidden_size + 4 * max(config.ffn_hidden_size, heads) // ranks
+    return tokens * widest * config.params_dtype.itemsize
+
+
+def _in_blocks(length: int) -> int:
+    return _BLOCK * -(-length // _BLOCK)
 
 
 def walk(

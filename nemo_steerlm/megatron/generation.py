@@ -4,7 +4,8 @@ How it runs. Requests wait in a queue, the longest prompts first. At most `batch
 a step, each in a slot of the cached model (`decoding.py`) at its own position. A row that ends leaves its slot to the
 next request, whose prompt is read then; the others stay where they are.
 
-What decides a token. The last pipeline stage draws it and all stages get it. A draw depends on the row's logits, its
+What decides a token. The first tensor-parallel rank of the last pipeline stage draws it, on its device, and all ranks
+get it: one wait for the device a step. A draw depends on the row's logits, its
 seed and its step, and on nothing else: not on the batch it is in, the layout, or a job resumed half-way. (Logits of
 another batch or layout differ in their last bits, so a draw that falls that close to a border can differ.)
 """
@@ -12,6 +13,7 @@ another batch or layout differ in their last bits, so a draw that falls that clo
 from __future__ import annotations
 
 import functools
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,10 +24,13 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.megatron.decoding import Decoder, serving
+from nemo_steerlm.megatron.decoding import Decoder, serving, slots_that_fit
+from nemo_steerlm.megatron.drawing import SamplingSettings, draw, uniforms
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.inference import broadcast_from_last_stage
 from nemo_steerlm.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 # At the end of the queue the cache is compacted once this share of its slots is in use: copying it costs about as much
 # as one step.
@@ -35,45 +40,6 @@ _PREFILL_TOKENS = 16384
 # What a token means for its row; the last three end it.
 _CONTINUES, _LENGTH, _STOP, _EOS = 0, 1, 2, 3
 _FINISH = {_LENGTH: "length", _STOP: "stop", _EOS: "eos"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How responses are drawn.
-
-    Attributes:
-        max_new_tokens: at most so many tokens, the one that ends the response included. A row also ends where the
-            model's `max_position_embeddings` does.
-        temperature: 0 takes the most likely token (the lowest id among equals); otherwise logits are divided by it.
-        top_k: draw from the k most likely tokens only, and those that equal the k-th; 0 for all.
-        top_p: then from the smallest set of most likely tokens whose probability reaches this, and those that equal
-            the last of it; 1 for all ("The Curious Case of Neural Text Degeneration", arXiv 1904.09751).
-        stop: texts that end a response, in whatever tokens they come; they are not part of it.
-        seed: with a row's own seed, decides its draws.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ConfigError: a value that has no meaning.
-        """
-        for name, valid, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (no limit) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of texts, none of them empty"),
-        ):
-            if not valid:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +79,8 @@ def generate(
         prompts: token ids.
         vocab_size: the true vocabulary; padded ids beyond it are never drawn.
         seeds: one a prompt, by default its index; for jobs in parts, give a row the same number in every part.
-        batch_size: rows decoded together at most; memory is bounded by it, not by the number of prompts. Equal
-            prompts that enter together are read once.
+        batch_size: rows decoded together at most, fewer where a GPU has no memory for so many. Memory is bounded by
+            it, not by the number of prompts. Equal prompts that enter together are read once.
         progress: called with the number of responses that just ended.
 
     Returns:
@@ -122,6 +88,7 @@ def generate(
 
     Raises:
         DataError: a prompt is empty, leaves no room for a token, or holds ids beyond the vocabulary.
+        ConfigError: there is no memory for even one row.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: expected at least 1")
@@ -132,8 +99,22 @@ def generate(
         return []
     judge = _stop_judge(tokenizer, settings.stop, vocab_size)
     with serving(model):
-        decoder = Decoder(model, min(batch_size, len(prompts)), vocab_size)
+        read = max(map(len, prompts))
+        longest = min(read + settings.max_new_tokens, model.max_sequence_length)
+        wanted = min(batch_size, len(prompts))
+        slots = slots_that_fit(model, wanted, longest, max(read, _PREFILL_TOKENS), vocab_size)
+        if slots < wanted:
+            _say_lowered(batch_size, slots, longest)
+        decoder = Decoder(model, slots, vocab_size, longest)
         return _ContinuousBatch(decoder, [list(prompt) for prompt in prompts], seeds, settings, judge, progress).run()
+
+
+@functools.cache  # the parts of a job say it once
+def _say_lowered(batch_size: int, slots: int, longest: int) -> None:
+    _log.warning(
+        "batch_size=%d: the free GPU memory holds %d rows of %s tokens, which decode together", batch_size, slots,
+        f"{longest:,}",
+    )  # fmt: skip
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_length: int) -> None:
@@ -185,7 +166,7 @@ class _ContinuousBatch:
         self.idle = 0  # free slots, summed over the steps since prompts were last read
         self.endings = np.full(len(prompts), _CONTINUES)
         self.responses: list[list[int]] = [[] for _ in prompts]
-        self.logprobs = np.zeros(len(prompts))  # complete on the last stage
+        self.logprobs = decoder.on_device(np.zeros(len(prompts)))  # on the rank that decides
 
     def run(self) -> list[Generation]:
         """Decode until every request has ended."""
@@ -199,7 +180,7 @@ class _ContinuousBatch:
             if len(live):
                 newest = self.tokens[np.arange(len(self.tokens)), self.counts - 1]
                 self._advance(self.decoder.decode(newest, live), live)
-        logprobs = broadcast_from_last_stage(self.decoder.on_device(self.logprobs)).tolist()
+        logprobs = self._decided(self.logprobs).tolist()
         return list(map(self.judge.generation, self.responses, self.endings.tolist(), logprobs))
 
     def _due(self) -> bool:
@@ -250,90 +231,27 @@ class _ContinuousBatch:
             self.progress(len(ended))
 
     def _draw(self, logits: torch.Tensor | None, slots: np.ndarray) -> np.ndarray:
-        """The next token of each of `slots`, the same on all ranks."""
-        if logits is None:
-            ids = self.decoder.on_device(np.zeros(len(slots), np.int64))
-        else:
+        """The next token of each of `slots`, the same on all ranks: the one wait for the device in a step."""
+        ids = self.decoder.on_device(np.zeros(len(slots), np.int64))
+        if logits is not None and parallel_state.get_tensor_model_parallel_rank() == 0:
             drawn = self.uniforms[slots, self.counts[slots]] if self.settings.temperature else None
-            ids = draw(logits, self.settings, drawn)
-            if parallel_state.get_tensor_model_parallel_world_size() > 1:  # one rank decides, for kernels on a border
-                group = parallel_state.get_tensor_model_parallel_group()
-                dist.broadcast(ids, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
+            ids = draw(logits, self.settings, None if drawn is None else self.decoder.on_device(drawn))
             chosen = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-            self.logprobs[self.requests[slots]] += chosen.cpu().numpy()
-        return broadcast_from_last_stage(ids).cpu().numpy()
+            self.logprobs.index_add_(0, self.decoder.on_device(self.requests[slots]), chosen.double())
+        return self._decided(ids).cpu().numpy()
+
+    def _decided(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What the deciding rank holds, on every rank of the model (filled in place)."""
+        if self.decoder.model.post_process and parallel_state.get_tensor_model_parallel_world_size() > 1:
+            group = parallel_state.get_tensor_model_parallel_group()
+            dist.broadcast(tensor, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
+        return broadcast_from_last_stage(tensor)
 
     def _compact(self, live: np.ndarray) -> None:
         """Nobody waits: go on with the slots in use only."""
         self.decoder.keep(live)
         for name in self._SLOTS:
             setattr(self, name, getattr(self, name)[live])
-
-
-# ---- drawing --------------------------------------------------------------------------------------------------------
-
-
-def uniforms(settings: SamplingSettings, seeds: Sequence[int], steps: int) -> np.ndarray:
-    """Numbers in [0, 1) `[rows, steps]`: a row's depend on (`settings.seed`, its seed) alone, as does every prefix."""
-    keys = [np.array([settings.seed % 2**64, seed % 2**64], np.uint64) for seed in seeds]
-    return np.stack([np.random.Generator(np.random.Philox(key=key)).random(steps) for key in keys])
-
-
-def draw(logits: torch.Tensor, settings: SamplingSettings, uniform: np.ndarray | None) -> torch.Tensor:
-    """Choose one token a row.
-
-    The filtered probabilities stand in the order of the ids, not sorted by size: two tokens whose logits are equal up
-    to rounding then cannot change places, and with them the draw.
-
-    Args:
-        logits: `[rows, vocabulary]`, fp32.
-        uniform: `[rows]` in [0, 1); None with temperature 0.
-
-    Returns:
-        Ids `[rows]` on the logits' device.
-    """
-    if uniform is None:
-        return logits.argmax(-1)
-    ids: np.ndarray | None = None
-    if 0 < settings.top_k < logits.shape[1]:
-        values, ids = _largest(logits, settings.top_k)
-    else:
-        values = logits.cpu().numpy()
-    scaled = values.astype(np.float64)
-    scaled -= scaled.max(-1, keepdims=True)
-    scaled /= settings.temperature
-    weights = np.exp(scaled, out=scaled)
-    if settings.top_p < 1:
-        descending = -np.sort(-weights, axis=-1)
-        before = descending.cumsum(-1) - descending
-        inside = (before < settings.top_p * descending.sum(-1, keepdims=True)).sum(-1)
-        weights[weights < np.take_along_axis(descending, inside[:, None] - 1, -1)] = 0
-    borders = weights.cumsum(-1)
-    index = (borders <= uniform[:, None] * borders[:, -1:]).sum(-1)  # the product stays below: uniform <= 1 - 2**-53
-    chosen = index if ids is None else ids[np.arange(len(ids)), index]
-    return torch.as_tensor(chosen, device=logits.device)
-
-
-def _largest(logits: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values and ids `[rows, m]` of each row's k largest logits, in the order of the ids.
-
-    On the CPU logits that equal the k-th stay too (then m > k, and rows with fewer end in -inf); CUDA's selection
-    keeps k of them. NumPy's partition is about ten times as fast as torch's on the CPU.
-    """
-    if logits.is_cuda:
-        largest = logits.topk(k, sorted=False).indices.sort(-1).values
-        return logits.gather(1, largest).cpu().numpy(), largest.cpu().numpy()
-    array = logits.numpy()
-    size = array.shape[1]
-    smallest = np.partition(array, size - k, axis=-1)[:, size - k, None]
-    flat = np.flatnonzero(array >= smallest)
-    rows, found = np.divmod(flat, size)
-    counts = np.bincount(rows, minlength=len(array))
-    columns = np.arange(len(flat)) - np.repeat(counts.cumsum() - counts, counts)
-    values = np.full((len(array), counts.max()), -np.inf, array.dtype)
-    ids = np.zeros(values.shape, np.int64)
-    values[rows, columns], ids[rows, columns] = array[rows, found], found
-    return values, ids
 
 
 # ---- ending ---------------------------------------------------------------------------------------------------------

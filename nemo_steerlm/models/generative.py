@@ -129,13 +129,15 @@ class GenerativeRegressor(AttributeRegressor):
 
     def _level_logits(self, texts: list[Sequence[int]]) -> torch.Tensor:
         """Logits of all levels of all attributes after texts, `[n, C]`; each text is read once."""
-        decoder = Decoder(self.chunks[0], len(texts), self.card.architecture.vocab_size)
+        names = sum(1 + len(self.strings.name(k, first=k == 0)) for k in range(len(self.strings.levels)))
+        longest = max(map(len, texts)) + names
+        decoder = Decoder(self.chunks[0], len(texts), self.card.architecture.vocab_size, longest)
         rows, parts = np.arange(len(texts)), []
         logits = decoder.prefill([[*ids, *self.strings.name(0, first=True)] for ids in texts], rows, rows)
         for k, ids in enumerate(self.strings.levels):
             part = decoder.on_device(np.zeros((len(texts), len(ids)), np.float32))
             if logits is not None:
-                part.copy_(logits[:, ids])
+                part.copy_(logits[:, decoder.on_device(ids)])
             parts.append(broadcast_from_last_stage(part))
             if k + 1 < len(self.strings.levels):
                 chosen = np.array(ids)[part.argmax(-1).cpu().numpy()]

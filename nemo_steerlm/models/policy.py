@@ -11,7 +11,8 @@ import torch
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron.generation import Generation, SamplingSettings, generate
+from nemo_steerlm.megatron.drawing import SamplingSettings
+from nemo_steerlm.megatron.generation import Generation, generate
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import MicroBatch

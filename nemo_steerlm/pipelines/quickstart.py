@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from nemo_steerlm.evaluate.report import write_report
 from nemo_steerlm.evaluate.steerability import describe_answers, plan_requests, steerability
 from nemo_steerlm.evaluate.tables import text_table
 from nemo_steerlm.megatron import parallel
-from nemo_steerlm.megatron.generation import SamplingSettings
+from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.pipelines.bootstrap import bootstrap
 from nemo_steerlm.provenance import plain, versions, write_run_json
@@ -223,20 +224,29 @@ class Quickstart:
             max_new_tokens=160, temperature=self.recipe.temperature, top_k=50, stop=(stop,), seed=self.config.seed
         )
 
+    def _open(self, policy: str) -> contextlib.closing[AttributeConditionedGPT]:
+        return contextlib.closing(
+            AttributeConditionedGPT.from_pretrained(self.output / policy / "model", precision=PRECISION)
+        )
+
     def _evaluate_steering(self) -> None:
-        model = AttributeConditionedGPT.from_pretrained(self.output / "policy" / "model", precision=PRECISION)
-        rows = []
+        with self._open("policy") as model:
+            self.figures["requests"] = [*self._by_attribute(model), *self._by_setting(model)]
+
+    def _by_attribute(self, model: AttributeConditionedGPT) -> Iterator[dict[str, Any]]:
+        """Every level of every attribute, beside the others' defaults and alone."""
         for name, alone in (("one attribute, the others at their default", False), ("one attribute alone", True)):
             found = self._sweep(model, alone)
             told = {"asked": name, "spearman": mean_spearman(found["steerability"])}
-            rows.append(told | describe_answers(found.pop("answers")))
+            yield told | describe_answers(found.pop("answers"))
             self.figures = {**found, **self.figures}  # the first sweep is the one that the report shows in full
+
+    def _by_setting(self, model: AttributeConditionedGPT) -> Iterator[dict[str, Any]]:
         prompts = self._prompts(self.recipe.change_prompts)
         best = self.schema.complete(dict.fromkeys([*TARGET, "verbosity"], 4))
         for name, values in (("nothing", {}), ("best and longest", best)):
             answers = self._answers(model, [(prompt, values) for prompt in prompts])
-            rows.append({"asked": name, **describe_answers(answers)})
-        self.figures["requests"] = rows
+            yield {"asked": name, **describe_answers(answers)}
 
     def _bootstrap(self) -> None:
         recipe = self.recipe
@@ -278,8 +288,8 @@ class Quickstart:
         sources = {"predicted": self.figures["steerability"]}
         for name, (path, label_dropout) in self._arms().items():
             self._train_policy(f"arms/{name}", path, label_dropout)
-            model = AttributeConditionedGPT.from_pretrained(self.output / "arms" / name / "model", precision=PRECISION)
-            sources[name] = self._sweep(model)["steerability"]
+            with self._open(f"arms/{name}") as model:
+                sources[name] = self._sweep(model)["steerability"]
         self.figures["label_source"] = sources
 
     def _arms(self) -> dict[str, tuple[Path, float | None]]:

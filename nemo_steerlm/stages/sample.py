@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -16,7 +17,7 @@ from nemo_steerlm.conversation import Conversation, Turn, read_conversations
 from nemo_steerlm.data.tokenise import without_oldest
 from nemo_steerlm.errors import CheckpointError, DataError
 from nemo_steerlm.megatron import parallel
-from nemo_steerlm.megatron.generation import SamplingSettings
+from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.progress import Progress
@@ -32,7 +33,8 @@ def main(config: SampleConfig) -> None:
     model = AttributeConditionedGPT.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
     )
-    sample(model, config)
+    with contextlib.closing(model):
+        sample(model, config)
 
 
 def observed_combinations(

@@ -10,7 +10,8 @@ import torch
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.megatron import gpt, hf, parallel
-from nemo_steerlm.megatron.generation import Generation, SamplingSettings, generate
+from nemo_steerlm.megatron.drawing import SamplingSettings
+from nemo_steerlm.megatron.generation import Generation, generate
 from nemo_steerlm.tokenizer import load_tokenizer
 from tests import tokenizers
 

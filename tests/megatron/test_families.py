@@ -15,6 +15,7 @@ from nemo_steerlm import config
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.megatron import families, generation, gpt, hf, hf_config, model_folder, parallel
+from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.stages import convert
 from tests.distributed import run_distributed
 from tests.megatron.test_hf import differing, make_tokenizer, megatron_logits, to_folder, to_hf
@@ -107,7 +108,7 @@ def compare(source: Path, work: Path, title: str, layout: ParallelConfig) -> dic
     card, tokenizer = model_folder.read(folder), model_folder.read_tokenizer(folder)
     chunks = gpt.build(card.architecture, layout)
     model_folder.load_weights(folder, chunks)
-    settings = generation.SamplingSettings(max_new_tokens=NEW)
+    settings = SamplingSettings(max_new_tokens=NEW)
     found = generation.generate(chunks[0], tokenizer, prompts(), settings, vocab_size=VOCABULARY)
     generated = [expected[f"generated {index}"].tolist() for index in range(len(found))]
     generated = [ids[: ids.index(1)] if 1 in ids else ids for ids in generated]  # w1 ends a text

@@ -12,11 +12,13 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.megatron import decoding, generation, gpt
+from nemo_steerlm.megatron import decoding, drawing, generation, gpt
 from nemo_steerlm.megatron.decoding import Decoder, serving
-from nemo_steerlm.megatron.generation import SamplingSettings, generate
+from nemo_steerlm.megatron.drawing import SamplingSettings, draw
+from nemo_steerlm.megatron.generation import generate
 from nemo_steerlm.tokenizer import load_tokenizer
 from tests.distributed import run_distributed
+from tests.host_reads import HostReads
 from tests.megatron.generation_world import CONTEXT, LENGTHS, NEW, World, build, make_prompts
 from tests.megatron.reference import forward
 
@@ -90,6 +92,54 @@ def test_continuous_batches_equal_one_by_one(
         # Rows enter while others are on their way: between two prefills rows decode that the first did not bring.
         entered = [i for i, call in enumerate(recorder.calls) if call[0] == "prefill"]
         assert len(entered) == 1 or any(recorder.calls[i + 1][1] > recorder.calls[i][1] for i in entered[1:])
+
+
+def test_slots_are_as_many_as_there_is_memory_for(
+    world: World, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch as large as asked for would not fit: fewer rows decode together, with the same tokens."""
+    settings: dict[str, Any] = {"temperature": 1.2, "top_k": 30, "seed": 4}
+    whole = world.generate(**settings)
+    longest = min(max(LENGTHS) + NEW, CONTEXT)
+    slot = decoding.slot_bytes(world.model, longest, world.vocab_size)
+    fixed = decoding.activation_bytes(world.model, generation._PREFILL_TOKENS)
+    recorder.calls.clear()
+    monkeypatch.setattr(decoding, "_free_memory", lambda _: fixed + 4 * slot - 1)
+    assert [g.tokens for g in world.generate(**settings)] == [g.tokens for g in whole]
+    assert [g.tokens for g in world.generate(**settings)] == [g.tokens for g in whole]
+    assert max(slots for _, _, slots, _ in recorder.calls) == 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "batch_size=64: the free GPU memory holds 3 rows of 48 tokens, which decode together"
+    assert [g.tokens for g in world.generate(batch_size=2, **settings)] == [g.tokens for g in whole]
+    assert len(caplog.records) == 1  # as asked for: nothing to say
+    monkeypatch.setattr(decoding, "_free_memory", lambda _: fixed + slot - 1)
+    with pytest.raises(ConfigError, match=r"response of 48 tokens.* lower max_new_tokens.*parallel.tensor"):
+        world.generate(**settings)
+
+
+def test_a_slot_is_as_large_as_it_is_said_to_be(world: World) -> None:
+    """What is allocated for a slot, and what `keep` and the drawing of its token need for a moment."""
+    cached = []
+    for slots in (3, 4):
+        decoder = Decoder(world.model, slots, world.vocab_size, CONTEXT)
+        decoder._reserve(CONTEXT)
+        cached.append(sum(tensor.nbytes for tensor in (*decoder._keys, *decoder._values, decoder._bias)))
+    copy = decoder._keys[0].nbytes // 4
+    said = decoding.slot_bytes(world.model, CONTEXT, world.vocab_size)
+    assert said == cached[1] - cached[0] + copy + world.vocab_size * decoding._DRAW_BYTES
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.2, "top_k": 30, "top_p": 0.9}])
+def test_a_step_waits_for_the_device_once(
+    world: World, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """For the tokens, which say what ends; everything else stays there, the log probabilities up to the end."""
+    monkeypatch.setattr(Recorder, "noted", lambda self, what, count, logits: (self.calls.append(what), logits)[1])
+    monkeypatch.setattr(drawing, "_with_numpy", drawing._with_torch)  # as on CUDA
+    reads = HostReads(monkeypatch)
+    with reads:
+        world.generate(batch_size=4, **settings)
+    assert reads.count == len(recorder.calls) + 1
 
 
 def test_slots_are_kept_busy(world: World, recorder: type[Recorder]) -> None:
@@ -205,7 +255,7 @@ def distance_to_forward(model: gpt.LanguageModel, prompts: list[list[int]], voca
     Half of each prompt is prefilled, the rest decoded.
     """
     with serving(model):
-        found = half_by_half(Decoder(model, 3, vocab_size), prompts)
+        found = half_by_half(Decoder(model, 3, vocab_size, CONTEXT), prompts)
     worst = 0.0
     for prompt, rows in zip(prompts, found, strict=True):
         with torch.inference_mode():
@@ -240,6 +290,16 @@ def half_by_half(decoder: Decoder, prompts: list[list[int]]) -> list[list[torch.
     return found
 
 
+class Counting:
+    """`draw`, with the number of rows drawn on this rank."""
+
+    rows = 0
+
+    def __call__(self, logits: torch.Tensor, *args: Any) -> torch.Tensor:
+        self.rows += len(logits)
+        return draw(logits, *args)
+
+
 def check_layouts(folder: str, tokenizer_folder: str) -> dict[str, Any]:
     """Greedy and sampled tokens of three layouts, and whether all ranks returned the same."""
     import torch.distributed as dist
@@ -247,7 +307,10 @@ def check_layouts(folder: str, tokenizer_folder: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(tokenizer_folder)
     found: dict[str, Any] = {}
     prompts = make_prompts(tokenizer.vocab_size)
+    drawn = Counting()
+    generation.draw = drawn  # type: ignore[assignment]
     for tensor, pipeline in ((2, 1), (1, 2), (2, 2)):
+        drawn.rows = 0
         model = build(folder, tokenizer.vocab_size, ParallelConfig(tensor=tensor, pipeline=pipeline))
         rows: dict[str, Any] = {}
         for name, settings in LAYOUT_SETTINGS.items():
@@ -256,6 +319,13 @@ def check_layouts(folder: str, tokenizer_folder: str) -> dict[str, Any]:
         everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, rows)
         rows["same"] = all(other == rows for other in everywhere)
+        dist.all_gather_object(everywhere, drawn.rows)
+        rows["ranks that draw"] = [rank for rank, count in enumerate(everywhere) if count]
+        free = 10**9 if dist.get_rank() else decoding.activation_bytes(model, 64) + 5 * 10**5  # less on one rank
+        decoding._free_memory = lambda _, free=free: free  # type: ignore[assignment]
+        dist.all_gather_object(everywhere, decoding.slots_that_fit(model, 64, CONTEXT, 64, tokenizer.vocab_size))
+        rows["slots"] = list(everywhere)
+        decoding._free_memory = lambda _: None  # type: ignore[assignment]
         dist.all_gather_object(everywhere, distance_to_forward(model, prompts[-3:], tokenizer.vocab_size))
         rows["distance"] = max(everywhere)
         found[f"TP{tensor} PP{pipeline}"] = rows
@@ -277,6 +347,13 @@ def test_layouts_agree(world: World) -> None:
     assert distance_to_forward(world.model, world.prompts[-3:], world.vocab_size) < 1e-4
     for layout, rows in found.items():
         assert rows.pop("same"), layout
+        tensor, pipeline = int(layout[2]), int(layout[-1])
+        replicas = 4 // (tensor * pipeline)  # the first rank of the last stage of each
+        last = 4 // pipeline * (pipeline - 1)
+        assert rows.pop("ranks that draw") == [last + tensor * replica for replica in range(replicas)], layout
+        slots = rows.pop("slots")
+        of_the_first = [4 // pipeline * stage + rank for stage in range(pipeline) for rank in range(tensor)]
+        assert 0 < slots[0] < 64 and [rank for rank in range(4) if slots[rank] == slots[0]] == of_the_first
         assert 0 < rows.pop("distance") < 1e-4, layout
         for name, expected in alone.items():
             assert [row[:3] for row in rows[name]] == [[g.tokens, g.text, g.finish] for g in expected], (layout, name)

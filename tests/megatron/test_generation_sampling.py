@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nemo_steerlm.megatron import generation
-from nemo_steerlm.megatron.generation import SamplingSettings, draw, generate, uniforms
+from nemo_steerlm.megatron import drawing, generation
+from nemo_steerlm.megatron.drawing import SamplingSettings, draw, uniforms
+from nemo_steerlm.megatron.generation import generate
 from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
 from tests import tokenizers
 from tests.megatron.generation_world import World
@@ -42,7 +44,8 @@ def test_frequencies_follow_the_softmax(temperature: float, top_k: int, top_p: f
     draws = 20_000
     logits = np.random.default_rng(3).normal(scale=1.5, size=60).astype(np.float32)
     settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = draw(torch.tensor(logits).expand(draws, -1), settings, uniforms(settings, range(draws), 1)[:, 0])
+    numbers = torch.from_numpy(uniforms(settings, range(draws), 1)[:, 0])
+    drawn = draw(torch.tensor(logits).expand(draws, -1), settings, numbers)
     expected = np.array(filtered(logits.astype(float).tolist(), temperature, top_k, top_p))
     counts = np.bincount(drawn.numpy(), minlength=60)
     assert counts[expected == 0].sum() == 0
@@ -65,17 +68,56 @@ def test_draws_are_the_inverse_distribution_of_the_reference(
             assert int(np.searchsorted(borders, stream.random(), side="right")) == token, (row, place)
 
 
-def test_ties_and_borders() -> None:
+WAYS = {"CPU": drawing._with_numpy, "CUDA": drawing._with_torch}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_ties_and_borders(way: Callable[..., torch.Tensor]) -> None:
+    def drawn(logits: torch.Tensor, settings: SamplingSettings, *numbers: float) -> list[int]:
+        return way(logits, settings, torch.tensor(numbers, dtype=torch.float64)).tolist()
+
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0]])
     assert draw(logits, SamplingSettings(), None).tolist() == [1]  # the lowest id
     top = SamplingSettings(temperature=1.0, top_k=3)  # ids 1 and 3, then 2 and 4 are equally third
-    assert {int(draw(logits, top, np.array([u]))) for u in np.linspace(0, 0.999, 50)} == {1, 2, 3, 4}
-    nearly_one = np.array([np.nextafter(1, 0)])
+    assert {drawn(logits, top, u)[0] for u in np.linspace(0, 0.999, 50)} == {1, 2, 3, 4}
+    likely = SamplingSettings(temperature=1.0, top_p=0.8)  # 1 and 3 have 0.68 of it, 2 and 4 are equally next
+    assert {drawn(logits, likely, u)[0] for u in np.linspace(0, 0.999, 50)} == {1, 2, 3, 4}
+    nearly_one = np.nextafter(1, 0)
     impossible = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
-    assert draw(impossible, SamplingSettings(temperature=1.0), nearly_one).tolist() == [3]
-    assert draw(impossible, SamplingSettings(temperature=1.0), np.array([0.0])).tolist() == [1]
+    for filters in ({}, {"top_k": 3}, {"top_p": 0.9}):
+        settings = SamplingSettings(temperature=1.0, **filters)  # type: ignore[arg-type]
+        assert drawn(impossible, settings, nearly_one) == [3]
+        assert drawn(impossible, settings, 0.0) == [1]
     uneven = torch.tensor([[3.0, 1.0, 1.0, 1.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0]])  # four candidates beside three
-    assert draw(uneven, top, np.array([nearly_one[0]] * 2)).tolist() == [4, 2]
+    assert drawn(uneven, top, nearly_one, nearly_one) == [4, 2]
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [*SETTINGS, (0.9, 50, 0.9), (1e-3, 0, 0.5), (1.0, 0, 1e-9)]
+)
+def test_both_ways_draw_the_same(temperature: float, top_k: int, top_p: float, rounded: bool) -> None:
+    """The way of CUDA, which runs on a CPU too, beside the way of the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 1500, generator=generator) * 3
+    logits = logits.round() if rounded else logits
+    settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+    numbers = torch.from_numpy(uniforms(settings, range(500), 1)[:, 0])
+    on_cpu, on_cuda = (way(logits, settings, numbers) for way in WAYS.values())
+    assert on_cuda.tolist() == on_cpu.tolist()
+    assert on_cpu.dtype == on_cuda.dtype == torch.int64
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_same() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    logits = torch.randn(250, 32000, generator=torch.Generator().manual_seed(0)) * 3
+    for temperature, top_k, top_p in SETTINGS:
+        settings = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p)
+        numbers = torch.from_numpy(uniforms(settings, range(250), 1)[:, 0])
+        on_cpu, on_gpu = (draw(logits.to(d), settings, numbers.to(d)).tolist() for d in ("cpu", "cuda"))
+        assert sum(one != two for one, two in zip(on_cpu, on_gpu, strict=True)) <= 1  # on a border
 
 
 # ---- ending ---------------------------------------------------------------------------------------------------------
