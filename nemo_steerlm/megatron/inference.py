@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 
 from nemo_steerlm.data.prefixes import SharedRow
-from nemo_steerlm.megatron.decoding import walk
+from nemo_steerlm.megatron.decoding import to_device, walk
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.layers import has_flash_attention, packed_attention
 
@@ -25,7 +25,7 @@ def read(model: LanguageModel, row: SharedRow, everywhere: bool = False) -> torc
     """Read all texts of a row in one pass; use it under `serving(model)`.
 
     A token attends to its own text up to itself: it sees what it would see were its text read alone. The last layer
-    is computed at the last token of each text only, or `everywhere`.
+    is computed at the last token of each text only, or `everywhere`. Nothing waits for the device.
 
     Returns:
         The final norm's output after the last token of each text, `[texts of the row, hidden]`, or after every token
@@ -35,12 +35,12 @@ def read(model: LanguageModel, row: SharedRow, everywhere: bool = False) -> torc
     within, at_end = _attention(row, row.own, model), _attention(row, [1] * len(row.paths), model)
 
     def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        chosen = model.post_process and layer == final and not everywhere
-        return (at_end if chosen else within)(query, key, value)
+        ends = model.post_process and layer == final and not everywhere
+        return (at_end if ends else within)(query, key, value)
 
-    cos, sin = model.rotation(torch.from_numpy(row.positions).to(device))
-    tokens, last = torch.from_numpy(row.tokens)[None], torch.tensor([path[-1] for path in row.paths])
-    hidden = walk(model, tokens.to(device), cos, sin, attend, None if everywhere else last.to(device))
+    cos, sin = model.rotation(to_device(row.positions, device))
+    chosen = None if everywhere else to_device([path[-1] for path in row.paths], device)
+    hidden = walk(model, to_device(row.tokens, device)[None], cos, sin, attend, chosen)
     return None if hidden is None else model.decoder.final_layernorm(hidden)[:, 0]
 
 
@@ -73,7 +73,7 @@ def _blockwise_attention(texts: list[_Text], scale: float | None, like: torch.Te
     masks = torch.cat((like.new_zeros(_BLOCK, longest - _BLOCK), ahead), 1)  # a block's mask is its lower right part
     for path, count in texts:
         stretch = bool(path[-1] - path[0] + 1 == len(path))
-        keys = slice(path[0], path[-1] + 1) if stretch else torch.from_numpy(path).to(like.device)
+        keys = slice(path[0], path[-1] + 1) if stretch else to_device(path, like.device)
         blocks, shared = [], len(path) - count
         for first in range(0, count, _BLOCK):
             size = min(_BLOCK, count - first)
@@ -101,10 +101,13 @@ def _blockwise_attention(texts: list[_Text], scale: float | None, like: torch.Te
 def _flash_attention(texts: list[_Text], scale: float | None, like: torch.Tensor) -> _Attention:
     """All texts at once on CUDA."""
     counts, lengths = [count for _, count in texts], [len(path) for path, _ in texts]
-    places = torch.from_numpy(np.concatenate([path for path, _ in texts])).to(like.device)
-    bounds = [torch.tensor([0, *sizes]).cumsum(0).to(like.device, torch.int32) for sizes in (counts, lengths)]
+    places = to_device(np.concatenate([path for path, _ in texts]), like.device)
+    query_bounds, key_bounds = (
+        to_device(np.cumsum([0, *sizes], dtype=np.int32), like.device) for sizes in (counts, lengths)
+    )
+    longest = max(counts), max(lengths)
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return packed_attention(query, key[places], value[places], *bounds, (max(counts), max(lengths)), scale)
+        return packed_attention(query, key[places], value[places], query_bounds, key_bounds, longest, scale)
 
     return attend

@@ -93,7 +93,7 @@ class MegatronStrategy(DDPStrategy):
         self.set_world_ranks()
 
     def _configure_launcher(self) -> None:
-        """No launcher (a private hook of DDPStrategy): the processes are there, and a notebook would be refused one."""
+        """No launcher (a private hook of DDPStrategy): the processes are there, and a notebook refuses one."""
         self._launcher = None
 
     def configure_ddp(self) -> None:

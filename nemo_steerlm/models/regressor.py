@@ -19,7 +19,7 @@ from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.prefixes import shared_rows
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.megatron import hf_folder, parallel
-from nemo_steerlm.megatron.decoding import serving
+from nemo_steerlm.megatron.decoding import serving, to_device
 from nemo_steerlm.megatron.inference import broadcast_from_last_stage, read
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel, rows_over_ranks, sum_over_ranks
@@ -330,19 +330,25 @@ class AttributeRegressor(MegatronModel):
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """What `values_of` makes of the head's raw numbers, `[n, R]` to `[n, columns]`, for all texts."""
-        model, mean = self.chunks[0], self.card.pooling == "mean"
-        values = torch.zeros(len(texts), columns, device=parallel.device())
+        model, mean, device = self.chunks[0], self.card.pooling == "mean", parallel.device()
+        order: list[int] = []
+        parts: list[torch.Tensor] = []
         with serving(model):
             for row in shared_rows(texts, batch_tokens or batch_tokens_by_default()):
                 hidden = read(model, row, everywhere=mean)
                 if hidden is not None:
                     raw = model.score(hidden.float())
                     if mean:
-                        raw = torch.stack([raw[path].mean(0) for path in row.paths])
-                    values[row.texts] = values_of(raw)
+                        together = raw[to_device(np.concatenate(row.paths), device)]
+                        raw = torch.stack([text.mean(0) for text in together.split(list(map(len, row.paths)))])
+                    parts.append(values_of(raw).float())
+                order += row.texts
                 if progress is not None:
                     progress(len(row.texts))
-        return broadcast_from_last_stage(values).cpu().numpy()
+        found = torch.cat(parts) if parts else torch.zeros(len(order), columns, device=device)
+        values = np.empty((len(order), columns), np.float32)
+        values[order] = broadcast_from_last_stage(found).cpu().numpy()  # the only wait for the device
+        return values
 
     def score(self, conversations: Sequence[Any]) -> list[dict[str, float]]:
         """Rate the last response of each conversation.
