@@ -54,7 +54,7 @@ def run_distributed(
         AssertionError: a process failed or time ran out; the message ends with that rank's stderr.
     """
     if not isinstance(target, str):
-        target = f"{inspect.getfile(target)}::{target.__qualname__}"
+        target = function_name(target)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         job = {"target": target, "kwargs": kwargs, "folder": folder, "world_size": world_size, "timeout": timeout}
         leader = subprocess.Popen(
@@ -84,7 +84,7 @@ def _lead(job: dict[str, Any]) -> str | None:
     import nemo_steerlm.megatron.parallel  # noqa: F401  (imported before the ranks are forked)
 
     torch.set_num_threads(1)
-    _resolve(job["target"])
+    resolve(job["target"])
     # CUDA does not survive a fork.
     context: Any = multiprocessing.get_context("spawn" if os.environ.get("STEERLM_TEST_GPU") == "1" else "fork")
     with socket.socket() as probe:  # a port that is free now; rank 0 binds it next
@@ -109,7 +109,7 @@ def _rank(job: dict[str, Any], rank: int, port: int) -> None:
         import torch
 
         torch.set_num_threads(1)
-        result = _resolve(job["target"])(**job["kwargs"])
+        result = resolve(job["target"])(**job["kwargs"])
         if rank == 0:
             (Path(job["folder"]) / "result.json").write_text(json.dumps(result))
         sys.modules["nemo_steerlm.megatron.parallel"].shutdown()
@@ -143,7 +143,12 @@ def _tail(folder: Path, rank: int, characters: int = 6000) -> str:
     return (folder / f"{rank}.stderr").read_text(errors="replace")[-characters:]
 
 
-def _resolve(target: str) -> Callable:
+def function_name(target: Callable) -> str:
+    """The name under which another process finds a module-level function."""
+    return f"{inspect.getfile(target)}::{target.__qualname__}"
+
+
+def resolve(target: str) -> Callable:
     """The function a target names; a file inside the repository is imported under its dotted name."""
     if "::" in target:
         file, name = target.split("::")

@@ -1,0 +1,21 @@
+"""The room, one a pytest process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fake_gpu import guard
+from tests.fake_gpu.room import Room
+
+
+@pytest.fixture(scope="session")
+def room() -> Iterator[Room]:
+    """Where functions run on a fake GPU."""
+    reason = guard.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    made = Room()
+    yield made
+    made.close()

@@ -1,0 +1,65 @@
+"""Builds and loads `guard.cpp`, once for each version of torch; the library lies in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("guard.cpp")
+
+
+def missing() -> str | None:
+    """Why there can be no fake GPU here, None where there can. Does not import torch."""
+    if sys.platform != "linux":
+        return "tests/fake_gpu was written for Linux"
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    built_for = runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"]
+    if built_for is None and not _library().is_file() and shutil.which("g++") is None:
+        return "a CPU build of torch needs g++ for tests/fake_gpu/guard.cpp"
+    return None
+
+
+def load() -> None:
+    """Give this process's torch a CUDA device guard, before anything asks for a CUDA device.
+
+    Raises:
+        AssertionError: the compiler's message.
+    """
+    import torch
+
+    if torch.version.cuda:  # has one, and a place for machines without a GPU
+        torch._C._ensureCUDADeviceGuardSet()
+        return
+    library = _library()
+    if not library.is_file():
+        _build(Path(torch.__file__).parent, library)
+    ctypes.CDLL(str(library))
+
+
+def _library() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemo_steerlm"
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    return cache / f"guard-{version('torch')}-{digest}.so"
+
+
+def _build(torch_folder: Path, library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # two workers may build it at once
+        made = Path(folder) / library.name
+        command = [
+            "g++", "-O1", "-std=c++20", "-fPIC", "-shared", str(SOURCE), "-o", str(made),
+            f"-I{torch_folder}/include", f"-L{torch_folder}/lib", "-lc10", "-ltorch_cpu",
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, f"g++ could not build {SOURCE}:\n{result.stderr[-4000:]}"
+        made.replace(library)

@@ -1,0 +1,88 @@
+"""What the jobs of this room share: a model at a layout, batches for it, and steps without Lightning's loop."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from nemo_steerlm.config import Architecture, ParallelConfig
+from tests.fake_gpu.mode import FakeGpu
+from tests.models.helpers import ARCHITECTURE, make_batches, make_model
+
+
+def build(
+    kind: str,
+    layout: dict[str, Any],
+    *,
+    architecture: Architecture = ARCHITECTURE,
+    precision: str = "bf16",
+    **settings: Any,
+) -> Any:
+    """A model of random weights on the device; the processes meet first."""
+    from nemo_steerlm.megatron import parallel
+
+    parallel.initialize(ParallelConfig(**layout), seed=1)
+    model = make_model(kind, ParallelConfig(**layout), architecture=architecture, precision=precision, **settings)
+    model.build()
+    return model
+
+
+def batches(
+    kind: str, layout: dict[str, Any], *, rows: int = 2, length: int = 32, count: int = 2, packed: bool = False
+) -> list[Any]:
+    """`count` equal micro-batches of `rows` samples of `length` tokens, or of one row in which they are packed.
+
+    Every token but the first carries loss; every label is 1.
+    """
+    mask = np.arange(length) > 0
+    item = dict(tokens=np.arange(length) % 400 + 1, loss_mask=mask, labels=np.ones(3, np.float32))
+    cut: dict[str, Any] = dict(micro_batch_size=rows, parallel=ParallelConfig(**layout))
+    made = make_batches(kind, [item] * 8, steps=1, pack_length=rows * length if packed else None, **cut)
+    return [made[0][0]] * count
+
+
+def prepare(model: Any) -> None:
+    """Make the model ready to be trained, as `fit` and Lightning do."""
+    model.choose_trained()
+    model.configure_model()
+    shim = model.configure_optimizers()
+    model.train()
+    model.optimizers = lambda: SimpleNamespace(optimizer=shim, step=shim.step)  # Lightning's wrapper
+    model.log = model.log_dict = lambda *_, **__: None
+    model._trainer = SimpleNamespace(global_step=0)
+
+
+def train(model: Any, micro_batches: list[Any]) -> None:
+    """One optimizer step."""
+    model.training_step(micro_batches, model.trainer.global_step)
+    model.trainer.global_step += 1
+
+
+def validate(model: Any, micro_batches: list[Any]) -> dict[str, float]:
+    """The metrics of one validation step."""
+    model.eval()
+    model.on_validation_epoch_start()
+    model.validation_step(micro_batches, 0)
+    model.on_validation_epoch_end()
+    model.train()
+    return model.validated  # type: ignore[no-any-return]
+
+
+def speak_for_the_last_stage() -> None:
+    """Let the sums over ranks be those of this stage: the last one, which knows them, is absent."""
+    from nemo_steerlm.models import base
+
+    real = base.sum_over_ranks
+    base.sum_over_ranks = lambda *values, **rest: real(*values, **{**rest, "on_last_stage": True})
+
+
+def waits_per_micro_batch(gpu: FakeGpu, model: Any, micro_batch: Any) -> dict[str, int]:
+    """Where a step waits for the device once more for each micro-batch more, and how often."""
+    counts = []
+    for count in (1, 1, 3):  # the first step makes the optimizer's state
+        before = gpu.waits.copy()
+        train(model, [micro_batch] * count)
+        counts.append(gpu.waits - before)
+    return {place: count // 2 for place, count in (counts[2] - counts[1]).items()}

@@ -1,0 +1,88 @@
+"""Faults that no CPU shows turn the room red: each is planted here, in the job's own process."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fake_gpu import steps
+from tests.fake_gpu.mode import FakeGpu
+from tests.fake_gpu.room import JobFailed, Room
+
+TP = dict(tensor=2, sequence=True)
+
+
+def without_gloo_groups(gpu: FakeGpu) -> None:
+    """The optimizer asks for gloo groups, and none were made beside NCCL's."""
+    from functools import partial
+
+    from megatron.core import parallel_state
+
+    make = parallel_state.initialize_model_parallel
+    parallel_state.initialize_model_parallel = partial(make, create_gloo_process_groups=False)
+    steps.prepare(steps.build("policy", dict()))
+
+
+def places_on_the_cpu(gpu: FakeGpu, planted: bool) -> float:
+    """`model.head_init=mean` with `model.pooling=mean`, the texts' places not moved to the device."""
+    import torch
+
+    from nemo_steerlm.models.regressor import AttributeRegressor
+
+    pool = AttributeRegressor._pool
+    if planted:
+        AttributeRegressor._pool = lambda self, output, *places: pool(self, output, *(p.cpu() for p in places))
+    model = steps.build("regressor", dict(), pooling="mean")
+    model.training_batches = [steps.batches("regressor", dict())]
+    model.start_at = torch.ones(model.outputs)
+    model.choose_trained()
+    return model.chunks[0].score.weight.shape[0]
+
+
+def numbers_over_nccl(gpu: FakeGpu) -> None:
+    """A CPU tensor in a group of NCCL."""
+    import torch
+    import torch.distributed as dist
+
+    steps.build("policy", dict())
+    dist.all_reduce(torch.ones(3))
+
+
+def waiting(gpu: FakeGpu, planted: bool) -> dict[str, int]:
+    """A loss that is printed."""
+    from nemo_steerlm.models.policy import AttributeConditionedGPT
+
+    loss = AttributeConditionedGPT.forward_loss
+    if planted:
+
+        def printed(self, output, batch):  # type: ignore[no-untyped-def]
+            result = loss(self, output, batch)
+            result[0].item()
+            return result
+
+        AttributeConditionedGPT.forward_loss = printed
+    model = steps.build("policy", TP)
+    steps.prepare(model)
+    return steps.waits_per_micro_batch(gpu, model, steps.batches("policy", TP)[0])
+
+
+def test_a_missing_gloo_group(room: Room) -> None:
+    with pytest.raises(JobFailed, match="gloo"):
+        room.run(without_gloo_groups, world=2)
+
+
+def test_mixed_devices(room: Room) -> None:
+    assert room.run(places_on_the_cpu, planted=False) == 3
+    with pytest.raises(JobFailed, match="(two different|same) device"):
+        room.run(places_on_the_cpu, planted=True)
+
+
+def test_a_cpu_tensor_over_nccl(room: Room) -> None:
+    with pytest.raises(JobFailed, match="No backend type associated with device type cpu"):
+        room.run(numbers_over_nccl, world=2)
+
+
+def test_a_wait_in_every_micro_batch(room: Room) -> None:
+    once = room.run(waiting, world=2, planted=False)
+    more = room.run(waiting, world=2, planted=True)
+    planted = {place: count - once.get(place, 0) for place, count in more.items() if count != once.get(place, 0)}
+    assert list(planted.values()) == [1] and "models/base.py" in next(iter(planted)), planted

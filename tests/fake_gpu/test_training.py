@@ -1,0 +1,60 @@
+"""Lightning's loop on CUDA: models of every kind train, validate, save and resume at the layouts where it matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_steerlm.config import ParallelConfig
+from tests.fake_gpu import steps
+from tests.fake_gpu.mode import FakeGpu
+from tests.fake_gpu.room import Room
+from tests.models.helpers import OPTIMIZER
+
+TP = dict(tensor=2, sequence=True)
+PP = dict(pipeline=2)
+VPP = dict(pipeline=2, virtual_pipeline=2)
+ADAPTERS = dict(rank=4)
+AVERAGED = dict(lr=OPTIMIZER.lr, ema_decay=0.9, overlap=True)
+
+
+def fit(gpu: FakeGpu, folder: str, kind: str, layout: dict[str, Any], head_init: bool, **settings: Any) -> list[dict]:
+    """Two steps with their validation and checkpoint, then a third one from there; the lines of metrics.jsonl."""
+    import torch
+
+    from tests.models.helpers import train
+
+    if "pipeline" in layout:
+        steps.speak_for_the_last_stage()
+
+    def start(model: Any) -> None:
+        if head_init:
+            model.start_at = torch.ones(model.outputs)
+
+    settings |= dict(init=None, parallel=ParallelConfig(**layout), precision="bf16", prepare=start)
+    train(kind, Path(folder), steps=2, **settings)
+    return train(kind, Path(folder), steps=3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "settings"),
+    [
+        ("policy", TP, dict()),
+        ("policy", TP, dict(pack_length=64, lora=ADAPTERS, recompute="full")),
+        ("policy", PP, dict(optimizer=AVERAGED)),
+        ("policy", VPP, dict(pack_length=64, async_checkpoint=True)),
+        ("regressor", TP, dict(pooling="mean", head_init=True)),
+        ("regressor", TP, dict(pack_length=64, head="distribution", head_init=True, pairs=3)),
+        ("regressor", PP, dict(pooling="mean", pack_length=64, lora=ADAPTERS)),
+        ("regressor", VPP, dict(recompute="selective")),
+        ("regressor", dict(), dict(head="generative")),
+    ],
+    ids=str,
+)
+def test_fit(room: Room, tmp_path: Path, kind: str, layout: dict, settings: dict) -> None:
+    settings = {"head_init": False, **settings}
+    lines = room.run(fit, world=4, kind=kind, folder=str(tmp_path), layout=layout, **settings)
+    assert sum("train/loss" in line for line in lines) == 3 and any("val/loss" in line for line in lines)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
