@@ -33,6 +33,10 @@ class NumberTokenizer:
         """One id a character."""
         return [[300 + ord(character) for character in text] for text in texts]
 
+    def decode_continuation(self, ids: list[int]) -> str:
+        """The numbers."""
+        return " ".join(map(str, ids))
+
     def token_id(self, text: str) -> int | None:
         """Its id where it is one character."""
         return self.encode_continuations([text])[0][0] if len(text) == 1 else None
