@@ -74,31 +74,29 @@ def _start_processes() -> None:
         )
     else:
         dist.init_process_group(backend, timeout=_timeout)
-        if torch.cuda.is_available():
+    if torch.cuda.is_available():
+        _hosts = dist.new_group(backend="gloo", timeout=_timeout)
+        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
             _refuse_shared_gpus()
     started = torch.ones(1, device=device())
     dist.all_reduce(started)  # NCCL connects at its first collective
-    assert int(started) == dist.get_world_size()
-    if torch.cuda.is_available():
-        _hosts = dist.new_group(backend="gloo", timeout=_timeout)
+    started.item()  # and fails when it is waited for
 
 
 def _refuse_shared_gpus() -> None:
     """Refuse two processes on one GPU, where NCCL fails; every process of the job raises the same ConfigError.
 
-    Ids are compared, because neither LOCAL_RANK nor the number of GPUs a process sees tells whose they are. The store
-    is the one the processes met in (`_get_default_store` is torch's private name for it).
+    Ids are compared, because neither LOCAL_RANK nor the number of GPUs a process sees tells whose they are.
     """
-    store, ranks = dist.distributed_c10d._get_default_store(), range(dist.get_world_size())
-    store.set(f"steerlm/gpu/{dist.get_rank()}", str(torch.cuda.get_device_properties(device()).uuid))
-    gpus = [bytes(one).decode() for one in store.multi_get([f"steerlm/gpu/{rank}" for rank in ranks])]
-    if len(set(gpus)) < len(gpus):
-        shared = next(gpu for gpu in gpus if gpus.count(gpu) > 1)
+    gpus = [""] * dist.get_world_size()
+    dist.all_gather_object(gpus, str(torch.cuda.get_device_properties(device()).uuid), group=_hosts)
+    shared = next((gpu for gpu in gpus if gpus.count(gpu) > 1), None)
+    if shared is not None:
+        ranks = ", ".join(str(rank) for rank, gpu in enumerate(gpus) if gpu == shared)
         visible = torch.cuda.device_count()
         raise ConfigError(
-            f"ranks {', '.join(str(rank) for rank in ranks if gpus[rank] == shared)} would share one GPU ({shared}); "
-            f"start one process for each GPU of a node: this one sees {visible} (trainer.devices={visible}), or use "
-            "trainer=cpu"
+            f"ranks {ranks} would share one GPU ({shared}); start one process for each GPU of a node: this one sees "
+            f"{visible} (trainer.devices={visible}), or use trainer.accelerator=cpu"
         )
 
 

@@ -4,5 +4,6 @@ import logging
 
 import nemo_steerlm.megatron  # noqa: F401  (before megatron-core: the CPU backend)
 
-for _chatty in ("lightning.pytorch", "nemo_logger", "nv_one_logger"):  # about their own set-up
+for _chatty in ("lightning.pytorch", "nemo_logger"):  # about their own set-up
     logging.getLogger(_chatty).setLevel(logging.ERROR)
+logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)  # telemetry, whose own spans end out of order at a stop
