@@ -91,6 +91,9 @@ def test_nobody_is_given_a_pre_release_of_torch_and_nvidias_fits():
         assert nvidias in bound
     offered = ["2.10.0", "2.13.0.dev20260601", "2.14.0rc3", "2.14.1", "2.15.0.dev20261101", "2.15.0a0", "2.15.0rc1"]
     assert max(map(Version, bound.filter(offered))) == Version("2.14.1")
+    (upper,) = (str(one) for one in bound if one.operator == "<")  # a newer one would be replaced, by CUDA's
+    readme = (ROOT / "README.md").read_text()
+    assert f'pip install "torch{upper}" --index-url https://download.pytorch.org/whl/cpu' in readme
 
 
 def test_what_an_image_lacks_is_in_its_requirements():
