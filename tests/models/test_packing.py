@@ -235,8 +235,9 @@ def test_the_verbs_pack_and_nothing_changes(alone: dict) -> None:
         unpacked, packed = metrics[f"{make} False"], metrics[f"{make} True"]
         for row, reference in zip(packed, unpacked, strict=True):
             for key in reference.keys() - {"train/tokens_per_second", "train/pack_efficiency"}:
-                rel = 1e-3 if "pearson" in key else 1e-5  # correlations of near-constant predictions magnify rounding
-                assert row[key] == pytest.approx(reference[key], rel=rel, abs=1e-6), key
+                # Correlations of near-constant predictions magnify rounding, and may be near zero themselves.
+                near = dict(rel=1e-3, abs=1e-4) if "pearson" in key else dict(rel=1e-5, abs=1e-6)
+                assert row[key] == pytest.approx(reference[key], **near), key
         key = "train/pack_efficiency"
         efficiency = [[row[key] for row in rows if key in row] for rows in (packed, unpacked)]
         assert min(efficiency[0]) > 0.95 and np.mean(efficiency[0]) > np.mean(efficiency[1])
