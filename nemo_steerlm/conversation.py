@@ -438,7 +438,7 @@ def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        open_to_others(temporary)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -446,10 +446,11 @@ def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     sync_folder(path.parent)
 
 
-def _umask() -> int:
+def open_to_others(path: str | Path) -> None:
+    """Give a file the mode that the umask asks for; tempfile and safetensors make files for their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    os.chmod(path, 0o666 & ~mask)
 
 
 def sync_folder(folder: str | Path) -> None:

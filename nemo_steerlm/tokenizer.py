@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.errors import CheckpointError, ConfigError
 
 _log = logging.getLogger(__name__)
 _ANCHORS = ("\n", ".", "a")
@@ -54,7 +54,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if (path / "tokenizer.json").is_file() or (path / "vocab.json").is_file() or (path / "vocab.txt").is_file():
         return _HuggingFaceTokenizer(path)
     if (path / "tokenizer.model").is_file():
-        return _SentencePieceTokenizer(path / "tokenizer.model")
+        tokenizer = _SentencePieceTokenizer(path / "tokenizer.model")
+        tokenizer.refuse_added(path)
+        return tokenizer
     raise ConfigError(f"tokenizer {path}: the folder holds neither tokenizer.json nor tokenizer.model")
 
 
@@ -122,6 +124,23 @@ def _marks_spaces(step: dict[str, Any]) -> bool:
     return step.get("pattern") in ({"String": " "}, {"Regex": " {2,}"}, {"Regex": r"\A | \z"})
 
 
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, model: str | Path) -> None:
+    """Refuse a tokenizer that gives ids for which a model has no row.
+
+    Args:
+        vocab_size: The model's true vocabulary; rows that only pad the embedding hold nothing that was trained.
+        model: What the model is, for the message.
+
+    Raises:
+        CheckpointError: The tokenizer has more ids.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {model} has {vocab_size}: it belongs to "
+            f"another model, or tokens were added to it and no rows to the embedding"
+        )
+
+
 def _copy(source: Path, target: Path) -> None:
     if source.resolve() != target.resolve():
         shutil.copyfile(source, target)
@@ -131,7 +150,7 @@ class Tokenizer(abc.ABC):
     """Text to ids and back.
 
     Attributes:
-        vocab_size: Number of ids, added tokens included.
+        vocab_size: The highest id plus one, added tokens included.
         eos_id: End-of-text id or None.
         bos_id: Begin-of-text id or None.
         pad_id: Padding id; the end-of-text id or 0 where the tokenizer has none.
@@ -165,6 +184,11 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that starts a sequence (no BOS, no EOS)."""
         return self.encode_batch([text])[0]
+
+    @functools.cached_property
+    def holes(self) -> list[int]:
+        """Ids below ``vocab_size`` that stand for no token, ascending."""
+        return []
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -279,6 +303,10 @@ class _HuggingFaceTokenizer(Tokenizer):
             return []
         return self._backend(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
+    @functools.cached_property
+    def holes(self) -> list[int]:
+        return sorted(set(range(self.vocab_size)).difference(self._backend.get_vocab().values()))
+
     def _decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -336,6 +364,27 @@ class _SentencePieceTokenizer(Tokenizer):
 
     def normalised(self, text: str) -> str:
         return self._backend.normalize(text)
+
+    def refuse_added(self, folder: Path) -> None:
+        """Refuse a folder whose other files add tokens to the model's pieces: nothing here would read them."""
+        added: dict[str, int] = {}
+        try:
+            if (folder / "added_tokens.json").is_file():
+                added |= json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
+            if (folder / "tokenizer_config.json").is_file():
+                settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+                decoder = settings.get("added_tokens_decoder") or {}
+                added |= {token["content"]: int(index) for index, token in decoder.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"tokenizer {folder}: its added tokens cannot be read ({error})") from None
+        size = self.vocab_size
+        foreign = [f"{t!r} {i}" for t, i in added.items() if i >= size or self._backend.id_to_piece(i) != t]
+        if foreign:
+            raise ConfigError(
+                f"tokenizer {folder}: added tokens that tokenizer.model does not hold ({', '.join(foreign[:4])}) are "
+                f"not read; write a tokenizer.json with AutoTokenizer.from_pretrained(F).save_pretrained(F), or name "
+                f"tokenizer.model itself to do without them"
+            )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._backend.encode(list(texts), add_bos=False, add_eos=False)

@@ -100,7 +100,7 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "7"}
 @pytest.mark.parametrize(
     "started",
     [{**SRUN, "SLURM_PROCID": "0"}, {"RANK": "0", "WORLD_SIZE": "4"}, {**SRUN, "SLURM_PROCID": "3"}],
-    ids=str,
+    ids=["srun's first", "torchrun's first", "srun's last"],
 )
 def test_one_of_several_processes_does_what_needs_one(verb, capsys, monkeypatch, started):
     verb("import os\ndef main(config): return 'world of ' + os.environ.get('WORLD_SIZE', 'one')")

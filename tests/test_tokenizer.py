@@ -155,3 +155,27 @@ def test_the_real_llama_sentencepiece_model():
     assert tokenizer.encode("a") != tokenizer.encode_continuation("a")  # no dummy space inside a prompt
     assert len(tokenizer.encode_continuation("<extra_id_1>")) > 5 and tokenizer.token_id("<extra_id_1>") is None
     assert tokenizer.decode_continuation(tokenizer.encode_continuation(" Once")) == " Once"
+
+
+def test_added_tokens_beside_a_sentencepiece_model_are_refused(tmp_path):
+    file = tokenizers.sentencepiece_model(tmp_path)
+    size = load_tokenizer(file).vocab_size
+    known = {"added_tokens_decoder": {"1": {"content": "<s>"}, "2": {"content": "</s>"}}}  # as Llama 2's folder says
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(known))
+    assert load_tokenizer(tmp_path).vocab_size == size
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[PAD]": size}))
+    with pytest.raises(ConfigError, match=rf"added tokens that tokenizer.model does not hold \('\[PAD\]' {size}\)"):
+        load_tokenizer(tmp_path)
+    assert load_tokenizer(file).vocab_size == size  # without them, as told
+    (tmp_path / "added_tokens.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"5": {"content": "<x>"}}}))
+    with pytest.raises(ConfigError, match="'<x>' 5"):
+        load_tokenizer(tmp_path)
+
+
+def test_ids_without_a_token_are_known(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    assert load_tokenizer(tokenizers.bpe(tmp_path / "bpe", markers=True)).holes == []
+    Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 4}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    assert (load_tokenizer(tmp_path).vocab_size, load_tokenizer(tmp_path).holes) == (5, [2, 3])

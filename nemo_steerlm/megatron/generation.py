@@ -77,7 +77,8 @@ def generate(
     Args:
         model: this rank's stage, without sequence parallelism and virtual stages; left as it was, also on errors.
         prompts: token ids.
-        vocab_size: the true vocabulary; padded ids beyond it are never drawn.
+        vocab_size: the model's true vocabulary. Ids beyond it, and those the tokenizer has no token for, are never
+            drawn.
         seeds: one a prompt, by default its index; for jobs in parts, give a row the same number in every part.
         batch_size: rows decoded together at most, fewer where a GPU has no memory for so many. Memory is bounded by
             it, not by the number of prompts. Equal prompts that enter together are read once.
@@ -97,6 +98,7 @@ def generate(
     assert len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} prompts"
     if not prompts:
         return []
+    vocab_size = min(vocab_size, tokenizer.vocab_size)
     judge = _stop_judge(tokenizer, settings.stop, vocab_size)
     with serving(model):
         read = max(map(len, prompts))
@@ -106,7 +108,8 @@ def generate(
         if slots < wanted:
             _say_lowered(batch_size, slots, longest)
         decoder = Decoder(model, slots, vocab_size, longest)
-        return _ContinuousBatch(decoder, [list(prompt) for prompt in prompts], seeds, settings, judge, progress).run()
+        rows = [list(prompt) for prompt in prompts]
+        return _ContinuousBatch(decoder, rows, seeds, settings, judge, tokenizer.holes, progress).run()
 
 
 @functools.cache  # the parts of a job say it once
@@ -151,10 +154,12 @@ class _ContinuousBatch:
         seeds: Sequence[int],
         settings: SamplingSettings,
         judge: _StopJudge,
+        holes: Sequence[int],
         progress: Callable[[int], None] | None,
     ) -> None:
         self.decoder, self.prompts, self.seeds, self.settings = decoder, prompts, seeds, settings
         self.judge, self.progress = judge, progress
+        self.holes = decoder.on_device(np.array(holes, np.int64))  # ids without a token
         # The longest first: memory fails at once, and prompts that enter together are of like length, or equal.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i])))
         self.limit = decoder.model.max_sequence_length
@@ -234,6 +239,8 @@ class _ContinuousBatch:
         """The next token of each of `slots`, the same on all ranks: the one wait for the device in a step."""
         ids = self.decoder.on_device(np.zeros(len(slots), np.int64))
         if logits is not None and parallel_state.get_tensor_model_parallel_rank() == 0:
+            if len(self.holes):
+                logits[:, self.holes] = -torch.inf
             drawn = self.uniforms[slots, self.counts[slots]] if self.settings.temperature else None
             ids = draw(logits, self.settings, None if drawn is None else self.decoder.on_device(drawn))
             chosen = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)

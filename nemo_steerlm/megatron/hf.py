@@ -2,7 +2,8 @@
 
 Weights move tensor by tensor: on import each rank reads only its own slice from the files, on export the parts of one
 tensor after the other go to rank 0, which holds one output file (2 GiB, or one tensor where that is larger) and that
-tensor in CPU memory, and one rank's part of it on a GPU. So a rank needs its part of the model, and rank 0 that file.
+tensor in CPU memory, and one rank's part of it on a GPU. So a rank needs its part of the model, the gate and up
+matrices of it once more while our own weights are written or read, and rank 0 that file.
 
 What stands where (`h` heads, `g` key/value groups, `d` head size): megatron-core keeps one matrix for queries, keys
 and values, ordered by group as `[h/g query heads, key head, value head]`, and one for gate and up. Tensor parallelism
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,12 +30,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nemo_steerlm.config import Architecture
+from nemo_steerlm.conversation import open_to_others
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.hf_config import EMBEDDING, HEAD, SCORE, head_size, read_config, tensor_shapes
 from nemo_steerlm.megatron.parallel import is_rank_zero
 
 INDEX = "model.safetensors.index.json"
+# Last parts of the names that GPTQ, AWQ, bitsandbytes and fp8 give to packed weights and their scales.
+_QUANTISED = (".qweight", ".qzeros", ".scales", ".absmax", ".SCB", ".weight_scale", ".weight_scale_inv")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # megatron-core's name of a module -> the Hugging Face modules it is made of, and the dimension that tensor parallelism
@@ -82,7 +86,8 @@ class SafetensorsFolder:
     """The weights of a Hugging Face folder: `model.safetensors`, or the files its index names.
 
     Raises:
-        CheckpointError: no safetensors there, a file of the index missing or damaged.
+        CheckpointError: no safetensors there, or two sets of them; a file that the index names is missing, damaged,
+            or lacks a tensor that it should hold.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,23 +97,31 @@ class SafetensorsFolder:
             weight_map = read_config(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise CheckpointError(f"{index}: no weight_map in it")
-            files = [folder / name for name in sorted(set(weight_map.values()))]
+            names = sorted({str(name) for name in weight_map.values()})
+            if single.is_file() and single.name not in names:
+                raise CheckpointError(
+                    f"{folder}: holds {single.name} and {INDEX}, which names other files; remove the one that is old"
+                )
         elif single.is_file():
-            files = [single]
+            weight_map, names = None, [single.name]
         else:
             raise CheckpointError(
                 f"{folder}: neither model.safetensors nor {INDEX} here; pickled weights (.bin, .pth) are not read, "
                 f"save the model with safe_serialization=True"
             )
         self._files: dict[str, Any] = {}
-        for file in files:
+        for file in (folder / name for name in names):
             try:
                 handle = safe_open(file, framework="pt")
-                self._files.update(dict.fromkeys(handle.keys(), handle))
+                held = set(handle.keys())
             except FileNotFoundError:
                 raise CheckpointError(f"{file}: missing, but {index.name} names it") from None
             except SafetensorError as error:
                 raise CheckpointError(f"{file}: damaged: {error}") from error
+            wanted = held if weight_map is None else {n for n, name in weight_map.items() if name == file.name}
+            if lost := sorted(wanted - held):
+                raise CheckpointError(f"{file}: {len(lost)} tensors that {INDEX} places there are not: {_some(lost)}")
+            self._files.update(dict.fromkeys(sorted(wanted), handle))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,9 +153,11 @@ def check_tensors(source: TensorSource, architecture: Architecture, outputs: int
         CheckpointError: a tensor is missing, has another shape, or is one this package has no place for.
     """
     expected, found = tensor_shapes(architecture, outputs), source.shapes()
+    _check_kind(found, source.where)
     missing = [name for name in expected if name not in found]
     if missing:
-        raise CheckpointError(f"{source.where}: {len(missing)} tensors are missing: {_some(missing)}")
+        hint = "; a trunk without its head, or tie_word_embeddings is wrong" if missing == [HEAD] else ""
+        raise CheckpointError(f"{source.where}: {len(missing)} tensors are missing: {_some(missing)}{hint}")
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(
@@ -156,6 +171,20 @@ def check_tensors(source: TensorSource, architecture: Architecture, outputs: int
             f"{source.where}: {len(foreign)} tensors that a {architecture.family} model does not have: "
             f"{_some(foreign)}"
         )
+
+
+def _check_kind(names: Iterable[str], where: Path) -> None:
+    """Refuse what is no whole model of numbers, by what it is."""
+    for name in names:
+        if ".lora_" in name:
+            kind = "an adapter; merge it into its base model with peft's merge_and_unload, and save that"
+        elif name.endswith(_QUANTISED):
+            kind = "quantised weights; dequantise the model with transformers and save it, or use the original one"
+        elif name == EMBEDDING.removeprefix("model."):
+            kind = "a trunk without a head; save the model that has one, as AutoModelForCausalLM loads it"
+        else:
+            continue
+        raise CheckpointError(f"{where}: holds {name}: {kind}")
 
 
 def _some(names: list[str]) -> str:
@@ -359,6 +388,7 @@ class _Writer:
             self.written += 1
             file = "model.safetensors" if count == 1 else f"model-{self.written:05d}-of-{count:05d}.safetensors"
             save_file({n: self.pending.pop(n) for n in names}, self.folder / file, metadata={"format": "pt"})
+            open_to_others(self.folder / file)
             self.weight_map.update(dict.fromkeys(names, file))
 
     def finish(self) -> None:

@@ -54,6 +54,7 @@ def architecture_from_config(config: dict[str, Any], where: Path | str) -> Archi
             f"multimodal models are not supported)"
         )
     family = FAMILIES[name]
+    _check_class(config, family, where)
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     settings = {**family.left_out, **rope, **config}
     _check_constants(family, settings, where)
@@ -83,6 +84,26 @@ def architecture_from_config(config: dict[str, Any], where: Path | str) -> Archi
     )
 
 
+def _check_class(config: dict[str, Any], family: Family, where: Path | str) -> None:
+    """Refuse models of other tasks and quantised ones by what they are."""
+    for name in config.get("architectures") or ():
+        if not str(name).endswith((_CAUSAL, _CLASSIFIER)):
+            trunk, tagger = (family.hf_class.replace(_CAUSAL, end) for end in ("Model", "ForTokenClassification"))
+            kinds = {trunk: "a trunk without a head", tagger: "a token classifier"}
+            kind = kinds.get(str(name), "a model of another task")
+            raise CheckpointError(
+                f"{where}: architectures names {name}, {kind}; expected {family.hf_class} or "
+                f"{family.hf_class.replace(_CAUSAL, _CLASSIFIER)}"
+            )
+    quantised = config.get("quantization_config")
+    if quantised is not None:
+        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else quantised
+        raise CheckpointError(
+            f"{where}: quantization_config: quantised weights ({method}) are not read; dequantise the model with "
+            f"transformers and save it, or use the original one"
+        )
+
+
 def _check_constants(family: Family, settings: dict[str, Any], where: Path | str) -> None:
     """Refuse options that this package has no counterpart for."""
     window, length = settings.get("sliding_window"), settings.get("max_position_embeddings")
@@ -94,7 +115,7 @@ def _check_constants(family: Family, settings: dict[str, Any], where: Path | str
                 f"max_position_embeddings to {window} there"
             )
         settings["sliding_window"] = None  # as wide as the longest text
-    constants = {**family.constants, "hidden_act": _activation(family), "quantization_config": None}
+    constants = {**family.constants, "hidden_act": _activation(family)}
     if not family.partial_rotary:
         constants["partial_rotary_factor"] = 1.0
     for key, value in constants.items():

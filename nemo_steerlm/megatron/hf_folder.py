@@ -16,8 +16,15 @@ from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
+_ADAPTER = "adapter_config.json"
+_INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}  # the default has token_type_ids too: generate fails
 _STEERLM = "steerlm"  # our key in an exported config.json: attributes with their ranges, and the prompt template
 _UNNAMED = re.compile(r"LABEL_\d+")
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether this is a folder of Hugging Face's kind (which may hold an adapter only, see `read_card`)."""
+    return any((folder / name).is_file() for name in ("config.json", _ADAPTER))
 
 
 def read_card(folder: Path, template: PromptTemplate | None = None) -> ModelCard:
@@ -33,6 +40,11 @@ def read_card(folder: Path, template: PromptTemplate | None = None) -> ModelCard
     Raises:
         CheckpointError: no such folder, no model that this package knows, or our key in it is damaged.
     """
+    if (folder / _ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder}: an adapter ({_ADAPTER}), no model of its own; merge it into its base model with peft's "
+            f"merge_and_unload, and save that"
+        )
     path = folder / "config.json"
     data = hf_config.read_config(path)
     architecture = hf_config.architecture_from_config(data, path)
@@ -90,8 +102,11 @@ def write_card(folder: Path, card: ModelCard, tokenizer: Tokenizer, dtype: str) 
     _write(folder / "config.json", data)
     tokenizer.save(folder)
     described = folder / "tokenizer_config.json"
-    if (folder / "tokenizer.model").is_file() and not described.is_file():  # a bare SentencePiece file: say what it is
-        _write(described, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": card.schema is None, "legacy": False})
+    # a bare SentencePiece file: say what it is
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": card.schema is None, "legacy": False}
+    if described.is_file():
+        settings = json.loads(described.read_text(encoding="utf-8"))
+    _write(described, settings | _INPUTS)
     if regressor:
         _describe_regressor(folder, card, tokenizer)
 
@@ -157,7 +172,7 @@ def _convert_sentencepiece(folder: Path) -> None:
     _write(folder / "tokenizer.json", state)
     (folder / "tokenizer.model").unlink()
     names = {f"{name}_token": getattr(theirs, f"{name}_token") for name in ("bos", "eos", "unk", "pad")}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True, **_INPUTS}
     _write(folder / "tokenizer_config.json", settings | {key: name for key, name in names.items() if name is not None})
 
 

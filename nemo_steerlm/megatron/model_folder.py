@@ -22,7 +22,7 @@ from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import checkpoint, lora
 from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.template import PromptTemplate
-from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
+from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 
 FORMAT = 1
 KINDS = ("language_model", "policy", "regressor")
@@ -116,11 +116,13 @@ def read_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer the model was trained with.
 
     Raises:
-        CheckpointError: the tokenizer's files are not the ones the model was saved with.
+        CheckpointError: the tokenizer's files are not the ones the model was saved with, or have more tokens.
     """
     tokenizer = load_tokenizer(Path(folder) / "tokenizer")
     path = Path(folder) / "model_config.yaml"
-    expected = OmegaConf.load(path).tokenizer.fingerprint
+    config = OmegaConf.load(path)
+    check_vocabulary(tokenizer, config.architecture.vocab_size, folder)
+    expected = config.tokenizer.fingerprint
     if tokenizer.fingerprint != expected:
         raise CheckpointError(
             f"{folder}/tokenizer: fingerprint {tokenizer.fingerprint[:12]}, but the weights were trained with "

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig, check_trainable
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import gpt, hf, hf_folder, model_folder
+from nemo_steerlm.megatron import hf, hf_folder, model_folder
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel, model_config
-from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
+from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 
 Model = TypeVar("Model", bound=MegatronModel)
 
@@ -38,7 +38,7 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
         model = _make(cls, config, _with_head(card, config), tokenizer)
         model.build()
     else:
-        theirs = (Path(source) / "config.json").is_file()
+        theirs = hf_folder.is_folder(Path(source))
         given = config.template.build()
         origin = hf_folder.read_card(Path(source), given) if theirs else model_folder.read(source)
         if origin.kind == "policy" and cls.kind == "policy" and origin.schema != schema:
@@ -78,20 +78,11 @@ def _random(model: ModelConfig) -> tuple[Architecture, Tokenizer]:
         )
     tokenizer = load_tokenizer(model.tokenizer)
     size = model.architecture.vocab_size or tokenizer.vocab_size
-    if tokenizer.vocab_size > size:
-        raise ConfigError(
-            f"model.architecture.vocab_size={size} is smaller than the tokenizer's {tokenizer.vocab_size} "
-            f"({model.tokenizer}); use the model's own tokenizer, or vocab_size=0 for the tokenizer's size"
-        )
     return dataclasses.replace(model.architecture, vocab_size=size), tokenizer
 
 
 def _make(cls: type[Model], config: Any, card: ModelCard, tokenizer: Tokenizer) -> Model:
-    if tokenizer.vocab_size > gpt.padded_vocabulary(card.architecture):
-        raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {card.architecture.vocab_size}: "
-            "this is not the tokenizer the model was made with"
-        )
+    check_vocabulary(tokenizer, card.architecture.vocab_size, config.model.init or "of random weights")
     dropout = card.architecture.attention_dropout
     if dropout and config.data.row_length() is not None:
         raise ConfigError(

@@ -21,7 +21,7 @@ from nemo_steerlm.megatron import checkpoint, gpt, hf, hf_config, hf_folder, lla
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.template import PromptTemplate
-from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
+from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -175,6 +175,8 @@ def export_main(config: ExportConfig) -> str:
     hf.save(partial, chunks, card.architecture, dtype, outputs=hf_folder.outputs_of(card))
     checkpoint.replace_folder(partial, output)
     said = f"{output}: Hugging Face {card.kind} with {_count(card):,} parameters in {_name(dtype)}"
+    if card.schema is not None and card.kind == "regressor" and len(card.schema) > 1:
+        said += f"; what reads one output, as RewardBench does, takes {card.schema.names[0]} alone: use scalar="
     if correction is None:
         return said
     where = f"apply {CORRECTION} to them" if weights is None else "the sum is of raw values"
@@ -231,11 +233,7 @@ def _tokenizer(config: ImportConfig, source: Path, architecture: Architecture) -
         if config.tokenizer is not None:
             raise
         raise ConfigError(f"{error}; name another one with tokenizer=") from error
-    if tokenizer.vocab_size > architecture.vocab_size:
-        raise ConfigError(
-            f"tokenizer {config.tokenizer or source}: {tokenizer.vocab_size} tokens, but the model {source} has "
-            f"{architecture.vocab_size}; it belongs to another model"
-        )
+    check_vocabulary(tokenizer, architecture.vocab_size, source)
     return tokenizer
 
 

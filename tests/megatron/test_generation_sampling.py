@@ -199,3 +199,17 @@ def test_end_of_text_token_ends(world: World, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(generation, "draw", lambda *_: torch.tensor([next(script)]))
     (found,) = world.generate([[5]])
     assert (found.tokens, found.finish) == ([9, 8], "eos")
+
+
+def test_ids_without_a_token_are_never_drawn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SamplingSettings(max_new_tokens=12)
+
+    def drawn() -> set[int]:
+        found = generate(world.model, world.tokenizer, world.prompts, settings, vocab_size=world.vocab_size)
+        return {token for answer in found for token in answer.tokens}
+
+    free = drawn()
+    highest = max(free)
+    monkeypatch.setattr(world.tokenizer, "vocab_size", highest)  # fewer than the model has rows
+    monkeypatch.setitem(world.tokenizer.__dict__, "holes", sorted(free - {highest})[:3])
+    assert not drawn() & {*range(highest, world.vocab_size), *world.tokenizer.holes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig, ParallelConfig, RopeScaling
+from nemo_steerlm.config import (
+    Architecture,
+    ExportConfig,
+    ImportConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PolicyDataConfig,
+    RopeScaling,
+    TrainerConfig,
+    TrainSftConfig,
+)
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.megatron import gpt, hf, hf_config, inference, model_folder, parallel
 from nemo_steerlm.provenance import sha256_file
 from nemo_steerlm.stages import convert
+from nemo_steerlm.tokenizer import load_tokenizer
 from tests.distributed import run_distributed
 from tests.megatron.reference import forward
 
@@ -235,6 +248,71 @@ def test_files_in_parts(tmp_path: Path) -> None:
     assert differing(tmp_path / "parts", tmp_path / "out") == []
 
 
+def test_a_tensor_is_read_from_the_file_its_index_names(models: dict[str, Path], tmp_path: Path) -> None:
+    """Another file may hold one of the same name: what an earlier save left."""
+    source = shutil.copytree(models["llama2"], tmp_path / "in")
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    stale = "model.layers.0.mlp.down_proj.weight"
+    parts = {"a.safetensors": [stale], "b.safetensors": [name for name in tensors if name != stale]}
+    save_file({stale: tensors[stale]}, source / "a.safetensors")
+    save_file({**tensors, stale: torch.zeros_like(tensors[stale])}, source / "b.safetensors")
+    index = {name: file for file, names in parts.items() for name in names}
+    (source / hf.INDEX).write_text(json.dumps({"weight_map": index}))
+    to_folder(source, tmp_path / "model")
+    to_hf(tmp_path / "model", tmp_path / "hf")
+    assert differing(models["llama2"], tmp_path / "hf") == []
+
+
+def test_an_export_is_for_all_to_read_and_to_generate_with(models: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert "one output" not in to_folder(models["llama2"], tmp_path / "model")
+    before = os.umask(0o027)
+    try:
+        to_hf(tmp_path / "model", tmp_path / "hf")
+    finally:
+        os.umask(before)
+    assert {f"{file.name} {file.stat().st_mode & 0o777:o}" for file in (tmp_path / "hf").iterdir()} == {
+        f"{file.name} 640" for file in (tmp_path / "hf").iterdir()
+    }
+    assert set(AutoTokenizer.from_pretrained(tmp_path / "hf")("w1 w2")) == {"input_ids", "attention_mask"}
+
+
+def test_ids_beyond_the_true_vocabulary_are_refused_everywhere(models: dict[str, Path], tmp_path: Path) -> None:
+    """250 rows of the model are padded to 256; the tokenizer gets 251 tokens."""
+    from nemo_steerlm.models.policy import AttributeConditionedGPT
+    from nemo_steerlm.models.start import start_model
+
+    to_folder(models["llama2"], tmp_path / "model")
+    card = model_folder.read(tmp_path / "model")
+    source = shutil.copytree(models["llama2"], tmp_path / "in")
+    make_tokenizer(source, words=251)
+    chunks = gpt.build(card.architecture, ParallelConfig())
+    model_folder.write(tmp_path / "bad", card, load_tokenizer(source), chunks)
+
+    def train(init: Path | None) -> None:
+        shape, tokenizer = (None, None) if init else (card.architecture, str(source))
+        start = ModelConfig(init=init and str(init), architecture=shape, tokenizer=tokenizer)
+        config = TrainSftConfig(
+            output="unused", data=PolicyDataConfig(train="unused"), model=start, optimizer=OptimizerConfig(lr=1e-3),
+            trainer=TrainerConfig(max_steps=1, global_batch_size=1, micro_batch_size=1),
+        )  # fmt: skip
+        start_model(AttributeConditionedGPT, config, AttributeSchema.load("helpsteer2"))
+
+    for use in (
+        lambda: to_folder(source, tmp_path / "out"),
+        lambda: to_hf(tmp_path / "bad", tmp_path / "out"),
+        lambda: AttributeConditionedGPT.from_pretrained(tmp_path / "bad"),
+        lambda: train(source),
+        lambda: train(tmp_path / "bad"),
+        lambda: train(None),
+    ):
+        with pytest.raises(CheckpointError, match="the tokenizer has 251 tokens, but the model .* has 250"):
+            use()
+    assert not (tmp_path / "out").exists()
+
+
 def test_stored_type_is_kept(tmp_path: Path) -> None:
     make_model(tmp_path / "f32", "llama3")
     halves = {name: tensor.bfloat16() for name, tensor in all_tensors(tmp_path / "f32").items()}
@@ -315,6 +393,10 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "attention bias": ({"attention_bias": True}, "attention_bias is True"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "quantised, by name": ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights (gptq)"),
+    "token classifier": ({"architectures": ["LlamaForTokenClassification"]}, "Classification, a token classifier;"),
+    "headless": ({"architectures": ["LlamaModel"]}, "architectures names LlamaModel, a trunk without a head"),
+    "reward model": ({"architectures": ["LlamaForRewardModel"]}, "RewardModel, a model of another task"),
     "yarn": ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
     "linear, old notation": ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
     "half a llama3": ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "lacks low_freq_factor"),
@@ -345,6 +427,7 @@ def _break_files(folder: Path, case: str) -> None:
         weights.rename(folder / "pytorch_model.bin")
     elif case == "part missing":
         (folder / hf.INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+        weights.unlink()
     elif case == "bias in the weights":
         tensors = load_file(weights) | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}
         save_file(tensors, weights)
@@ -354,6 +437,21 @@ def _break_files(folder: Path, case: str) -> None:
         save_file(tensors, weights)
     elif case == "8-bit":
         save_file({name: t.to(torch.float8_e4m3fn) for name, t in load_file(weights).items()}, weights)
+    elif case in ("single and index", "index without its tensor"):
+        tensors = load_file(weights)
+        save_file({n: t for n, t in tensors.items() if n != "model.norm.weight"}, folder / "part.safetensors")
+        (folder / hf.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "part.safetensors")}))
+        if case == "index without its tensor":
+            weights.unlink()
+    elif case == "adapter":
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    elif case == "adapter in the weights":
+        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+        save_file(load_file(weights) | {name: torch.zeros(8, 64)}, weights)
+    elif case == "gptq":
+        save_file({n.replace("q_proj.weight", "q_proj.qweight"): t for n, t in load_file(weights).items()}, weights)
+    elif case == "headless":
+        save_file({n.removeprefix("model."): t for n, t in load_file(weights).items() if n != hf.HEAD}, weights)
     elif case == "no config":
         (folder / "config.json").unlink()
     elif case == "broken config":
@@ -373,6 +471,12 @@ def _break_files(folder: Path, case: str) -> None:
         ("bias in the weights", "does not have: model.layers.0.self_attn.q_proj.bias"),
         ("tensor missing", "1 tensors are missing: lm_head.weight"),
         ("8-bit", "stored as F8_E4M3"),
+        ("single and index", "holds model.safetensors and model.safetensors.index.json, which names other files"),
+        ("index without its tensor", "part.safetensors: 1 tensors that model.safetensors.index.json places there"),
+        ("adapter", "an adapter (adapter_config.json), no model of its own"),
+        ("adapter in the weights", "q_proj.lora_A.weight: an adapter; merge it"),
+        ("gptq", "q_proj.qweight: quantised weights; dequantise"),
+        ("headless", "holds embed_tokens.weight: a trunk without a head"),
         ("no config", "no config.json"),
         ("broken config", "not valid JSON"),
         ("no tokenizer", "tokenizer="),

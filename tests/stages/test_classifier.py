@@ -119,7 +119,8 @@ def stock(folder: Path, chats: tuple[list[dict[str, str]], ...] = CHATS) -> torc
         torch.testing.assert_close(model(**batch).logits, values, rtol=0, atol=1e-5)
         # RewardBench and vLLM render first, and then tokenise as any other text
         texts = tokenizer.apply_chat_template(list(chats), tokenize=False)
-        assert torch.equal(tokenizer(texts, padding=True, return_tensors="pt")["input_ids"], batch["input_ids"])
+        read = tokenizer(texts, padding=True, return_tensors="pt")
+        assert torch.equal(read["input_ids"], batch["input_ids"]) and set(read) == {"input_ids", "attention_mask"}
     return values
 
 
@@ -141,7 +142,9 @@ KINDS += [pytest.param("tok512", marks=pytest.mark.real_data)]
 def test_transformers_alone_computes_the_same(tmp_path: Path, kind: str) -> None:
     custom = {"template": PromptTemplate(label_start="<|value|>", user="Human")} if kind == "plain" else {}
     folder = make_regressor(tmp_path / "model", make_tokenizer(tmp_path / "tokenizer", kind), **custom)
-    assert "Hugging Face regressor" in export(folder, tmp_path / "hf")
+    said = export(folder, tmp_path / "hf")
+    assert "Hugging Face regressor" in said
+    assert said.endswith("; what reads one output, as RewardBench does, takes quality alone: use scalar=")
     values = ours(folder)
     assert values.std(0).min() > 0.05, "values so alike that any model would pass"
     torch.testing.assert_close(stock(tmp_path / "hf"), values, rtol=0, atol=1e-5)
@@ -173,7 +176,7 @@ def test_a_head_stays_in_fp32_beside_a_bf16_trunk(tmp_path: Path) -> None:
 
 def test_a_scalar_is_the_weighted_sum(tmp_path: Path) -> None:
     folder = make_regressor(tmp_path / "model", make_tokenizer(tmp_path / "tokenizer", "markers"))
-    export(folder, tmp_path / "hf", scalar={"quality": 0.65, "verbosity": -0.4})
+    assert "one output" not in export(folder, tmp_path / "hf", scalar={"quality": 0.65, "verbosity": -0.4})
     expected = ours(folder).double() @ torch.tensor([[0.65], [0.0], [-0.4]], dtype=torch.float64)
     assert expected.std() > 0.05
     torch.testing.assert_close(stock(tmp_path / "hf"), expected.float(), rtol=0, atol=1e-5)
