@@ -17,6 +17,7 @@ from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.megatron import families, generation, gpt, hf, hf_config, model_folder, parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.stages import convert
+from nemo_steerlm.tokenizer import load_tokenizer
 from tests.distributed import run_distributed
 from tests.megatron.test_hf import differing, make_tokenizer, megatron_logits, to_folder, to_hf
 from tests.models.helpers import make_batches, make_model, random_items
@@ -83,13 +84,15 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         model = make_reference(family)
         model.save_pretrained(folder)
         make_tokenizer(folder, words=VOCABULARY - 10)  # transformers gives Qwen2's one more
+        without_token = list(range(load_tokenizer(folder).vocab_size, VOCABULARY))
         with torch.no_grad():
             expected = {"logits": model(tokens()).logits}
             for index, prompt in enumerate(prompts()):
                 given = torch.tensor([prompt])
                 new = model.generate(
-                    given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, do_sample=False, pad_token_id=0
-                )
+                    given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, do_sample=False, pad_token_id=0,
+                    suppress_tokens=without_token,
+                )  # fmt: skip
                 expected[f"generated {index}"] = new[0, len(prompt) :]
         loss = reference_loss(model)
         loss.backward()

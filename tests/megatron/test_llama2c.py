@@ -72,8 +72,8 @@ def reference_logits(w: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
 
 
 def to_folder(source: Path, output: Path, tokenizer: Path | None, layout: ParallelConfig | None = None) -> str:
-    config = ImportConfig(input=str(source), output=str(output), tokenizer=str(tokenizer) if tokenizer else None)
-    return convert.import_main(SimpleNamespace(**vars(config), parallel=layout))
+    name, layout = str(tokenizer) if tokenizer else None, layout or ParallelConfig()
+    return convert.import_main(ImportConfig(input=str(source), output=str(output), tokenizer=name, parallel=layout))
 
 
 @pytest.mark.parametrize("tied", [True, False])
