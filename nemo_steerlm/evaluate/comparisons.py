@@ -8,6 +8,7 @@
 | `rewardbench2`  | RewardBench 2: `chosen`, `rejected` are lists of answers; `subset`, `id`  | lists, no `domain`   |
 | `rm_bench`      | RM-Bench: `chosen`, `rejected` are lists of the same styles; `domain`     | lists and `domain`   |
 
+The domain of RM-Bench's `chat_filtered.json` and its like, whose rows name none, is told by the file's name.
 Files are .jsonl, .jsonl.gz, .json (a list of rows) or .parquet; a folder stands for all such files in it.
 """
 
@@ -31,6 +32,10 @@ Rows = Iterator[tuple[str, Row]]
 #: Prior test sets of RewardBench: files whose name, not whose `subset` column, says what they are.
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 
+#: Domains of RM-Bench; those that begin with one of them, as safety-refuse does, are a part of it.
+RM_BENCH = ("chat", "math", "code", "safety")
+
+_FILTERED = re.compile(rf"((?:{'|'.join(RM_BENCH)})[\w-]*)_filtered")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_SPEAKERS = {"Human": "User", "Assistant": "Assistant"}
@@ -158,11 +163,14 @@ def _digests(path: Path) -> set[str]:
 
 
 def _read(path: Path) -> Rows:
-    """(where, row) of every file; in the file of a prior test set the subset is that set."""
+    """(where, row) of every file; the name of a prior test set's file is its subset, RM-Bench's tell the domain."""
     for file in _files(path):
         name = re.sub(r"-\d{5}-of-\d{5}$", "", file.name.split(".")[0])
+        filtered = _FILTERED.fullmatch(name)
+        told = {"subset": name} if name in PRIOR_SETS else {}
+        default = {"domain": filtered[1]} if filtered else {}
         for where, row in _read_file(file):
-            yield where, {**row, "subset": name} if name in PRIOR_SETS else row
+            yield where, {**default, **row, **told}
 
 
 def _read_file(file: Path) -> Rows:

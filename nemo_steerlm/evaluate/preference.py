@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import ConfigError, suggest
-from nemo_steerlm.evaluate.comparisons import PRIOR_SETS, Comparison
+from nemo_steerlm.evaluate.comparisons import PRIOR_SETS, RM_BENCH, Comparison
 
 Floats = NDArray[np.float64]
 #: Of each comparison the scores of the chosen answers and of the rejected ones.
@@ -113,6 +113,7 @@ class Estimate:
         interval: 95 %, low and high.
         n: comparisons behind it.
         ties: comparisons in which a chosen and a rejected answer share the best score.
+        strict: the figure where such a comparison is lost, not drawn by lot, as most leaderboards count.
     """
 
     value: float
@@ -120,6 +121,7 @@ class Estimate:
     interval: tuple[float, float]
     n: int
     ties: int
+    strict: float
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
@@ -141,7 +143,8 @@ def combine(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -
     draws = shares @ np.array([part.draws for part in parts])
     value = float(shares @ [part.value for part in parts])
     low, high = _percentiles(draws) if np.ptp(draws) > 1e-9 else shares @ [part.interval for part in parts]
-    return Estimate(value, draws, (float(low), float(high)), sum(p.n for p in parts), sum(p.ties for p in parts))
+    n, ties, strict = sum(p.n for p in parts), sum(p.ties for p in parts), float(shares @ [p.strict for p in parts])
+    return Estimate(value, draws, (float(low), float(high)), n, ties, strict)
 
 
 def win(chosen: Floats, rejected: Floats) -> float:
@@ -168,17 +171,20 @@ def _resamples(units: int, seed: int, subset: str) -> NDArray[np.int64]:
     return random.multinomial(units, np.full(units, 1 / units), RESAMPLES)
 
 
-def _mean(rows: Sequence[Comparison], values: Sequence[float], ties: int, seed: int) -> Estimate:
+def _mean(
+    rows: Sequence[Comparison], values: Sequence[float], strict: Sequence[float], ties: int, seed: int
+) -> Estimate:
     unit, units = _units(rows)
     total, size = np.bincount(unit, values, units), np.bincount(unit, minlength=units)
     times = _resamples(units, seed, rows[0].subset)
     accuracy = float(np.mean(values))
-    return Estimate(accuracy, (times @ total) / (times @ size), wilson(accuracy, units), len(rows), ties)
+    draws = (times @ total) / (times @ size)
+    return Estimate(accuracy, draws, wilson(accuracy, units), len(rows), ties, float(np.mean(strict)))
 
 
 def _wins(rows: Sequence[Comparison], scores: Scores, seed: int) -> Estimate:
     values = [win(*pair) for pair in scores]
-    return _mean(rows, values, sum(0 < value < 1 for value in values), seed)
+    return _mean(rows, values, [value == 1 for value in values], sum(0 < value < 1 for value in values), seed)
 
 
 def _ties_score(rows: Sequence[Comparison], scores: Scores, seed: int) -> Estimate:
@@ -209,7 +215,8 @@ def _ties_score(rows: Sequence[Comparison], scores: Scores, seed: int) -> Estima
     figure = 0.3 * share(tied > 0, ~np.isnan(tied)) + 0.3 * share(ref > 0, ~np.isnan(ref))
     figure += 0.2 * share(tied > spread, both) + 0.2 * share(smaller > spread, both) + 0.01 * share(margin, both)
     ties = sum(float(right.min()) == float(wrong.max()) for right, wrong in scores)
-    return Estimate(float(figure[0]), figure[1:], _percentiles(figure[1:]), len(rows), ties)
+    value = float(figure[0])  # strict by its definition
+    return Estimate(value, figure[1:], _percentiles(figure[1:]), len(rows), ties, value)
 
 
 # -- one function a layout: rows of the table -------------------------------------------------------------------------
@@ -272,12 +279,16 @@ def _rewardbench(subsets: dict[str, Estimate]) -> Table:
 def _rm_bench(groups: Mapping[str, tuple[Sequence[Comparison], Scores]], seed: int) -> Table:
     """Easy, normal and hard: a fancier, equal or plainer style of the chosen answer (arXiv 2410.16184, section 3.4).
 
-    A domain is the mean of the three; safety is the mean of its two halves, the average that of the domains.
+    A domain is the mean of the three, the average that of the domains. The rows of all domains that begin alike, as
+    safety-refuse and safety-response do, are one domain (THU-KEG/RM-Bench, scripts/utils.py).
     """
-    domains = {name: _three(*members, seed) for name, members in sorted(groups.items())}
-    halves = [domains.pop(name) for name in list(domains) if name.startswith("safety")]
-    if halves:
-        domains["safety"] = {kind: combine([half[kind] for half in halves]) for kind in halves[0]}
+    pooled: dict[str, tuple[list[Comparison], list[tuple[Floats, Floats]]]] = {}
+    for name, (rows, scores) in sorted(groups.items()):
+        domain = next((known for known in RM_BENCH if name.startswith(known)), name)
+        members = pooled.setdefault(domain, ([], []))
+        members[0].extend(rows)
+        members[1].extend(scores)
+    domains = {name: _three(*members, seed) for name, members in pooled.items()}
     table: Table = []
     for name, kinds in domains.items():
         table += [(f"{name or 'all'} {kind}", "subset", kinds[kind]) for kind in _KINDS]
@@ -293,7 +304,7 @@ def _three(rows: Sequence[Comparison], scores: Scores, seed: int) -> dict[str, E
     cells: dict[str, Callable[[Any], Any]] = {
         "easy": lambda m: np.tril(m, -1), "normal": np.diag, "hard": lambda m: np.triu(m, 1),
     }  # fmt: skip
-    values: dict[str, list[float]] = {kind: [] for kind in _KINDS}
+    values, strict = ({kind: list[float]() for kind in _KINDS} for _ in range(2))
     ties = dict.fromkeys(_KINDS, 0)
     for chosen, rejected in scores:
         size = len(chosen)
@@ -301,10 +312,11 @@ def _three(rows: Sequence[Comparison], scores: Scores, seed: int) -> dict[str, E
         count = {"easy": size * (size - 1) / 2, "normal": size, "hard": size * (size - 1) / 2}
         for kind, cut in cells.items():
             values[kind].append(0.5 + 0.5 * float(cut(above).sum()) / count[kind])
+            strict[kind].append(float(cut((above > 0).astype(np.int64)).sum()) / count[kind])
             ties[kind] += int(cut((above == 0).astype(np.int64)).any())
-    found = {kind: _mean(rows, values[kind], ties[kind], seed) for kind in _KINDS}
-    mean = _mean(rows, np.mean([values[kind] for kind in _KINDS], axis=0).tolist(), sum(ties.values()), seed)
-    return {**found, "mean": mean}
+    found = {kind: _mean(rows, values[kind], strict[kind], ties[kind], seed) for kind in _KINDS}
+    means = [np.mean([of[kind] for kind in _KINDS], axis=0).tolist() for of in (values, strict)]
+    return {**found, "mean": _mean(rows, *means, sum(ties.values()), seed)}
 
 
 def beside(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
@@ -315,6 +327,6 @@ def beside(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     for (name, level, figure), *each in zip(first, *figures.values()):
         row: dict[str, Any] = {"name": name, "level": level, "n": figure.n}
         for key, one in zip(figures, each):
-            row[key] = {"accuracy": one.value, "interval": list(one.interval), "ties": one.ties}
+            row[key] = {"accuracy": one.value, "interval": list(one.interval), "ties": one.ties, "strict": one.strict}
         rows.append(row)
     return rows

@@ -32,7 +32,7 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
         label_source     {none | permuted | human | predicted: {NAME: {spearman, interval, ...}}}
         bootstrap        {gain, interval, attributes: {NAME: {gain, interval}}, control: {the same}}; what else it
                          holds on its first level (rounds, sampled, kept, ...) is shown in a line
-        preference       {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties}}], notes: [text]}
+        preference       {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties, strict}}], notes: [text]}
         seconds          {STEP: seconds, ..., total: seconds}
         settings         nested dict; seed: int; versions: {package: version}
         bars             as `check_bars` returns them; worked out when absent
@@ -206,13 +206,13 @@ def _preference(data: Data) -> tuple[str, str]:
     for row in found["rows"]:
         name = f'<span class="part">{escape(row["name"])}</span>' if row["level"] == "subset" else escape(row["name"])
         cells = [with_interval(row[key], "accuracy") for key in scores]
-        rows.append([name, *cells, number(row["n"]), number(row["model"]["ties"])])
+        rows.append([name, *cells, number(row["n"]), number(row["model"]["ties"]), number(row["model"]["strict"])])
     notes = "".join(f"<li>{escape(note)}</li>" for note in found["notes"])
     text = (
         "<p>The share of comparisons in which the preferred answer scores best, with its 95% interval, beside two "
         "floors that need no model: the longer answer, and the words of the answer.</p>"
     )
-    head = ["", *(f"#{title[0].upper()}{title[1:]}" for title in scores.values()), "#n", "#Ties"]
+    head = ["", *(f"#{title[0].upper()}{title[1:]}" for title in scores.values()), "#n", "#Ties", "#Strict"]
     return text, table(head, rows) + f"<ul>{notes}</ul>"
 
 

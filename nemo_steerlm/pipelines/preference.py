@@ -73,7 +73,8 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
     table = beside({key: accuracies(test.layout, rows, one, config.seed) for key, one in tables.items()})
     score = " ".join(f"{number(weight, 2, sign=True)} × {name}" for name, weight in weights.items() if weight)
     counts = {**test.counts, **counts}
-    said = [f"score: {score} ({source})"]
+    told = " (told by its keys; preference.layout= chooses another)" if options.layout == "auto" else ""
+    said = [f"layout: {test.layout}{told}", f"score: {score} ({source})"]
     if model.calibration is not None:
         said.append(f"values after the model's stored {model.calibration.method} correction, as annotate gives them")
     notes = _notes(test, [*said, _floor(floor, words is not None)], counts, options)
@@ -171,17 +172,19 @@ def _notes(test: Benchmark, said: list[str], counts: dict[str, int], options: Pr
     if options.preset and test.layout == "rewardbench":
         notes.append("these weights were searched on RewardBench itself (HelpSteer2, appendix H): nothing held out")
     notes += [f"{counts[name]} {text}" for name, text in _COUNTS.items() if counts.get(name)]
+    notes.append("accuracy: a tie counts by lot (half for two answers); strict: a tie is lost, as leaderboards count")
     return [*notes, "intervals: Wilson's for a subset (n = prompts), bootstrap over prompts for what combines subsets"]
 
 
 def _text(table: list[dict[str, Any]]) -> str:
-    head = ["", "accuracy", "95% interval", "n", "ties", "longer", *(["TF-IDF"] if "tfidf" in table[0] else [])]
+    head = ["", "accuracy", "95% interval", "n", "ties", "strict", "longer", *(["TF-IDF"] if "tfidf" in table[0] else [])]
     rows = []
     for row in table:
         model = row["model"]
         name = row["name"] if row["level"] != "subset" or len(table) == 1 else f"  {row['name']}"
         shown = [number(row[key]["accuracy"]) for key in ("longer", "tfidf") if key in row]
-        rows.append([name, number(model["accuracy"]), interval(model["interval"]), row["n"], model["ties"], *shown])
+        ties = [model["ties"], number(model["strict"])]
+        rows.append([name, number(model["accuracy"]), interval(model["interval"]), row["n"], *ties, *shown])
     return text_table(rows, head)
 
 

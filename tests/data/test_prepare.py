@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import Conversation, Turn, read_conversations, write_conversations
+from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn, read_conversations, write_conversations
 from nemo_steerlm.data.prepare import PrepareOptions, prepare
 from nemo_steerlm.errors import ConfigError, DataError, SteerLMError
 from nemo_steerlm.provenance import read_run_json
@@ -233,6 +233,35 @@ def test_the_references_behaviour_on_hand_written_trees(fixture_trees, tmp_path)
     assert {"text": regression[0]["text"], "label": regression[0]["label"]} == regression[0]
     one = next(row for row in regression if "A good reply" in row["text"])
     assert one["label"] == [2.0] + [-100.0] * 8 and one["text"].endswith("Assistant\nA good reply\n<extra_id_2>")
+
+
+def test_odd_trees_give_the_references_bytes(tmp_path):
+    """What the reference's scripts write, worked out by hand: empty labels, markers in text, replies without text."""
+    text = "<extra_id_1>User\n\u00e9 {value}"
+    replies = [
+        {"role": "assistant", "text": text, "labels": {"quality": {"value": 0.5}, "spam": {"value": 0}}, "replies": []},
+        {"role": "assistant", "text": "", "labels": {}, "replies": [{"message_id": "x", "deleted": True}]},
+        {"role": "assistant", "text": "c", "labels": {"spam": {"value": 1}}, "replies": []},
+        {"role": "assistant", "text": "d", "replies": []},
+    ]
+    root = {"role": "prompter", "text": "a", "replies": replies, "labels": {"quality": {"value": 1}}}
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": root}, root, {"prompt": replies[3]})))
+    settings = {"source": "oasst", "input": path, "recipe": "nemo_aligner", "val_fraction": 0}
+    report = prepare({**settings, "output": tmp_path / "out"})
+    tail = f'"system": "{DEFAULT_SYSTEM}", "mask": "User", "type": "VALUE_TO_TEXT"}}\n'
+    said = ['"<extra_id_1>User\\n\u00e9 {value}"', '""', '"c"', '"d"']
+    labels = [', "label": "quality:2"', ', "label": ""', ', "label": ""', ""]
+    rows = [
+        f'{{"conversations": [{{"value": "a", "from": "User", "label": null}}, '
+        f'{{"value": {one}, "from": "Assistant"{label}}}], {tail}'
+        for one, label in zip(said, labels, strict=True)
+    ]
+    assert (tmp_path / "out" / "train.jsonl").read_text(encoding="utf-8") == "".join(rows * 2)
+    prompt = f"<extra_id_0>System\n{DEFAULT_SYSTEM}\n<extra_id_1>User\na\n<extra_id_1>Assistant\n{text}\n<extra_id_2>"
+    line = json.dumps({"text": prompt, "label": [2.0] + [-100.0] * 8}, ensure_ascii=False) + "\n"
+    assert (tmp_path / "out" / "train_reg.jsonl").read_text(encoding="utf-8") == line * 2
+    assert report["dropped"] == {"thread_of_one_message": 1}
 
 
 # -- other sources ----------------------------------------------------------------------------------------------------

@@ -108,6 +108,12 @@ def test_rewardbench2_and_rm_bench_hold_lists_of_answers(tmp_path: Path) -> None
     (tmp_path / "rm.json").write_text(json.dumps([styles]))
     found = read_benchmark(tmp_path / "rm.json")
     assert found.layout == "rm_bench" and found.comparisons[0].subset == "chat"
+    del styles["domain"]
+    for name in ("chat_filtered", "safety-response_filtered"):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / f"{name}.json").write_text(json.dumps([styles]))
+    found = read_benchmark(tmp_path / "own")
+    assert found.layout == "rm_bench" and [r.subset for r in found.comparisons] == ["chat", "safety-response"]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +268,36 @@ def test_rm_bench_cuts_the_matrix_of_styles_into_easy_normal_and_hard() -> None:
     assert table["chat"].value == pytest.approx((2 + easy + normal + hard) / 6)
     assert table["average"].value == pytest.approx(table["chat"].value)
     assert table["average hard"].value == pytest.approx(hard / 2)
+
+
+def test_rm_benchs_own_figures() -> None:
+    """Against a count over all rows of a domain by its definition, ties lost: safety's halves are of unlike size."""
+    random = np.random.default_rng(3)
+    names = ["chat"] * 5 + ["math"] * 3 + ["safety-refuse"] * 9 + ["safety-response"] * 2
+    rows = [comparison(name, ["1", "2", "3"], ["4", "5", "6"], f"{name} {i}") for i, name in enumerate(names)]
+    scores = pairs(*[tuple(random.integers(0, 4, (2, 3)) + [[3 * (name == "safety-response")], [0]]) for name in names])
+    domains, kinds = {}, {"easy": lambda i, j: i > j, "normal": lambda i, j: i == j, "hard": lambda i, j: i < j}
+    for domain in ("chat", "math", "safety"):
+        own = [pair for name, pair in zip(names, scores) if name.startswith(domain)]
+        cells = [(i, j, chosen[i] > rejected[j]) for chosen, rejected in own for i in range(3) for j in range(3)]
+        domains[domain] = {
+            kind: np.mean([won for i, j, won in cells if cut(i, j)]) for kind, cut in kinds.items()
+        }  # fmt: skip
+    table = {name: found for name, _, found in preference.accuracies("rm_bench", rows, scores)}
+    for domain, figures in domains.items():
+        assert {kind: table[f"{domain} {kind}"].strict for kind in kinds} == pytest.approx(figures)
+        assert table[domain].strict == pytest.approx(np.mean(list(figures.values())))
+        assert table[domain].strict < table[domain].value and table[domain].n == sum(n.startswith(domain) for n in names)
+    assert table["average"].strict == pytest.approx(np.mean([list(f.values()) for f in domains.values()]))
+
+
+def test_a_tie_is_lost_where_it_is_counted_strictly() -> None:
+    rows = [comparison("s", ["a"], ["b"], str(i)) for i in range(4)]
+    scores = pairs(([1], [0]), ([1], [1]), ([0], [1]), ([2], [1]))
+    [(_, _, one), (_, _, overall)] = preference.accuracies("hh", rows, scores)
+    assert (one.value, one.strict, one.ties) == (0.625, 0.5, 1) and overall.strict == 0.5
+    shown = preference.beside({"model": preference.accuracies("hh", rows, scores)})
+    assert shown[0]["model"]["strict"] == 0.5
 
 
 # -- weights and floors --------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ _BOOLEAN = (torch.bool, torch.uint8)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 # What gives a tensor's values, or some of them: they stay known.
 _SAME_VALUES = (
-    aten.clone.default, aten.detach.default, aten.alias.default, aten.view.default, aten.unsqueeze.default, aten.squeeze.dim,
-    aten.t.default, aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.expand.default,
+    aten.clone.default, aten.detach.default, aten.alias.default, aten.view.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.t.default, aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.expand.default,
     aten.unbind.int, aten.split.Tensor, aten.split_with_sizes.default,
 )  # fmt: skip
 _REMEMBERED = 2**20  # elements of a tensor whose values are kept after it was sent to the device

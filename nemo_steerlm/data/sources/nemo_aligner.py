@@ -3,6 +3,7 @@
 Kept as it is, on purpose: all threads of all languages, deleted messages and unlabelled ones included, a response
 repeated once for each leaf below it, four attributes on 0 to 4. The only filter drops threads of one message. For
 training, ``recipe=default`` does better; this one is for comparisons. Trees are shuffled by their place in the file.
+Texts stand in the regression rows as they are, markers of the template in them included.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -88,7 +89,7 @@ def _write_side(
                 for turn in conversation.response_indices:
                     if conversation.turns[turn].label:
                         counts["labelled_responses"] += 1
-                        record = regression_row(conversation, turn, schema)
+                        record = regression_row(conversation, turn, schema, clean=str)
                         regression.write(json.dumps(record, ensure_ascii=False) + "\n")
     return counts
 
@@ -116,7 +117,9 @@ def _lines(source: IO[bytes]) -> Iterator[tuple[int, int]]:
 
 def _rows(tree: dict[str, Any], where: str, dropped: Counter[str]) -> Iterator[dict[str, Any]]:
     try:
-        paths = list(_paths(oasst.check_tree(tree, where), where))
+        if not {"text", "role"} <= tree.keys():
+            oasst.check_tree(tree, where)
+        paths = list(_paths(tree, where))
     except RecursionError:
         raise DataError(f"{where}: the tree is nested too deeply") from None
     for path in paths:
@@ -127,21 +130,29 @@ def _rows(tree: dict[str, Any], where: str, dropped: Counter[str]) -> Iterator[d
         yield {"conversations": turns, "system": DEFAULT_SYSTEM, "mask": "User", "type": VALUE_TO_TEXT}
 
 
-def _paths(message: oasst.Message, where: str) -> Iterator[list[oasst.Message]]:
-    oasst.check_message(message, where)
-    replies = message.get("replies") or ()
+def _paths(node: Any, where: str) -> Iterator[list[oasst.Message]]:
+    """The threads below a row or a reply; one that is no message (no text, or no role) ends the thread before it."""
+    if not isinstance(node, Mapping):
+        raise DataError(f"{where}: a reply is {node!r:.60}, expected an object")
+    if "prompt" in node:
+        node = oasst.check_tree(node, where)
+    elif "text" not in node or "role" not in node:
+        yield []
+        return
+    oasst.check_message(node, where)
+    replies = node.get("replies") or ()
     if not replies:
-        yield [message]
+        yield [node]
     for reply in replies:
         for path in _paths(reply, where):
-            yield [message, *path]
+            yield [node, *path]
 
 
 def _turn(message: oasst.Message, where: str) -> dict[str, Any]:
     turn = {"value": message["text"], "from": oasst.SPEAKERS[message["role"]]}
     if message["role"] == "prompter":
         return {**turn, "label": None}
-    if not message.get("labels"):
-        return turn  # no key at all
+    if "labels" not in message:
+        return turn  # no key at all; labels of other attributes give an empty string
     scores = oasst.scores(message, ATTRIBUTES, where)
     return {**turn, "label": ",".join(f"{name}:{round(score * _HIGH)}" for name, score in scores.items())}

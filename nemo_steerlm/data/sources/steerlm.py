@@ -15,7 +15,7 @@ from nemo_steerlm.data.sources.messages import keep
 from nemo_steerlm.data.sources.rows import read_rows
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
-from nemo_steerlm.template import PromptTemplate
+from nemo_steerlm.template import Clean, PromptTemplate
 
 MISSING = -100.0
 
@@ -39,11 +39,13 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
         yield from keep(conversation, languages, tally, where)
 
 
-def regression_row(conversation: Conversation, index: int, schema: AttributeSchema) -> dict[str, Any]:
-    """Return the regression row of one labelled turn, floats in schema order."""
+def regression_row(
+    conversation: Conversation, index: int, schema: AttributeSchema, clean: Clean | None = None
+) -> dict[str, Any]:
+    """Return the regression row of one labelled turn, floats in schema order; `clean` as in `render_regression`."""
     label = conversation.turns[index].label or {}
     return {
-        "text": PromptTemplate().render_regression(conversation, index),
+        "text": PromptTemplate().render_regression(conversation, index, clean),
         "label": [float(label.get(name, MISSING)) for name in schema.names],
     }
 
