@@ -32,7 +32,8 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
         label_source     {none | permuted | human | predicted: {NAME: {spearman, interval, ...}}}
         bootstrap        {gain, interval, attributes: {NAME: {gain, interval}}, control: {the same}}; what else it
                          holds on its first level (rounds, sampled, kept, ...) is shown in a line
-        preference       {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties, strict}}], notes: [text]}
+        preference       {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties, strict}}],
+                         notes: [text]}
         seconds          {STEP: seconds, ..., total: seconds}
         settings         nested dict; seed: int; versions: {package: version}
         bars             as `check_bars` returns them; worked out when absent

@@ -275,7 +275,8 @@ def test_rm_benchs_own_figures() -> None:
     random = np.random.default_rng(3)
     names = ["chat"] * 5 + ["math"] * 3 + ["safety-refuse"] * 9 + ["safety-response"] * 2
     rows = [comparison(name, ["1", "2", "3"], ["4", "5", "6"], f"{name} {i}") for i, name in enumerate(names)]
-    scores = pairs(*[tuple(random.integers(0, 4, (2, 3)) + [[3 * (name == "safety-response")], [0]]) for name in names])
+    bonus = [[[3 * (name == "safety-response")], [0]] for name in names]
+    scores = pairs(*[tuple(random.integers(0, 4, (2, 3)) + more) for more in bonus])
     domains, kinds = {}, {"easy": lambda i, j: i > j, "normal": lambda i, j: i == j, "hard": lambda i, j: i < j}
     for domain in ("chat", "math", "safety"):
         own = [pair for name, pair in zip(names, scores) if name.startswith(domain)]
@@ -287,7 +288,8 @@ def test_rm_benchs_own_figures() -> None:
     for domain, figures in domains.items():
         assert {kind: table[f"{domain} {kind}"].strict for kind in kinds} == pytest.approx(figures)
         assert table[domain].strict == pytest.approx(np.mean(list(figures.values())))
-        assert table[domain].strict < table[domain].value and table[domain].n == sum(n.startswith(domain) for n in names)
+        assert table[domain].strict < table[domain].value
+        assert table[domain].n == sum(name.startswith(domain) for name in names)
     assert table["average"].strict == pytest.approx(np.mean([list(f.values()) for f in domains.values()]))
 
 
