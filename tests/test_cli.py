@@ -136,4 +136,5 @@ def test_a_signal_ends_a_verb_with_the_shells_code_and_is_told_once(verb, capsys
     words = ["prepare", "source=oasst", "output=o"]
     assert (cli.main(words), capsys.readouterr().err) == (code, line)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli.local, "alone", lambda: True)  # as a verb that runs in several processes
     assert (cli.main(words), capsys.readouterr().err) == (code, "")
