@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -16,6 +17,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from nemo_steerlm.config import OptimizerConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import optimizer_state, patches
+
+_log = logging.getLogger(__name__)
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -70,7 +73,7 @@ def _fuse_weight_gradients(chunks: list[Any]) -> None:
     Transformer Engine's linears have their own. megatron-core's take apex's, and refuse to be built for it without
     apex: by the configuration, which is one for both, a Transformer Engine without apex could not use it.
     """
-    apex = torch.cuda.is_available() and tensor_parallel.layers._grad_accum_fusion_available
+    apex = torch.cuda.is_available() and getattr(tensor_parallel.layers, "_grad_accum_fusion_available", False)
     for module in (module for chunk in chunks for module in chunk.modules()):
         if hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
@@ -157,7 +160,10 @@ def _repair_norm() -> None:
     norm of those norms is the same number; `get_grad_norm_fp32` then reads one. Remove when
     `local_multi_tensor_l2_norm` builds no tensor of Python numbers.
     """
-    if getattr(clip_grads, "l2_norm_impl", None) is megatron_utils.local_multi_tensor_l2_norm:
+    own = getattr(megatron_utils, "local_multi_tensor_l2_norm", None)
+    if own is None or not hasattr(clip_grads, "l2_norm_impl"):
+        _log.info("this megatron-core computes the gradient norm in a way of its own; it is left alone")
+    elif clip_grads.l2_norm_impl is own:
         clip_grads.l2_norm_impl = _norm_on_device
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core import utils as megatron_utils
 from megatron.core.optimizer import clip_grads
 from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_l2_norm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -188,6 +189,19 @@ def test_a_library_s_norm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(clip_grads, "l2_norm_impl", theirs)
     optim._repair_norm()
     assert clip_grads.l2_norm_impl is theirs
+
+
+@pytest.mark.parametrize("place", ["utils.local_multi_tensor_l2_norm", "clip_grads.l2_norm_impl"])
+def test_another_megatron_core_keeps_its_own_norm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    module, _, name = place.rpartition(".")
+    monkeypatch.setattr(clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm)
+    monkeypatch.delattr(clip_grads if module == "clip_grads" else megatron_utils, name)
+    with caplog.at_level("INFO"):
+        optim._repair_norm()
+    assert getattr(clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm) is local_multi_tensor_l2_norm
+    assert "gradient norm" in caplog.text
 
 
 def test_weight_gradients_are_fused_where_a_library_can() -> None:
