@@ -347,7 +347,7 @@ class MegatronModel(ModelPT):
             "train/learning_rate": rate,
             "train/labels": count,
             "train/tokens_per_second": tokens / elapsed,
-            "train/pack_efficiency": tokens / computed,  # 1 = no padding
+            "train/pack_efficiency": tokens / max(computed, 1.0),  # 1 = no padding
         }
         self.trained = metrics
         # As tensors, which stay on the host: Lightning sends numbers to the device and reads them back one by one.

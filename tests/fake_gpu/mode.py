@@ -19,6 +19,7 @@ from tests.fake_gpu.memory import Memory
 aten = torch.ops.aten
 _BOOLEAN = (torch.bool, torch.uint8)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+_PINNING = (aten.pin_memory.default, aten._pin_memory.default)
 # What gives a tensor's values, or some of them: they stay known.
 _SAME_VALUES = (
     aten.clone.default, aten.detach.default, aten.alias.default, aten.view.default, aten.unsqueeze.default,
@@ -82,6 +83,8 @@ class FakeGpu(TorchDispatchMode):
         device = next((value for value in flat if isinstance(value, torch.device)), None)
         if func.namespace == "c10d":
             self._communicate(func, args, fakes)
+        if func in _PINNING:  # a CPU build of torch cannot pin memory
+            return args[0]
         if not fakes and (device is None or device.type != "cuda"):
             return func(*args, **kwargs)
         if _is_composite(func) and torch.is_inference_mode_enabled():  # not taken apart on the way, as it is elsewhere
