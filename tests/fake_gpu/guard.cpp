@@ -1,5 +1,5 @@
-// What a CPU build of torch lacks before it can handle fake CUDA tensors: a guard for the current device, which autograd
-// asks for, and hooks by which CUDA counts as this machine's accelerator. There is one device and all of it does nothing.
+// What torch lacks, where there is no GPU, before it can handle fake CUDA tensors: a guard for the current device, which
+// autograd asks for, and hooks by which CUDA counts as this machine's accelerator. There is one device; it does nothing.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 

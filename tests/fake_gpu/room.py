@@ -35,7 +35,7 @@ class Room:
         *,
         rank: int = 0,
         world: int = 1,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         env: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Any:
