@@ -81,8 +81,7 @@ def set_up(trainer: Any) -> bool:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for torch there are no GPUs
     if trainer.accelerator == "gpu":
         os.environ["STEERLM_REQUIRE_GPU"] = "1"  # for `megatron.parallel`, which can ask torch
-    if not trainer.verify:
-        os.environ["STEERLM_VERIFY"] = "0"
+    os.environ["STEERLM_VERIFY"] = "1" if trainer.verify else "0"  # for `integrity`
     environment.set_defaults()
     return local.join(trainer.devices, trainer.num_nodes)
 

@@ -39,7 +39,8 @@ MISTAKES = {
     "layout that does not divide": (TRAIN + " parallel.tensor=3", ["parallel.tensor=3"]),
     "unknown key": (TRAIN + " trainer.max_step=3", ["max_step", "did you mean", "max_steps"]),
     "wrong type": (TRAIN + " trainer.max_steps=many", ["trainer.max_steps", "many"]),
-    "wrong tokenizer": (TRAIN + " model.init={w}/retokenised", ["tokenizer", "fingerprint"]),
+    "changed files": (TRAIN + " model.init={w}/retokenised", ["tokenizer.json", "sha256", "trainer.verify=false"]),
+    "wrong tokenizer": (TRAIN + " model.init={w}/retokenised trainer.verify=false", ["tokenizer", "fingerprint"]),
     "another schema": (
         "VERB=train-sft " + TRAIN + " model.init={w}/policy/model attributes.schema.extra.high=9",
         ["trained on the attributes", "extra"],
