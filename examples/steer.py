@@ -9,6 +9,7 @@ import sys
 
 from nemo_steerlm import AttributeConditionedGPT, AttributeRegressor
 from nemo_steerlm.conversation import Conversation, Turn
+from nemo_steerlm.terminal import readable
 
 
 def main(run: str, attribute: str, question: str) -> None:
@@ -20,7 +21,7 @@ def main(run: str, attribute: str, question: str) -> None:
         wanted = {attribute: level}  # the others take the schema's defaults
         answer = policy.generate(question, wanted, temperature=0.85, top_k=50, max_new_tokens=160, seed=level)
         judged = regressor.score([Conversation([Turn("User", question), Turn("Assistant", answer)])])[0][attribute]
-        sys.stdout.write(f"{attribute} asked {level}, judged {judged:.1f}: {answer}\n")
+        sys.stdout.write(f"{attribute} asked {level}, judged {judged:.1f}: {readable(answer)}\n")
 
 
 if __name__ == "__main__":

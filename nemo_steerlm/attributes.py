@@ -16,6 +16,8 @@ from typing import Any
 
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 
+#: Most steps from an attribute's lowest to its highest value.
+MOST_LEVELS = 1000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 
@@ -46,11 +48,17 @@ class Attribute:
             value = getattr(self, field)
             if field == "default" and value is None:
                 value = (self.low + self.high) // 2
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+            whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
+            if isinstance(value, bool) or not whole:
                 raise ConfigError(f"attribute '{self.name}': {field} must be an integer, found {value!r}")
             object.__setattr__(self, field, int(value))
         if self.low >= self.high:
             raise ConfigError(f"attribute '{self.name}': low ({self.low}) must be below high ({self.high})")
+        if self.high - self.low > MOST_LEVELS:
+            raise ConfigError(
+                f"attribute '{self.name}': {self.low} to {self.high} is more than {MOST_LEVELS} steps; "
+                "scale the values down"
+            )
         if not self.low <= self.default <= self.high:  # type: ignore[operator]
             raise ConfigError(
                 f"attribute '{self.name}': default {self.default} is outside its range {self.low} to {self.high}"
@@ -88,12 +96,9 @@ class AttributeSchema:
                 f"attributes={source}: neither a preset ({', '.join(PRESETS)}) nor a YAML file"
                 f"{suggest(str(source), PRESETS)}"
             )
-        import yaml  # type: ignore[import-untyped,unused-ignore]
+        from nemo_steerlm.yaml_file import read_yaml
 
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        content = read_yaml(path, ConfigError)
         if not isinstance(content, Mapping):
             raise ConfigError(
                 f"{path}: expected a mapping from attribute name to {{low, high}}, found {content!r:.60}"

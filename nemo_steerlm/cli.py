@@ -14,6 +14,7 @@ from typing import Any
 from nemo_steerlm import __version__, environment
 from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
 from nemo_steerlm.launch import local
+from nemo_steerlm.terminal import readable
 
 # verb: (function, its dataclass in config/verbs.py, help)
 VERBS = {
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SteerLMError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        local.report(f"steerlm: error: {' '.join(str(error).split())}")
+        local.report(readable(f"steerlm: error: {' '.join(str(error).split())}"))
         return 2
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":  # it is the same for all
@@ -114,5 +115,5 @@ def _run(verb: str, *words: str) -> int:
     module, _, function = target.partition(":")
     text = getattr(importlib.import_module(f"nemo_steerlm.{module}"), function)(settings)
     if text and os.environ.get("RANK", "0") == "0":
-        print(text)
+        print(readable(text))
     return 0

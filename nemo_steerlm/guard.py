@@ -129,6 +129,7 @@ class TokenGuard:
             if text not in self._markers and (token in tokenizer.special_ids or _CONTROL.fullmatch(text))
             and not _LABEL.fullmatch(text)
         }  # fmt: skip
+        self._watched = frozenset([*self._foreign, *(token for _, token in self._ids)])
         self._spellings: dict[int, list[int]] = {}
 
     def clean(self, text: str) -> str:
@@ -139,18 +140,20 @@ class TokenGuard:
                 text = self._own(text)
         return self._base(text)
 
-    def sound(self, text: str, ids: Sequence[int]) -> bool:
-        """Whether the markers stand in the ids, and in the normalised text, as often as in the text."""
-        if any(ids.count(token) != text.count(marker) for marker, token in self._ids):
-            return False
-        if not self._forms or (text.isascii() and not self._tokenizer.rewrites):
-            return True
-        own = self._tokenizer.normalised(text)
-        return all(own.count(form) == text.count(marker) for marker, form in self._forms)
+    def checked(self, text: str, ids: list[int]) -> list[int] | None:
+        """Return the ids of a rendered text, or None where more or fewer markers stand in them than in the text.
 
-    def spelled(self, ids: list[int]) -> list[int]:
-        """Return ids with the base model's special tokens, which only text can have brought in, as ordinary ones."""
-        if self._foreign.keys().isdisjoint(ids):
+        Special tokens of the base model, which only text can have brought in, become the ordinary ones that decode
+        to the same characters.
+        """
+        found = list(filter(self._watched.__contains__, ids))
+        if any(found.count(token) != text.count(marker) for marker, token in self._ids):
+            return None
+        if self._forms and (self._tokenizer.rewrites or not text.isascii()):
+            own = self._tokenizer.normalised(text)
+            if any(own.count(form) != text.count(marker) for marker, form in self._forms):
+                return None
+        if self._foreign.keys().isdisjoint(found):
             return ids
         return [piece for token in ids for piece in (self._spelling(token) if token in self._foreign else (token,))]
 

@@ -281,16 +281,19 @@ class PromptTemplate:
     ) -> list[tuple[list[int], list[int]]]:
         """Ids and loss mask, both [sequence], of each row as `render` writes it, given its number and what cleans."""
         guard = _token_guard(self, tokenizer)
-        found = _encode_segments([render(number, guard.clean) for number in range(len(rows))], tokenizer)
+        prompts = [render(number, guard.clean) for number in range(len(rows))]
+        found = _encode_segments(prompts, tokenizer, guard)
         encoded = []
-        for number, (row, pieces) in enumerate(zip(rows, found, strict=True)):
-            if not all(guard.sound(segment.text, ids) for segment, ids in pieces):
-                [pieces] = _encode_segments([render(number, _apart)], tokenizer)
-                if not all(guard.sound(segment.text, ids) for segment, ids in pieces):
+        for number, row in enumerate(rows):
+            segments, pieces = prompts[number], found[number]
+            if None in pieces:
+                segments = render(number, _apart)
+                [pieces] = _encode_segments([segments], tokenizer, guard)
+            ids: list[int] = []
+            mask: list[int] = []
+            for segment, piece in zip(segments, pieces, strict=True):
+                if piece is None:
                     raise DataError(f"row '{row.id}': the tokenizer takes a text of it for a marker of the template")
-            ids, mask = [], []
-            for segment, piece in pieces:
-                piece = guard.spelled(piece)
                 ids += piece
                 mask += [int(segment.loss)] * len(piece)
             encoded.append((ids, mask))
@@ -353,9 +356,12 @@ def _apart(text: str) -> str:
 
 
 def _encode_segments(
-    prompts: Sequence[Sequence[Segment]], tokenizer: Tokenizer
-) -> list[list[tuple[Segment, list[int]]]]:
-    """The segments of several prompts with their ids, tokenised in one go."""
+    prompts: Sequence[Sequence[Segment]], tokenizer: Tokenizer, guard: TokenGuard
+) -> list[list[list[int] | None]]:
+    """The ids of the segments of several prompts, tokenised in one go; None where a text is taken for a marker."""
     heads = iter(tokenizer.encode_batch([segments[0].text for segments in prompts]))
     rest = iter(tokenizer.encode_continuations([s.text for segments in prompts for s in segments[1:]]))
-    return [[(s, next(rest if place else heads)) for place, s in enumerate(segments)] for segments in prompts]
+    return [
+        [guard.checked(segment.text, next(rest if place else heads)) for place, segment in enumerate(segments)]
+        for segments in prompts
+    ]

@@ -315,8 +315,8 @@ def _three(rows: Sequence[Comparison], scores: Scores, seed: int) -> dict[str, E
             strict[kind].append(float(cut((above > 0).astype(np.int64)).sum()) / count[kind])
             ties[kind] += int(cut((above == 0).astype(np.int64)).any())
     found = {kind: _mean(rows, values[kind], strict[kind], ties[kind], seed) for kind in _KINDS}
-    mean, mean_strict = (np.mean([of[kind] for kind in _KINDS], axis=0).tolist() for of in (values, strict))
-    return {**found, "mean": _mean(rows, mean, mean_strict, sum(ties.values()), seed)}
+    mean, strictly = (np.mean([of[kind] for kind in _KINDS], axis=0).tolist() for of in (values, strict))
+    return {**found, "mean": _mean(rows, mean, strictly, sum(ties.values()), seed)}
 
 
 def beside(tables: Mapping[str, Table]) -> list[dict[str, Any]]:

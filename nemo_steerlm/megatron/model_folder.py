@@ -23,6 +23,7 @@ from nemo_steerlm.megatron import checkpoint, lora
 from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from nemo_steerlm.yaml_file import read_yaml
 
 FORMAT = 1
 KINDS = ("language_model", "policy", "regressor")
@@ -95,8 +96,10 @@ def read(folder: Path | str) -> ModelCard:
         )
     integrity.check(folder)
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path))
+        data = read_yaml(path, CheckpointError)
         assert isinstance(data, dict)
+        if "${" in str(data["architecture"]):  # OmegaConf would read our environment for it
+            raise CheckpointError(f"{path}: architecture holds an interpolation, expected plain values")
         if data["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {data['format']}, this version reads {FORMAT}")
         architecture = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Architecture), data["architecture"]))
@@ -120,9 +123,12 @@ def read_tokenizer(folder: Path | str) -> Tokenizer:
     """
     tokenizer = load_tokenizer(Path(folder) / "tokenizer")
     path = Path(folder) / "model_config.yaml"
-    config = OmegaConf.load(path)
-    check_vocabulary(tokenizer, config.architecture.vocab_size, folder)
-    expected = config.tokenizer.fingerprint
+    try:
+        config = read_yaml(path, CheckpointError)
+        expected, size = str(config["tokenizer"]["fingerprint"]), int(config["architecture"]["vocab_size"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: damaged model configuration: no tokenizer.fingerprint") from None
+    check_vocabulary(tokenizer, size, folder)
     if tokenizer.fingerprint != expected:
         raise CheckpointError(
             f"{folder}/tokenizer: fingerprint {tokenizer.fingerprint[:12]}, but the weights were trained with "

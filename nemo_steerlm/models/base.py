@@ -182,7 +182,9 @@ class MegatronModel(ModelPT):
         """Load what `save_to` wrote; keyword arguments as in `from_pretrained`."""
         with tempfile.TemporaryDirectory() as folder:
             try:
-                with tarfile.open(restore_path) as archive:
+                with tarfile.open(restore_path, "r:") as archive:  # not packed, so it unpacks to no more than its size
+                    if sparse := [member.name for member in archive if member.issparse()]:
+                        raise tarfile.TarError(f"{sparse[0]} is a sparse file")
                     archive.extractall(folder, filter="data")
             except (tarfile.TarError, OSError) as error:
                 raise CheckpointError(f"{restore_path}: not a .nemo archive of this version: {error}") from error

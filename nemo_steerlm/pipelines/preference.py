@@ -177,8 +177,8 @@ def _notes(test: Benchmark, said: list[str], counts: dict[str, int], options: Pr
 
 
 def _text(table: list[dict[str, Any]]) -> str:
-    words = ["TF-IDF"] if "tfidf" in table[0] else []
-    head = ["", "accuracy", "95% interval", "n", "ties", "strict", "longer", *words]
+    floors_there = ["longer", *(["TF-IDF"] if "tfidf" in table[0] else [])]
+    head = ["", "accuracy", "95% interval", "n", "ties", "strict", *floors_there]
     rows = []
     for row in table:
         model = row["model"]

@@ -9,12 +9,13 @@ from nemo_steerlm.config import GenerateConfig
 from nemo_steerlm.conversation import DEFAULT_SYSTEM
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.terminal import readable
 
 logger = logging.getLogger(__name__)
 
 
 def main(config: GenerateConfig) -> None:
-    """`steerlm generate`: write the answer to standard output."""
+    """`steerlm generate`: write the answer to standard output, its control characters as escapes."""
     parallel.start(config)
     model = AttributeConditionedGPT.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
@@ -27,4 +28,4 @@ def main(config: GenerateConfig) -> None:
         seed=config.seed,
     )  # fmt: skip
     if parallel.is_rank_zero():
-        sys.stdout.write(answer + "\n")
+        sys.stdout.write(readable(answer) + "\n")

@@ -238,11 +238,9 @@ def test_the_references_behaviour_on_hand_written_trees(fixture_trees, tmp_path)
 def test_odd_trees_give_the_references_bytes(tmp_path):
     """What the reference's scripts write, worked out by hand: empty labels, markers in text, replies without text."""
     text = "<extra_id_1>User\n\u00e9 {value}"
+    both = {"quality": {"value": 0.5}, "spam": {"value": 0}}
     replies = [
-        {
-            "role": "assistant", "text": text, "labels": {"quality": {"value": 0.5}, "spam": {"value": 0}},
-            "replies": [],
-        },
+        {"role": "assistant", "text": text, "labels": both, "replies": []},
         {"role": "assistant", "text": "", "labels": {}, "replies": [{"message_id": "x", "deleted": True}]},
         {"role": "assistant", "text": "c", "labels": {"spam": {"value": 1}}, "replies": []},
         {"role": "assistant", "text": "d", "replies": []},

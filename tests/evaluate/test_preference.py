@@ -275,8 +275,8 @@ def test_rm_benchs_own_figures() -> None:
     random = np.random.default_rng(3)
     names = ["chat"] * 5 + ["math"] * 3 + ["safety-refuse"] * 9 + ["safety-response"] * 2
     rows = [comparison(name, ["1", "2", "3"], ["4", "5", "6"], f"{name} {i}") for i, name in enumerate(names)]
-    bonus = [[[3 * (name == "safety-response")], [0]] for name in names]
-    scores = pairs(*[tuple(random.integers(0, 4, (2, 3)) + more) for more in bonus])
+    more = [[[3 * (name == "safety-response")], [0]] for name in names]  # the small half is the easier one
+    scores = pairs(*[tuple(random.integers(0, 4, (2, 3)) + one) for one in more])
     domains, kinds = {}, {"easy": lambda i, j: i > j, "normal": lambda i, j: i == j, "hard": lambda i, j: i < j}
     for domain in ("chat", "math", "safety"):
         own = [pair for name, pair in zip(names, scores) if name.startswith(domain)]

@@ -16,6 +16,7 @@ from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.data.sources.rows import refuse_languages
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError, suggest
+from nemo_steerlm.yaml_file import read_yaml
 
 #: Attributes of which more is better; every other one is at its default.
 MORE_IS_BETTER = (
@@ -85,12 +86,7 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    import yaml  # type: ignore[import-untyped,unused-ignore]
-
-    try:
-        card = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
+    card = read_yaml(file, DataError)
     known = ("name", "maker", "facts", "label")
     if not isinstance(card, Mapping):
         raise DataError(f"{file}: expected a mapping of {', '.join(known)}, found {card!r:.60}")
