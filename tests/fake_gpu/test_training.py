@@ -20,7 +20,9 @@ ADAPTERS = dict(rank=4)
 AVERAGED = dict(lr=OPTIMIZER.lr, ema_decay=0.9, overlap=True)
 
 
-def fit(gpu: FakeGpu, folder: str, kind: str, layout: dict[str, Any], head_init: bool, **settings: Any) -> list[dict]:
+def fit(
+    gpu: FakeGpu, folder: str, kind: str, layout: dict[str, Any], head_init: bool, resume: bool, **settings: Any
+) -> list[dict]:
     """Two steps with their validation and checkpoint, then a third one from there; the lines of metrics.jsonl."""
     import torch
 
@@ -34,7 +36,9 @@ def fit(gpu: FakeGpu, folder: str, kind: str, layout: dict[str, Any], head_init:
             model.start_at = torch.ones(model.outputs)
 
     settings |= dict(init=None, parallel=ParallelConfig(**layout), precision="bf16", prepare=start)
-    train(kind, Path(folder), steps=2, **settings)
+    lines = train(kind, Path(folder), steps=2, **settings)
+    if not resume:
+        return lines
     return train(kind, Path(folder), steps=3, **settings)
 
 
@@ -55,6 +59,15 @@ def fit(gpu: FakeGpu, folder: str, kind: str, layout: dict[str, Any], head_init:
 )
 def test_fit(room: Room, tmp_path: Path, kind: str, layout: dict, settings: dict) -> None:
     settings = {"head_init": False, **settings}
-    lines = room.run(fit, world=4, kind=kind, folder=str(tmp_path), layout=layout, **settings)
+    # One data-parallel rank: of several each writes a share of a checkpoint, and there is only this one.
+    world = layout.get("tensor", 1) * layout.get("pipeline", 1)
+    lines = room.run(fit, world=world, kind=kind, folder=str(tmp_path), layout=layout, resume=True, **settings)
     assert sum("train/loss" in line for line in lines) == 3 and any("val/loss" in line for line in lines)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("policy", TP), ("regressor", PP)], ids=str)
+def test_fit_on_two_data_parallel_ranks(room: Room, tmp_path: Path, kind: str, layout: dict) -> None:
+    settings = dict(head_init=False, resume=False, pack_length=64)
+    lines = room.run(fit, world=4, kind=kind, folder=str(tmp_path), layout=layout, **settings)
+    assert sum("train/loss" in line for line in lines) == 2 and (tmp_path / "checkpoints/step-00000002").is_dir()

@@ -23,6 +23,7 @@ class NumberTokenizer:
     """Token ids written as decimal numbers: enough where only ids matter."""
 
     vocab_size, pad_id, eos_id, bos_id, fingerprint = 500, 0, None, None, "numbers"
+    holes: tuple[int, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write something to read back."""
