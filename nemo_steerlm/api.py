@@ -15,12 +15,11 @@ more are started by the command line, torchrun or srun.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 from nemo_steerlm import compose, config
-from nemo_steerlm.cli import VERBS, set_up
+from nemo_steerlm.cli import VERBS, set_up, work
 from nemo_steerlm.errors import ConfigError
 
 
@@ -80,6 +79,5 @@ def _run(verb: str, keys: dict[str, Any]) -> Any:
             f"trainer.devices={settings.trainer.devices}: Python works in one process; start several with "
             f"`steerlm {verb}`, torchrun or srun"
         )
-    module, _, function = target.partition(":")
-    getattr(importlib.import_module(f"nemo_steerlm.{module}"), function)(settings)
+    work(target, settings)
     return settings

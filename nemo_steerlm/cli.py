@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -53,10 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(__version__)
             return 0
         return _run(*words)
-    except SteerLMError as error:
+    except BrokenPipeError:  # of `steerlm ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (SteerLMError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        local.report(readable(f"steerlm: error: {' '.join(str(error).split())}"))
+        local.report(readable(f"steerlm: error: {_line(error)}"))
         return 2
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":  # it is the same for all
@@ -64,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + stop.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, SteerLMError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error} (HYDRA_FULL_ERROR=1 shows where it came from)"
+    return " ".join(str(error).split())
 
 
 def set_up(trainer: Any) -> bool:
@@ -112,8 +123,20 @@ def _run(verb: str, *words: str) -> int:
         return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    module, _, function = target.partition(":")
-    text = getattr(importlib.import_module(f"nemo_steerlm.{module}"), function)(settings)
+    text = work(target, settings)
     if text and os.environ.get("RANK", "0") == "0":
         print(readable(text))
     return 0
+
+
+def work(target: str, settings: Any) -> Any:
+    """Run the function `target` ("module:function") with its settings, as the one owner of their output."""
+    output = getattr(settings, "output", None)
+    owner: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if output is not None and os.environ.get("RANK", "0") == "0":
+        from nemo_steerlm.ownership import owned
+
+        owner = owned(output, getattr(settings, "shards", None))
+    module, _, function = target.partition(":")
+    with owner:
+        return getattr(importlib.import_module(f"nemo_steerlm.{module}"), function)(settings)

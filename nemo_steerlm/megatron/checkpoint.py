@@ -34,10 +34,10 @@ from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
 from nemo_steerlm.megatron.reading import reading
+from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import sha256_file
 
 _log = logging.getLogger(__name__)
-UNFINISHED = ".unfinished"
 
 
 def metadata() -> dict[str, Any]:

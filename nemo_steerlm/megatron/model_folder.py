@@ -21,6 +21,7 @@ from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import checkpoint, lora
 from nemo_steerlm.megatron.parallel import is_rank_zero
+from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from nemo_steerlm.yaml_file import read_yaml
@@ -52,7 +53,7 @@ class ModelCard:
 def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: list[Any]) -> None:
     """Write a model folder, adapters merged, by all ranks together; it appears only when it is complete."""
     folder = Path(folder)
-    partial = folder.with_name(folder.name + checkpoint.UNFINISHED)
+    partial = folder.with_name(folder.name + UNFINISHED)
     if is_rank_zero():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -17,6 +17,7 @@ from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.megatron.strategy import DistributedCheckpointIO
 from nemo_steerlm.models.base import MegatronModel
+from nemo_steerlm.ownership import UNFINISHED
 
 _log = logging.getLogger(__name__)
 FILE = "best.json"  # in a model folder: {"metric", "step", "value"}
@@ -79,7 +80,7 @@ class BestStep(Callback):
         self.io.finish()
         self.best = {"metric": self.metric, "step": step, "value": value}
         folder = self.output / "checkpoints" / f"best-{step:08d}"
-        partial = folder.with_name(folder.name + checkpoint.UNFINISHED)
+        partial = folder.with_name(folder.name + UNFINISHED)
         model.save_pretrained(partial)
         if parallel.is_rank_zero():
             with listing(partial, FILE), atomic_writer(partial / FILE) as file:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import DataConfig, LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
@@ -37,6 +38,7 @@ from nemo_steerlm.models.best import BestStep, check_metric
 from nemo_steerlm.models.saving import Checkpoints
 from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import plain
+from nemo_steerlm.yaml_file import read_yaml
 
 _log = logging.getLogger(__name__)
 nemo_log.setLevel(nemo_log.ERROR)  # dozens of lines about their own set-up
@@ -89,7 +91,8 @@ class JSONLLogger(Logger):
                 continue  # the half line of a killed run
             if row["step"] < step or (row["step"] == step and "train/loss" in row):
                 kept.append(line + "\n")
-        self.path.write_text("".join(kept), encoding="utf-8")
+        with atomic_writer(self.path) as file:
+            file.writelines(kept)
 
 
 class _ShowProgress(Callback):
@@ -242,8 +245,16 @@ _FREE = ("packing", "pack_length", "cache")  # of data
 
 
 def _identity(config: Any, key: str) -> Any:
-    section = OmegaConf.select(config, key)
-    return {k: v for k, v in section.items() if k not in _FREE} if key == "data" else section
+    section: Any = OmegaConf.to_container(OmegaConf.create({"of": OmegaConf.select(config, key)}))
+    return {k: v for k, v in section["of"].items() if k not in _FREE} if key == "data" else section["of"]
+
+
+def _first_difference(one: Any, two: Any, key: str) -> str | None:
+    """The first value that differs in two parts of a configuration: "optimizer.lr=0.1, now 0.2"."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        found = (_first_difference(one.get(name), two.get(name), f"{key}.{name}") for name in {**one, **two})
+        return next((text for text in found if text), None)
+    return None if one == two else f"{key}={one}, now {two}"
 
 
 def _enter_run_folder(output: Path, config: Any) -> None:
@@ -251,14 +262,22 @@ def _enter_run_folder(output: Path, config: Any) -> None:
     mine = OmegaConf.create(plain(config))
     path = output / "config.yaml"
     if config.resume and path.is_file():
-        theirs = OmegaConf.load(path)
+        try:
+            theirs = OmegaConf.create(read_yaml(path, ConfigError))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; without it nobody knows what this run is: put it back, choose another output, or start "
+                "over with resume=false"
+            ) from None
         for key in _IDENTITY:
-            one, two = _identity(theirs, key), _identity(mine, key)
-            if one != two:
+            difference = _first_difference(_identity(theirs, key), _identity(mine, key), key)
+            if difference:
                 raise ConfigError(
-                    f"{output} holds a run with another {key} ({str(one)[:200]}, now {str(two)[:200]}); "
-                    "choose another output, or resume=false to start over"
+                    f"{output} holds another run: {difference}; choose another output, or resume=false to start over"
                 )
+        steps = OmegaConf.select(theirs, "trainer.max_steps"), config.trainer.max_steps
+        if None not in steps and steps[1] < steps[0]:
+            _log.info("%s: trainer.max_steps was %d and is %d now", output, *steps)
         before, now = OmegaConf.select(theirs, "trainer.precision"), config.trainer.precision
         if before != now and not config.optimizer.distributed:
             raise ConfigError(
@@ -274,7 +293,8 @@ def _enter_run_folder(output: Path, config: Any) -> None:
                 shutil.rmtree(output / name, ignore_errors=True)
             (output / "metrics.jsonl").unlink(missing_ok=True)
         output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(mine, path)
+        with atomic_writer(path) as file:
+            file.write(OmegaConf.to_yaml(mine))
     parallel.barrier()
 
 
@@ -305,6 +325,8 @@ def fit(
         best = BestStep(trainer_config.best_metric, output, io, resume)
     metrics = JSONLLogger(output / "metrics.jsonl")
     val_every = min(trainer_config.val_every or last, last)
+    if start is not None and step > last:
+        _log.info("%s is trained up to step %d already: trainer.max_steps=%d changes nothing", output, step, last)
     if start is not None and step >= last:
         complete = parallel.broadcast_object((output / "model").is_dir())
         metrics.rewind(step + 1 if complete else step)

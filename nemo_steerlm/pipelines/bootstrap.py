@@ -31,6 +31,7 @@ from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.evaluate.metrics import json_ready, paired_difference
 from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.megatron import checkpoint, model_folder, parallel
+from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.stages import annotate, sample, train_sft
 
@@ -190,7 +191,7 @@ class _Bootstrap:
         return path
 
     def _finish(self, policy: str, report: dict[str, Any]) -> None:
-        partial = self.output / ("model" + checkpoint.UNFINISHED)
+        partial = self.output / ("model" + UNFINISHED)
         if parallel.is_rank_zero():
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(policy, partial)

@@ -27,6 +27,8 @@ from nemo_steerlm.provenance import fingerprint_folder, sha256_file, write_run_j
 def main(config: AnnotateConfig) -> None:
     """`steerlm annotate`: write `config.output` with a label on every response, and a report beside it."""
     _shard(config.shards)  # a mistake shows before the model is loaded
+    if Path(config.input).resolve() == Path(config.output).resolve():
+        raise ConfigError(f"output={config.output}: this is the input; annotate writes another file")
     parallel.start(config)
     model = AttributeRegressor.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision

@@ -19,6 +19,7 @@ from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, gpt, hf, hf_config, hf_folder, llama2c, model_folder, parallel
 from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -157,7 +158,7 @@ def export_main(config: ExportConfig) -> str:
     model_folder.load_weights(folder, chunks)
     if weights is not None:
         card = _to_scalar(card, chunks, weights)
-    partial = output.with_name(output.name + checkpoint.UNFINISHED)
+    partial = output.with_name(output.name + UNFINISHED)
 
     def describe() -> None:
         shutil.rmtree(partial, ignore_errors=True)
