@@ -16,6 +16,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from nemo_steerlm.config import AnnotateConfig, ExportConfig, RegressorModelConfig
+from nemo_steerlm.integrity import write_sums
 from tests.distributed import run_distributed
 from tests.stages.helpers import make_world, regressor_config
 
@@ -72,8 +73,10 @@ def open_all(folder: str) -> dict[str, str]:
     found = {}
     for kind in CRAFTS:
         shutil.copytree(root / "regressor", root / kind)
-        craft(root / kind / "model/weights", kind, root / f"marker {kind}")
-        craft(root / kind / "checkpoints/step-00000002", kind, root / f"marker {kind}")
+        for weights in ("model/weights", "checkpoints/step-00000002"):
+            craft(root / kind / weights, kind, root / f"marker {kind}")
+            write_sums(root / kind / weights)  # whoever made the folder made its list
+        write_sums(root / kind / "model")
         with tarfile.open(root / f"{kind}.nemo", "w") as archive:
             archive.add(root / kind / "model", arcname=".")
         for way in WAYS:
