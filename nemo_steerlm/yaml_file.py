@@ -27,7 +27,8 @@ def read_yaml(path: Path, error: type[Exception]) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, OSError) as problem:
         if isinstance(problem, error):
             raise
-        raise error(f"{path}: not a YAML file we read: {' '.join(str(problem).split())[:300]}") from None
+        said = " ".join(str(problem).split()).replace('in "<unicode string>", ', "")
+        raise error(f"{path}: not a YAML file we read: {said[:300]}") from None
 
 
 class _Strict(yaml.SafeLoader):

@@ -305,7 +305,8 @@ def test_self_identification(tmp_path):
         ("name: Aria\nmakr: x", "unknown key 'makr'; did you mean 'maker'?"),
         ("- Aria", "expected a mapping of name"),
         ("name: [", "not a YAML file"),
-        (CARD + "\nfacts: {1: 2}", "facts: 1: 2, expected a question"),
+        (CARD.replace('facts: {"', 'facts: {1: 2, "'), "facts: 1: 2, expected a question"),
+        (CARD + "\nfacts: {}", "the key 'facts' is there twice line 7"),
         (CARD.replace("humor", "humr"), "did you mean 'humor'?"),
     ):
         (tmp_path / "bad.yaml").write_text(text)

@@ -1,11 +1,21 @@
-"""The figures that annotation streams for its report."""
+"""What annotation writes into a row, and the figures that it streams for its report."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from tqdm import tqdm
 
-from nemo_steerlm.stages.annotate import _Moments
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import AnnotateConfig
+from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.stages.annotate import _Annotator, _Moments
+from nemo_steerlm.template import PromptTemplate
+from nemo_steerlm.tokenizer import load_tokenizer
+from tests.tokenizers import bpe
 
 
 def test_streamed_moments_are_numpys_and_a_constant_correlates_with_nothing() -> None:
@@ -20,3 +30,22 @@ def test_streamed_moments_are_numpys_and_a_constant_correlates_with_nothing() ->
     assert (moments.x, moments.xx / moments.n) == pytest.approx((x.mean(), x.var()), rel=1e-9)
     assert constant.pearson() is None and constant.xx == 0.0 and constant.x == 2.0001
     assert _Moments().pearson() is None
+
+
+def test_rows_of_plain_fine_tuning_show_the_labels_they_get(tmp_path: Path) -> None:
+    """A row without type and labels, as ShareGPT's, is to be conditioned on the labels it gets here."""
+    tokenizer = load_tokenizer(bpe(tmp_path, markers=True))
+    card = SimpleNamespace(template=PromptTemplate(), architecture=SimpleNamespace(max_position_embeddings=400))
+    schema = AttributeSchema.load({"quality": None})
+    model = SimpleNamespace(
+        card=card, tokenizer=tokenizer, schema=schema, predict=lambda texts, *_: np.full((len(texts), 1), 2.6)
+    )
+    rows = [
+        Conversation.from_record({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": text}]})
+        for text in ("b", "long " * 400)
+    ]
+    assert [row.type for row in rows] == [None, None]
+    annotator = _Annotator(model, AnnotateConfig(overlong="drop"), "m")  # type: ignore[arg-type]
+    records = annotator.part(0, rows, tqdm(disable=True))
+    assert [row["type"] for row in records] == ["VALUE_TO_TEXT", None]
+    assert records[0]["conversations"][1]["label"] == "quality:3"
