@@ -96,7 +96,15 @@ def save(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = 
     Every data-parallel rank writes a share of like size, one tensor after the other: a GPU needs no memory for it, a
     host that of the largest tensor of the share.
     """
-    PendingSave(folder, sharded, common or {}, background=False).finish()
+    if background_fits():
+        PendingSave(folder, sharded, common or {}, background=False).finish()
+        return
+    partial = _empty_partial(folder)
+    dist_checkpointing.save({**sharded, "common": _plain(common or {})}, str(partial), _strategy())
+    barrier()
+    if is_rank_zero():
+        integrity.write_sums(partial)
+    replace_folder(partial, folder)
 
 
 def save_in_background(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> PendingSave:
