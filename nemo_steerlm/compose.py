@@ -127,7 +127,7 @@ def check(config: Any) -> None:
             data.train_files()
             data.val_files()
             packed = data.row_length() is not None
-        if not isinstance(config, configs.TrainConfig):
+        if isinstance(config.trainer, configs.ComputeConfig) and not isinstance(config, configs.TrainConfig):
             configs.check_inference(config.trainer.precision)
         _check_layout(config.trainer, config.parallel, packed)
 
