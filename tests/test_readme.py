@@ -33,10 +33,19 @@ def _block(mark: str) -> str:
     return block
 
 
+# What a healthy block says beside its results: where long work is, and what was chosen for the user.
+SAID = re.compile(
+    r"[\w.-]+: (steps|conversations|responses) [\d,]+ of [\d,]+.*|precision: fp32, .*|trained parameters: .*"
+    r"|asked for: quality 4, toxicity 0, humor 0, .*|no label for .*|the head starts anew: .*"
+)
+
+
 def _run(block: str, folder: Path, environment: dict[str, str]) -> str:
     command = ["bash", "-euo", "pipefail", "-c", block]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
+    strange = [line for line in run.stderr.splitlines() if not SAID.fullmatch(line)]
+    assert not strange, strange[:20]
     return run.stdout
 
 
@@ -71,7 +80,11 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     assert sum("label_human" in turn for turn in turns) > 50
     change = json.loads((tmp_path / "bootstrap/report.json").read_text())
     assert len(change["interval"]) == 2 and change["rounds"][0]["sampled"] == 2 * len(prepared)
-    assert "mean of the targets" in printed
+    assert "wrote data" in printed and "base: language_model with 260,032 parameters in float32" in printed
+    assert re.search(r"trained on +attribute +change +95% interval\n[─ ]+\nbootstrap +mean of the targets ", printed)
+    *_, answer, exported = printed.splitlines()
+    assert len(answer.split()) > 3, "generate answers with words"
+    assert exported == "policy-hf: Hugging Face policy with 260,032 parameters in float32"
     assert (tmp_path / "policy-hf/model.safetensors").is_file()
     if not layout:
         _measured_and_improved(tmp_path, environment)
@@ -82,7 +95,7 @@ def _measured_and_improved(folder: Path, environment: dict[str, str]) -> None:
     with gzip.open(real_data("hh_harmless_base_test.dev.jsonl.gz"), "rt") as file:
         (folder / "pairs.jsonl").write_text("".join(next(file) for _ in range(40)))
     printed = _run(_block(" too"), folder, {**environment, "PAIRS": "pairs.jsonl"})
-    for words in ("Pearson", "accuracy", "TF-IDF", "longer"):
+    for words in ("Pearson", "accuracy", "TF-IDF", "longer", "report: ", "again: regressor of quality 0 to 4"):
         assert words in printed
     for name in ("evaluation", "label-noise", "preference"):
         assert (folder / name / "report.html").stat().st_size > 10_000
