@@ -7,6 +7,7 @@ dataclass, which decides what keys exist and what types they have.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,10 +109,15 @@ def check(config: Any) -> None:
         if rules["choices"] and value not in rules["choices"]:
             choices = rules["choices"]
             raise ConfigError(f"{key}={value}: expected {_alternatives(choices)}{suggest(str(value), choices)}")
-        if rules["least"] is not None and value < rules["least"]:
-            raise ConfigError(f"{key}={value}: expected at least {rules['least']:g}")
-        if rules["most"] is not None and value > rules["most"]:
-            raise ConfigError(f"{key}={value}: expected at most {rules['most']:g}")
+        for name, number in _numbers(key, value):
+            if not math.isfinite(number):
+                raise ConfigError(f"{name}={number}: expected a finite number")
+            if rules["least"] is not None and number < rules["least"]:
+                raise ConfigError(f"{name}={number}: expected at least {_limit(rules['least'])}")
+            if rules["most"] is not None and number > rules["most"]:
+                raise ConfigError(f"{name}={number}: expected at most {_limit(rules['most'])}")
+            if rules["below"] is not None and number >= rules["below"]:
+                raise ConfigError(f"{name}={number}: expected less than {_limit(rules['below'])}")
     if hasattr(config, "template"):
         config.template.build()
     if isinstance(getattr(config, "attributes", None), configs.AttributesConfig):
@@ -130,6 +136,22 @@ def check(config: Any) -> None:
         if isinstance(config.trainer, configs.ComputeConfig) and not isinstance(config, configs.TrainConfig):
             configs.check_inference(config.trainer.precision)
         _check_layout(config.trainer, config.parallel, packed)
+
+
+def _numbers(key: str, value: Any) -> Iterator[tuple[str, int | float]]:
+    """The numbers of a value, also those in a list or a mapping, each with its key."""
+    if isinstance(value, (int, float)):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _numbers(f"{key}.{name}", inner)
+    elif isinstance(value, (list, tuple)):
+        for place, inner in enumerate(value):
+            yield from _numbers(f"{key}[{place}]", inner)
+
+
+def _limit(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _check_model(model: configs.ModelConfig) -> None:

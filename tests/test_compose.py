@@ -165,6 +165,16 @@ WRONG = {
         "expected one of truncate_history, drop, error; did you mean 'drop'",
     ),
     "too small": (["trainer.devices=0"], "trainer.devices=0: expected at least 1"),
+    "not a number": (["optimizer.clip_grad=nan"], "optimizer.clip_grad=nan: expected a finite number"),
+    "infinite": (["optimizer.lr=inf"], "optimizer.lr=inf: expected a finite number"),
+    "infinite in a list": (["data.train=[a,b]", "data.weights=[1,inf]"], r"data.weights\[1\]=inf: expected a finite"),
+    "negative seed": (["seed=-1"], "seed=-1: expected at least 0"),
+    "seed too large": (["seed=4294967296"], "seed=4294967296: expected at most 4294967295"),
+    "first moment": (["optimizer.beta1=1"], "optimizer.beta1=1.0: expected less than 1"),
+    "second moment": (["optimizer.beta2=1.0"], "optimizer.beta2=1.0: expected less than 1"),
+    "average": (["optimizer.ema_decay=1"], "optimizer.ema_decay=1.0: expected less than 1"),
+    "denominator": (["optimizer.eps=0"], "optimizer.eps=0.0: expected at least 1e-20"),
+    "bad steps": (["trainer.max_bad_steps=0"], "trainer.max_bad_steps=0: expected at least 1"),
     "too large": (["data.label_dropout=1.5"], "data.label_dropout=1.5: expected at most 1"),
     "group": (["attributes=helpster"], "attributes=helpster: no such choice; .*did you mean 'helpsteer'"),
     "file": (["attributes=/nowhere.yaml"], "/nowhere.yaml"),
@@ -257,3 +267,31 @@ def test_a_packed_batch_is_cut_by_tokens():
     assert load("train-sft", SFT + ["trainer=cpu", "data.pack_length=512"]).data.row_length() is None
     with pytest.raises(ConfigError, match="data.pack_length=256 is smaller than data.max_length=300: a sample must"):
         load("train-sft", [*words, "data.pack_length=256"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["loss.weights.humor=nan"], "loss.weights.humor=nan: expected a finite number"),
+        (["loss.weights.humor=-1"], "loss.weights.humor=-1.0: expected at least 0"),
+    ],
+)
+def test_numbers_in_a_mapping_are_checked(words, message):
+    with pytest.raises(ConfigError, match=message):
+        load("train-regressor", [*SFT, *words])
+
+
+def test_a_typed_config_is_checked_as_a_command_line_is():
+    settings = load("train-sft", SFT)
+    settings.optimizer.clip_grad = float("nan")
+    with pytest.raises(ConfigError, match="optimizer.clip_grad=nan: expected a finite number"):
+        compose.check(settings)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_seed_has_a_range(verb):
+    schema = getattr(config, VERBS[verb][1])
+    for key in compose.keys(schema):
+        if key.rpartition(".")[2] == "seed":
+            rules = compose.find(schema, key).metadata
+            assert (rules["least"], rules["most"]) == (0, 2**32 - 1), key

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+MOST_SEED = 2**32 - 1  # 32 bits, which every generator takes
+
 
 def option(
     default: Any,
@@ -13,6 +15,7 @@ def option(
     choices: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
+    below: float | None = None,
     example: str = "",
 ) -> Any:
     """A dataclass field with what `--help` shows and `compose` checks.
@@ -23,9 +26,11 @@ def option(
         choices: the strings allowed.
         least: smallest number allowed.
         most: largest number allowed.
+        below: number that is too large already.
         example: a value to show where the user left a mandatory one out.
     """
-    metadata = {"help": text, "choices": choices, "least": least, "most": most, "example": example}
+    ranges = {"least": least, "most": most, "below": below}
+    metadata = {"help": text, "choices": choices, **ranges, "example": example}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -16,8 +16,8 @@ class RopeScaling:
     """Llama 3.1's scaling of rotary frequencies."""
 
     factor: float = option(8.0, "how much longer the context became", least=1.0)
-    low_freq_factor: float = option(1.0, "wavelengths above original / this are scaled in full")
-    high_freq_factor: float = option(4.0, "wavelengths below original / this are left alone")
+    low_freq_factor: float = option(1.0, "wavelengths above original / this are scaled in full", least=1e-3)
+    high_freq_factor: float = option(4.0, "wavelengths below original / this are left alone", least=1e-3)
     original_max_position_embeddings: int = option(8192, "context length before scaling, tokens", least=1)
 
 
@@ -34,8 +34,8 @@ class Architecture:
     head_dim: int | None = option(None, "width of a head; null = hidden_size / num_attention_heads", least=1)
     vocab_size: int = option(0, "true vocabulary size; 0 = that of the tokenizer", least=0)
     max_position_embeddings: int = option(4096, "longest sequence the model is meant for, tokens", least=1)
-    norm_epsilon: float = option(1e-5, "epsilon of the norms")
-    rope_theta: float = option(10000.0, "base of the rotary frequencies")
+    norm_epsilon: float = option(1e-5, "epsilon of the norms", least=0.0)
+    rope_theta: float = option(10000.0, "base of the rotary frequencies", least=1.0)
     rotary_percent: float = option(1.0, "share of a head that is rotated; Nemotron: 0.5", least=0.0, most=1.0)
     rope_scaling: RopeScaling | None = option(None, "Llama 3.1 frequency scaling; null = none")
     tie_word_embeddings: bool = option(False, "one matrix for embedding and output")

@@ -32,6 +32,9 @@ class TrainerConfig(ComputeConfig):
         "none", "activations computed again in the backward pass: of attention, or of whole layers",
         choices=("none", "selective", "full"),
     )  # fmt: skip
+    max_bad_steps: int = option(
+        3, "steps in a row, each skipped for a loss or gradient norm that is not finite, that end the run", least=1
+    )
     log_every: int = option(1, "optimizer steps between logged lines", least=1)
     progress_bar: bool = option(True, "show steps, speed and time left")
 
@@ -42,16 +45,16 @@ class OptimizerConfig:
 
     lr: float = option(MISSING, "peak learning rate", least=0.0, example="5e-6")
     min_lr: float = option(0.0, "learning rate at the end of a cosine schedule", least=0.0)
-    beta1: float = option(0.9, "decay of the first moment", least=0.0, most=1.0)
-    beta2: float = option(0.98, "decay of the second moment", least=0.0, most=1.0)
-    eps: float = option(1e-8, "added to the denominator", least=0.0)
+    beta1: float = option(0.9, "decay of the first moment", least=0.0, below=1.0)
+    beta2: float = option(0.98, "decay of the second moment", least=0.0, below=1.0)
+    eps: float = option(1e-8, "added to the denominator", least=1e-20)
     weight_decay: float = option(0.01, "decoupled decay; none on norms and biases", least=0.0)
     clip_grad: float = option(1.0, "largest gradient norm; 0 = no clipping", least=0.0)
     schedule: str = option("constant", "learning rate after warm-up", choices=("constant", "cosine"))
     warmup_steps: int = option(10, "optimizer steps of linear warm-up", least=0)
     distributed: bool = option(True, "shard the optimizer's state over data-parallel ranks")
     ema_decay: float | None = option(
-        None, "write the moving average of the weights to model/; decay a step, e.g. 0.999", least=0.0, most=1.0
+        None, "write the moving average of the weights to model/; decay a step, e.g. 0.999", least=0.0, below=1.0
     )
     overlap: bool = option(False, "overlap gradient reduction with the backward pass")
 
@@ -65,7 +68,9 @@ class LossConfig:
         choices=("mse", "huber", "none"),
     )  # fmt: skip
     huber_delta: float = option(1.0, "error at which Huber's loss turns from square to linear", least=1e-9)
-    weights: dict[str, float] = option(dict, "weight of an attribute's labels, else 1: loss.weights.humor=2")
+    weights: dict[str, float] = option(
+        dict, "weight of an attribute's labels, else 1: loss.weights.humor=2", least=0.0
+    )
     balance: str | None = option(
         None, "divide weights by the number of labels, so that each attribute weighs the same",
         choices=("inverse_frequency",),

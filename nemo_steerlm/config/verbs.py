@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig
 from nemo_steerlm.config.data import OVERLONG, DataConfig, PolicyDataConfig
-from nemo_steerlm.config.fields import option
+from nemo_steerlm.config.fields import MOST_SEED, option
 from nemo_steerlm.config.model import HEADS, ModelConfig, RegressorModelConfig
 from nemo_steerlm.config.prompt import AttributesConfig, TemplateConfig
 from nemo_steerlm.config.training import LoggingConfig, LossConfig, OptimizerConfig, TrainerConfig
@@ -34,7 +34,7 @@ class PrepareConfig:
     columns: dict[str, str] = option(dict, "source=table: {prompt:COLUMN,response:COLUMN,quality:COLUMN,...}")
     attributes: AttributesConfig = option(AttributesConfig, "attribute schema; null = the source's own")
     val_fraction: float | None = option(0.05, "share held out; null = the dataset's own split", least=0.0, most=1.0)
-    seed: int = option(10, "seed of the split, and of synthetic data")
+    seed: int = option(10, "seed of the split, and of synthetic data", least=0, most=MOST_SEED)
     languages: list[str] | None = option(None, "keep only these, e.g. languages=[en,de]; null = all")
     dedupe: bool = option(True, "drop repeated conversations")
     tokenizer: str | None = option(None, "the report counts lengths in its tokens; null = characters")
@@ -82,7 +82,7 @@ class TrainConfig:
     parallel: ParallelConfig = option(ParallelConfig, "layout")
     optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
     logging: LoggingConfig = option(LoggingConfig, "loggers")
-    seed: int = option(1234, "seed of weights, data order and dropout")
+    seed: int = option(1234, "seed of weights, data order and dropout", least=0, most=MOST_SEED)
     resume: bool = option(True, "go on from the newest complete checkpoint in the run folder")
 
 
@@ -151,7 +151,7 @@ class SampleConfig(SamplingConfig):
     output: str = option(MISSING, "responses", example="outputs/responses.jsonl")
     engine: str = option("megatron", "what generates", choices=("megatron",))
     part_size: int = option(256, "prompts a part file: what a kill loses at most", least=1)
-    seed: int = option(1234, "seed of combinations and responses")
+    seed: int = option(1234, "seed of combinations and responses", least=0, most=MOST_SEED)
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
 
@@ -187,7 +187,7 @@ class BootstrapConfig:
     parallel: ParallelConfig = option(ParallelConfig, "layout")
     optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
     logging: LoggingConfig = option(LoggingConfig, "loggers")
-    seed: int = option(1234, "seed of everything drawn")
+    seed: int = option(1234, "seed of everything drawn", least=0, most=MOST_SEED)
     resume: bool = option(True, "skip what the run folder holds already")
 
 
@@ -224,7 +224,7 @@ class EvaluateConfig:
     overlong: str = option("truncate_history", "what happens to a longer sample", choices=OVERLONG)
     max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
     batch_tokens: int | None = option(None, "tokens a forward pass, as annotate's", least=1)
-    seed: int = option(0, "seed of the bootstrap intervals")
+    seed: int = option(0, "seed of the bootstrap intervals", least=0, most=MOST_SEED)
     resamples: int = option(1000, "resamples for the intervals; 0 = none; task=preference: always 1000", least=0)
     calibrate: str | None = option(
         None, "fit a correction on the input and store it with the model; temperature: of a distribution",
@@ -260,7 +260,7 @@ class GenerateConfig:
     top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
     top_p: float = option(1.0, "draw among the likeliest of this total probability", least=0.0, most=1.0)
     max_new_tokens: int = option(256, "longest response, tokens", least=1)
-    seed: int = option(1234, "seed of the draw")
+    seed: int = option(1234, "seed of the draw", least=0, most=MOST_SEED)
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
 
@@ -296,6 +296,6 @@ class QuickstartConfig:
     """Settings of `steerlm quickstart`."""
 
     output: str = option("outputs/quickstart", "folder of data, models and report")
-    seed: int = option(0, "seed of everything: world, weights, samples")
+    seed: int = option(0, "seed of everything: world, weights, samples", least=0, most=MOST_SEED)
     compare_labels: bool = option(False, "also train policies on no, human and permuted labels")
     recipe: QuickstartRecipe = option(QuickstartRecipe, "sizes; the defaults are what the report's bars are for")

@@ -19,7 +19,7 @@ from nemo_steerlm import integrity
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import checkpoint, lora
+from nemo_steerlm.megatron import checkpoint, finite, lora
 from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.template import PromptTemplate
@@ -51,8 +51,14 @@ class ModelCard:
 
 
 def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: list[Any]) -> None:
-    """Write a model folder, adapters merged, by all ranks together; it appears only when it is complete."""
+    """Write a model folder, adapters merged, by all ranks together; it appears only when it is complete.
+
+    Raises:
+        CheckpointError: a weight is not finite; nothing is written.
+    """
     folder = Path(folder)
+    weights = lora.merged_state(chunks)
+    finite.check(f"{folder} is not written", finite.stored(weights), finite.DIVERGED)
     partial = folder.with_name(folder.name + UNFINISHED)
     if is_rank_zero():
         shutil.rmtree(partial, ignore_errors=True)
@@ -69,7 +75,7 @@ def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: lis
         if card.schema is not None:
             card.schema.save(partial / "attributes.yaml")
         tokenizer.save(partial / "tokenizer")
-    checkpoint.save(partial / "weights", lora.merged_state(chunks))
+    checkpoint.save(partial / "weights", weights)
     if is_rank_zero():
         integrity.write_sums(partial)
     checkpoint.replace_folder(partial, folder)
@@ -143,6 +149,9 @@ def load_weights(folder: Path | str, chunks: list[Any], *, skip: tuple[str, ...]
 
     Args:
         skip: parameters (prefixes of their names) that keep their present values, such as a new head `score.`.
+
+    Raises:
+        CheckpointError: the weights are damaged, not finite, or not those of the chunks.
     """
     state = checkpoint.model_state(chunks)
     if "score.bias" in checkpoint.stored_names(Path(folder) / "weights") and not skip:
@@ -156,3 +165,4 @@ def load_weights(folder: Path | str, chunks: list[Any], *, skip: tuple[str, ...]
         missing = [n for n in missing if not n.startswith(skip or ("\0",)) and not n.endswith("_extra_state")]
         if missing or unexpected:
             raise CheckpointError(f"{folder}: missing weights {missing[:5]}, unexpected weights {unexpected[:5]}")
+    finite.check(folder, finite.parameters(chunks), finite.DAMAGED)

@@ -132,6 +132,26 @@ def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any
     return optimizer
 
 
+def gradient_norm(optimizer: Any) -> float | torch.Tensor:
+    """Make the gradients ready and give their norm, over the whole model; nothing has moved then.
+
+    On the device where megatron-core leaves it there. It is not finite where a gradient of any rank is not.
+    """
+    if optimizer.prepare_grads():
+        return math.nan
+    norm = optimizer.get_grad_norm()
+    return 0.0 if norm is None else norm
+
+
+def move(optimizer: Any, norm: float | torch.Tensor) -> None:
+    """megatron-core's own `step`, after `gradient_norm`, which it would otherwise do again."""
+    optimizer.prepare_grads, optimizer.get_grad_norm = lambda: False, lambda: norm
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.prepare_grads, optimizer.get_grad_norm
+
+
 def _repair_order(optimizer: DistributedOptimizer) -> None:
     """Make a checkpoint of a bf16 trunk with an fp32 head loadable: let each parameter's place in its group be true.
 

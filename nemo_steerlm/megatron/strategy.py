@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from megatron.core import parallel_state
 
 from nemo_steerlm.megatron import checkpoint as distributed_checkpoint
-from nemo_steerlm.megatron import parallel
+from nemo_steerlm.megatron import finite, parallel
 
 
 class DistributedCheckpointIO(CheckpointIO):
@@ -132,9 +132,15 @@ class MegatronStrategy(DDPStrategy):
         return {**state, "optimizer": optimizer}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write Lightning's progress and all sharded state; every rank calls it."""
+        """Write Lightning's progress and all sharded state; every rank calls it.
+
+        Raises:
+            CheckpointError: a weight is not finite; nothing is written.
+        """
         common = {key: checkpoint[key] for key in ("epoch", "global_step", "loops", "pytorch-lightning_version")}
-        self.checkpoint_io.save_checkpoint({"sharded": self._sharded_state(), "common": common}, filepath)
+        sharded, module = self._sharded_state(), cast(Any, self.lightning_module)
+        finite.check(f"{filepath} is not written", finite.parameters(module.chunks), finite.DIVERGED)
+        self.checkpoint_io.save_checkpoint({"sharded": sharded, "common": common}, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote, at this job's layout."""

@@ -25,10 +25,11 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig, check_inference
 from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import checkpoint, gpt, lora, model_folder, optim, parallel
+from nemo_steerlm.megatron import checkpoint, finite, gpt, lora, model_folder, optim, parallel
 from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.megatron.parallel import resolve_precision
+from nemo_steerlm.models.bad_steps import BadSteps
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader, to_device
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
@@ -43,11 +44,10 @@ class _LightningOptimizer(torch.optim.Optimizer):
     def __init__(self, optimizer: Any) -> None:
         super().__init__([torch.nn.Parameter(torch.zeros(1))], {"lr": 0.0})
         self.optimizer = optimizer
-        self.grad_norm: float | torch.Tensor = 0.0
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        _, grad_norm, _ = self.optimizer.step()
-        self.grad_norm = 0.0 if grad_norm is None else grad_norm  # still on the device where nothing had to read it
+    def step(self, closure: Any = None, *, norm: float | torch.Tensor | None = None) -> None:  # type: ignore[override]
+        if norm is not None:  # else the step is skipped
+            optim.move(self.optimizer, norm)
 
 
 class MegatronModel(ModelPT):
@@ -80,6 +80,7 @@ class MegatronModel(ModelPT):
         self.average: WeightAverage | None = None
         self.training_batches: StepBatches | None = None
         self.validation_batches: StepBatches | None = None
+        self.bad_steps = BadSteps()
         self._first_step = 0
 
     # ---------------------------------------------------------------- construction
@@ -236,8 +237,9 @@ class MegatronModel(ModelPT):
         return {"model": checkpoint.training_state(self.chunks), **average}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Put a loaded `training_state` back."""
+        """Put a loaded `training_state` back (raises CheckpointError where it is not finite)."""
         checkpoint.load_training_state(self.chunks, state["model"])
+        finite.check("the checkpoint to go on from", finite.parameters(self.chunks), "resume=false starts over")
         if self.average is not None:
             self.average.load(state["average"])
 
@@ -318,7 +320,14 @@ class MegatronModel(ModelPT):
         return batch
 
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
-        """One optimizer step over this rank's share of the global batch."""
+        """One optimizer step over this rank's share of the global batch; skipped where it is not finite.
+
+        All ranks know the whole loss and gradient norm before the optimizer moves. They wait for the device there,
+        and only there.
+
+        Raises:
+            DataError: so many steps in a row were not finite (`BadSteps`).
+        """
         started = time.perf_counter()
         step, shim = self.trainer.global_step, self.optimizers()
         rate = optim.schedule(self.optimizer, self._optimizer_config, step, int(self.cfg.max_steps))
@@ -328,17 +337,19 @@ class MegatronModel(ModelPT):
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
         kept = self.run(batch, forward_only=False)
-        shim.step()  # type: ignore[union-attr]
-        if self.average is not None:
-            self._gather()
-            self.average.update()
+        gradients = optim.gradient_norm(self.optimizer)
         total, count, tokens, computed, norm = sum_over_ranks(
             *totals(kept),
             sum(b["real_tokens"] for b in batch),
             sum(b["tokens"].numel() for b in batch),
             on_last_stage=kept != [],
-            beside=shim.optimizer.grad_norm,  # type: ignore[union-attr]
+            beside=gradients,
         )
+        good = self.bad_steps.judge(step + 1, total, norm, batch, kept)
+        shim.step(norm=gradients if good else None)  # type: ignore[union-attr,call-arg]
+        if good and self.average is not None:
+            self._gather()
+            self.average.update()
         elapsed = time.perf_counter() - started
         metrics = {
             "step": float(
@@ -347,6 +358,7 @@ class MegatronModel(ModelPT):
             "train/loss": total / max(count, 1.0),
             "train/grad_norm": norm,
             "train/learning_rate": rate,
+            "train/bad_steps": float(self.bad_steps.count),  # skipped since the run was started or resumed
             "train/labels": count,
             "train/tokens_per_second": tokens / elapsed,
             "train/pack_efficiency": tokens / max(computed, 1.0),  # 1 = no padding
@@ -402,15 +414,18 @@ def sum_over_ranks(
 
     Only the last pipeline stage knows losses (`on_last_stage`), and tensor-parallel ranks all know the same ones.
     Waits for the device once: a number that every rank knows already is read together with the sums, as `beside`.
+    Where it is not finite on one rank, all get a NaN.
     """
     table = torch.zeros(len(values) + (beside is not None), dtype=torch.float64, device=parallel.device())
     if on_last_stage:
         for place, value in enumerate(values):
             table[place] = value
         table /= parallel_state.get_tensor_model_parallel_world_size()
+    if beside is not None:
+        table[-1] = beside * 0  # a NaN where it is not finite
     dist.all_reduce(table)
     if beside is not None:
-        table[-1] = beside
+        table[-1:] += beside
     return table.tolist()
 
 

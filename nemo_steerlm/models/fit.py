@@ -32,6 +32,7 @@ from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import checkpoint, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStrategy
+from nemo_steerlm.models.bad_steps import BadSteps
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
 from nemo_steerlm.models.best import BestStep, check_metric
@@ -310,9 +311,12 @@ def fit(
 
     Raises:
         Stopped: by a signal; the state after the last step is saved.
+        DataError: `trainer.max_bad_steps` in a row had a loss or gradient norm that is not finite.
+        CheckpointError: the weights are not finite; they are not saved.
     """
     last = int(model.cfg.max_steps)
     model.choose_trained()
+    model.bad_steps = BadSteps(trainer_config.max_bad_steps)
     trained, total = lora.count_parameters(model.chunks)
     _log.info("trained parameters: %s of %s (%.2f%%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
     folder = CheckpointFolder(output / "checkpoints", keep=trainer_config.keep_checkpoints)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig, check_trainable
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import hf, hf_folder, model_folder
+from nemo_steerlm.megatron import finite, hf, hf_folder, model_folder
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel, model_config
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -54,6 +54,7 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
             model.build()
             fresh, outputs = model.fresh_parameters(origin), hf_folder.outputs_of(origin)
             hf.load(hf.SafetensorsFolder(Path(source)), model.chunks, origin.architecture, outputs, head=not fresh)
+            finite.check(source, finite.parameters(model.chunks), finite.DAMAGED)
         else:
             model.load_weights(source)
     return model

@@ -17,7 +17,7 @@ from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.integrity import listing
-from nemo_steerlm.megatron import checkpoint, gpt, hf, hf_config, hf_folder, llama2c, model_folder, parallel
+from nemo_steerlm.megatron import checkpoint, finite, gpt, hf, hf_config, hf_folder, llama2c, model_folder, parallel
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
@@ -52,6 +52,7 @@ def import_main(config: ImportConfig) -> str:
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
     chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
+    finite.check(source.where, finite.parameters(chunks), finite.DAMAGED)
     correction = None if card.schema is None else Calibration.read(source.where, card.schema)
     model_folder.write(output, card, tokenizer, chunks)
     if parallel.is_rank_zero():

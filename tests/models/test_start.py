@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,17 @@ def test_a_hugging_face_folder_is_as_good_as_its_import(folders: tuple[Path, Pat
     for name, value in states[0].items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, states[1][name]), name
+
+
+def test_a_hugging_face_folder_that_is_not_finite_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from nemo_steerlm.errors import CheckpointError
+
+    source = shutil.copytree(folders[0], tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("inf")
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{source}: weights that are not finite \(.*layers\.1\.mlp"):
+        convert.import_main(configs.ImportConfig(input=str(source), output=str(tmp_path / "imported")))
+    assert not list(tmp_path.glob("imported*"))
