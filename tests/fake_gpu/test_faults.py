@@ -83,6 +83,7 @@ def test_a_cpu_tensor_over_nccl(room: Room) -> None:
 
 def test_a_wait_in_every_micro_batch(room: Room) -> None:
     once = room.run(waiting, world=2, planted=False)
+    assert once == {}, "no micro-batch waits for the device"
     more = room.run(waiting, world=2, planted=True)
     planted = {place: count - once.get(place, 0) for place, count in more.items() if count != once.get(place, 0)}
     assert list(planted.values()) == [1] and "models/base.py" in next(iter(planted)), planted
