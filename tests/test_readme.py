@@ -36,7 +36,7 @@ def _block(mark: str) -> str:
 # What a healthy block says beside its results: where long work is, and what was chosen for the user.
 SAID = re.compile(
     r"[\w.-]+: (steps|conversations|responses) [\d,]+ of [\d,]+.*|precision: fp32, .*|trained parameters: .*"
-    r"|asked for: quality 4, toxicity 0, humor 0, .*|no label for .*|the head starts anew: .*"
+    r"|wrote \w+|asked for: quality 4, toxicity 0, humor 0, .*|no label for .*|the head starts anew: .*"
 )
 
 
@@ -80,7 +80,7 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     assert sum("label_human" in turn for turn in turns) > 50
     change = json.loads((tmp_path / "bootstrap/report.json").read_text())
     assert len(change["interval"]) == 2 and change["rounds"][0]["sampled"] == 2 * len(prepared)
-    assert "wrote data" in printed and "base: language_model with 260,032 parameters in float32" in printed
+    assert "data:\n  source  " in printed and "base: language_model with 260,032 parameters in float32" in printed
     assert re.search(r"trained on +attribute +change +95% interval\n[─ ]+\nbootstrap +mean of the targets ", printed)
     *_, answer, exported = printed.splitlines()
     assert len(answer.split()) > 3, "generate answers with words"

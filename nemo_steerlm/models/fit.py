@@ -367,6 +367,10 @@ def fit(
     _loggers(trainer, logging_config, output)
     trainer.loggers = [*trainer.loggers, metrics]
     model.set_trainer(trainer)
+    # NeMo attaches its telemetry, which nothing here reads. After a training that failed its spans stay open, and it
+    # would refuse the next one of the same process: in a notebook, the one with the mistake mended.
+    telemetry = "nemo.lightning.one_logger_callback"
+    trainer.callbacks = [callback for callback in trainer.callbacks if type(callback).__module__ != telemetry]
     # Lightning (2.4) would answer SIGTERM by an exception with exit code 0 on the process that got it.
     trainer._signal_connector.register_signal_handlers = lambda: None
     with checkpoints.listening():

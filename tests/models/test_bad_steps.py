@@ -87,6 +87,7 @@ def bad_trainings(folder: str) -> dict:
     found["messages"] = [None] * dist.get_world_size()
     dist.all_gather_object(found["messages"], message)
     found["checkpoints"] = sorted(map(str, (root / "end/checkpoints").glob("*")))
+    found["again"] = len(train("policy", root / "again", steps=2, **settings))
     return found
 
 
@@ -115,6 +116,10 @@ def test_bad_steps_in_a_row_end_the_training_before_a_checkpoint(found: dict) ->
     assert "the samples 0, 1, 2, 3, 16, 17, 18, 19 of the training data" in rest
     assert "after 3 such steps in a row (trainer.max_bad_steps)" in rest
     assert found["checkpoints"] == []
+
+
+def test_the_same_process_can_train_again(found: dict) -> None:
+    assert found["again"] == 2
 
 
 def _broken(model: Any) -> None:
