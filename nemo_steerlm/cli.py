@@ -57,24 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `steerlm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (SteerLMError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        local.report(readable(f"steerlm: error: {_line(error)}"))
-        return 2
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":  # it is the same for all
             local.report(f"steerlm: {stop}")
         return 128 + stop.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Exception as error:
+        line = _line(error)
+        if line is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        local.report(readable(f"steerlm: error: {line}"))
+        return 2
 
 
-def _line(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, SteerLMError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error} (HYDRA_FULL_ERROR=1 shows where it came from)"
-    return " ".join(str(error).split())
+def _line(error: Exception) -> str | None:
+    """What the user did wrong, or the system or a configuration refused, in one line; None for our own mistakes."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SteerLMError):
+        return text
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else text
+    elif not type(error).__module__.startswith("omegaconf."):
+        return None
+    return f"{text} (HYDRA_FULL_ERROR=1 shows where it came from)"
 
 
 def set_up(trainer: Any) -> bool:

@@ -128,6 +128,9 @@ def test_an_error_of_the_system_is_one_line_with_its_path(verb, capsys, tmp_path
     verb("def main(config): raise OSError(28, 'No space left on device', '/disk/o/train.jsonl')")
     assert cli.main(["prepare", "source=oasst", f"output={tmp_path}/o"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
+    verb("from omegaconf import OmegaConf\ndef main(config): OmegaConf.create({'a': '${b}'}).a")
+    assert cli.main(["prepare", "source=oasst", f"output={tmp_path}/o"]) == 2
+    assert capsys.readouterr().err.startswith("steerlm: error: Interpolation key 'b' not found")
     assert line.startswith("steerlm: error: /disk/o/train.jsonl: No space left on device (HYDRA_FULL_ERROR=1")
     (tmp_path / "file").write_text("")
     assert cli.main(["prepare", "source=oasst", f"output={tmp_path}/file/o"]) == 2
