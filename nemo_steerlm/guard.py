@@ -132,6 +132,15 @@ class TokenGuard:
         self._watched = frozenset([*self._foreign, *(token for _, token in self._ids)])
         self._spellings: dict[int, list[int]] = {}
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Special tokens of the base model, whose names in a text are ordinary characters."""
+        return frozenset(self._foreign.values())
+
+    @functools.cached_property
+    def _literal(self) -> Tokenizer | None:
+        return self._tokenizer.literally(self.names)
+
     def clean(self, text: str) -> str:
         """Return ``text`` with every marker broken up, also what only this tokenizer's normaliser makes one of."""
         if not text.isascii():
@@ -140,12 +149,28 @@ class TokenGuard:
                 text = self._own(text)
         return self._base(text)
 
-    def checked(self, text: str, ids: list[int]) -> list[int] | None:
+    def checked(self, text: str, ids: list[int], continues: bool) -> list[int] | None:
         """Return the ids of a rendered text, or None where more or fewer markers stand in them than in the text.
 
-        Special tokens of the base model, which only text can have brought in, become the ordinary ones that decode
-        to the same characters.
+        Special tokens of the base model, which only text can have brought in, become the ordinary ones of the same
+        characters: read anew by a tokenizer that does not know them, or else spelled out one by one.
+
+        Args:
+            text: The text.
+            ids: Its ids, as `encode` or, where it `continues` another text, `encode_continuations` gives them.
+            continues: Whether it does.
         """
+        ids_ = self._counted(text, ids)
+        if ids_ is None or self._foreign.keys().isdisjoint(ids_):
+            return ids_
+        if self._literal is not None:
+            read = self._literal.encode_continuations if continues else self._literal.encode_batch
+            ids_ = self._counted(text, read([text])[0])
+            if ids_ is None:
+                return None
+        return [piece for token in ids_ for piece in (self._spelling(token) if token in self._foreign else (token,))]
+
+    def _counted(self, text: str, ids: list[int]) -> list[int] | None:
         found = list(filter(self._watched.__contains__, ids))
         if any(found.count(token) != text.count(marker) for marker, token in self._ids):
             return None
@@ -153,9 +178,7 @@ class TokenGuard:
             own = self._tokenizer.normalised(text)
             if any(own.count(form) != text.count(marker) for marker, form in self._forms):
                 return None
-        if self._foreign.keys().isdisjoint(found):
-            return ids
-        return [piece for token in ids for piece in (self._spelling(token) if token in self._foreign else (token,))]
+        return ids
 
     def _spelling(self, token: int) -> list[int]:
         if token not in self._spellings:

@@ -100,13 +100,14 @@ class PromptTemplate:
     # -- text -------------------------------------------------------------------------------------------------------
 
     @property
-    def _markers(self) -> tuple[str, ...]:
+    def markers(self) -> tuple[str, ...]:
+        """The texts that structure a prompt; none of them stands in what people or models wrote."""
         others = (self.end_of_name.strip(), self.end_of_turn.strip())
         return (self.system_start, self.turn_start, self.label_start, *filter(None, others))
 
     @functools.cached_property
     def _guard(self) -> Guard:
-        return shared_guard(self._markers)
+        return shared_guard(self.markers)
 
     def clean(self, text: str) -> str:
         """Return ``text`` with every marker broken up, so that it cannot open a turn or a label line.
@@ -151,7 +152,7 @@ class PromptTemplate:
         It reads OpenAI rows as :class:`Conversation` does and renders the same text, but for one thing: Jinja can
         break up markers only where they are written out, not what a tokenizer's normaliser might turn into one.
         """
-        broken = [(marker, f"{marker[0]} {marker[1:]}" if len(marker) > 1 else " ") for marker in self._markers]
+        broken = [(marker, f"{marker[0]} {marker[1:]}" if len(marker) > 1 else " ") for marker in self.markers]
         names = {"user": self._name(self.user, self.clean), "assistant": self._name(self.assistant, self.clean)}
         return _CHAT_TEMPLATE.format(
             clean="".join(f" | replace({_literal(one)}, {_literal(other)})" for one, other in broken),
@@ -276,6 +277,10 @@ class PromptTemplate:
         """
         return self.encode_regressions([(conversation, turn_index)], tokenizer)[0]
 
+    def special_names(self, tokenizer: Tokenizer) -> frozenset[str]:
+        """Special tokens of the base model, whose names are ordinary characters in a text."""
+        return _token_guard(self, tokenizer).names
+
     def _encode(
         self, rows: Sequence[Conversation], render: Callable[[int, Clean], list[Segment]], tokenizer: Tokenizer
     ) -> list[tuple[list[int], list[int]]]:
@@ -347,7 +352,7 @@ def _may_overlap(one: str, two: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _token_guard(template: PromptTemplate, tokenizer: Tokenizer) -> TokenGuard:
-    return TokenGuard(tuple(template.to_dict().values()), template._markers, tokenizer)
+    return TokenGuard(tuple(template.to_dict().values()), template.markers, tokenizer)
 
 
 def _apart(text: str) -> str:
@@ -362,6 +367,9 @@ def _encode_segments(
     heads = iter(tokenizer.encode_batch([segments[0].text for segments in prompts]))
     rest = iter(tokenizer.encode_continuations([s.text for segments in prompts for s in segments[1:]]))
     return [
-        [guard.checked(segment.text, next(rest if place else heads)) for place, segment in enumerate(segments)]
+        [
+            guard.checked(segment.text, next(rest if place else heads), continues=place > 0)
+            for place, segment in enumerate(segments)
+        ]
         for segments in prompts
     ]

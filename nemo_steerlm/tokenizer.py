@@ -8,6 +8,7 @@ leading space of its own may not be lost when it is decoded.
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 import hashlib
 import json
@@ -185,10 +186,16 @@ class Tokenizer(abc.ABC):
         """Return the ids of a text that starts a sequence (no BOS, no EOS)."""
         return self.encode_batch([text])[0]
 
+    file_decides = False  # the ids are those of tokenizer.json, and not of the class that its folder names
+
     @functools.cached_property
     def holes(self) -> list[int]:
         """Ids below ``vocab_size`` that stand for no token, ascending."""
         return []
+
+    def literally(self, names: frozenset[str]) -> Tokenizer | None:
+        """Return a tokenizer that reads these added tokens' names as ordinary characters; None where there is none."""
+        return None
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -266,7 +273,8 @@ class _HuggingFaceTokenizer(Tokenizer):
                 backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             else:
                 backend = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-            backend = _as_the_file_says(folder, backend)
+            theirs, backend = backend, _as_the_file_says(folder, backend)
+            self.file_decides = backend is not theirs
         except ConfigError:
             raise
         except Exception as error:  # noqa: BLE001 - transformers raises whatever the broken file led to
@@ -302,6 +310,21 @@ class _HuggingFaceTokenizer(Tokenizer):
         if not texts:
             return []
         return self._backend(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+    def literally(self, names: frozenset[str]) -> Tokenizer | None:
+        from tokenizers import Tokenizer as Backend
+        from transformers import PreTrainedTokenizerFast
+
+        fast = getattr(self._backend, "backend_tokenizer", None)
+        if fast is None:
+            return None
+        state = json.loads(fast.to_str())
+        for token in state["added_tokens"]:
+            token["special"] = token["content"] in names
+        twin = copy.copy(self)
+        own = Backend.from_str(json.dumps(state))
+        twin._backend = PreTrainedTokenizerFast(tokenizer_object=own, split_special_tokens=True)
+        return twin
 
     @functools.cached_property
     def holes(self) -> list[int]:

@@ -319,7 +319,7 @@ def test_random_forgeries_do_not_get_through(kind, make_tokenizer):
 def test_the_forgeries_would_get_through_without_cleaning(make_tokenizer, monkeypatch):
     monkeypatch.setattr(PromptTemplate, "clean", lambda self, text: text)
     monkeypatch.setattr(TokenGuard, "clean", lambda self, text: text)
-    monkeypatch.setattr(TokenGuard, "checked", lambda self, text, ids: ids)
+    monkeypatch.setattr(TokenGuard, "checked", lambda self, text, ids, continues: ids)
     caught = {kind: 0 for kind in KINDS[:6]}
     for kind in caught:
         for text in FORGERIES:

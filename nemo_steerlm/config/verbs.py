@@ -276,7 +276,7 @@ class QuickstartRecipe:
     batch_size: int = option(32, "samples an optimizer step", least=1)
     regressor_steps: int = option(450, "optimizer steps of the regressor", least=1)
     regressor_lr: float = option(4e-3, "its peak learning rate", least=0.0)
-    policy_steps: int = option(500, "optimizer steps of the policy", least=1)
+    policy_steps: int = option(700, "optimizer steps of the policy", least=1)
     policy_lr: float = option(3e-3, "its peak learning rate", least=0.0)
     attribute_dropout: float = option(0.3, "share of its samples that see a part of their label", least=0.0, most=1.0)
     label_dropout: float = option(0.1, "share of its samples that see no label line", least=0.0, most=1.0)

@@ -106,6 +106,8 @@ def write_card(folder: Path, card: ModelCard, tokenizer: Tokenizer, dtype: str) 
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": card.schema is None, "legacy": False}
     if described.is_file():
         settings = json.loads(described.read_text(encoding="utf-8"))
+    if tokenizer.file_decides:  # else transformers' class would read other ids
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     _write(described, settings | _INPUTS)
     if regressor:
         _describe_regressor(folder, card, tokenizer)
@@ -129,13 +131,37 @@ def _describe_regressor(folder: Path, card: ModelCard, tokenizer: Tokenizer) -> 
     }  # fmt: skip
     if file.is_file():
         state = json.loads(file.read_text(encoding="utf-8"))
-        _write(file, state | {"post_processor": _without_special_tokens(state.get("post_processor"))})
+        changed = {"post_processor": _without_special_tokens(state.get("post_processor"))}
+        names = card.template.special_names(tokenizer)
+        _write(file, state | changed | {"added_tokens": _special(state.get("added_tokens", []), names)})
+        settings |= _special_settings(settings, names)
     (folder / "chat_template.jinja").write_text(card.template.chat_template(), encoding="utf-8")
     _write(described, settings)
     if settings.get("pad_token") is None:
         pad = AutoTokenizer.from_pretrained(folder, local_files_only=True).convert_ids_to_tokens(tokenizer.pad_id)
         _write(described, settings | {"pad_token": pad})
     _try_out(AutoTokenizer.from_pretrained(folder, local_files_only=True), folder, card, tokenizer)
+
+
+def _special(added: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
+    """A tokenizer's added tokens, of which these and no others are special.
+
+    `split_special_tokens` then reads their names in a text as ordinary characters, as we do, and the markers that the
+    chat template writes still as tokens.
+    """
+    return [token | {"special": token["content"] in names} for token in added]
+
+
+def _special_settings(settings: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """The keys of tokenizer_config.json by which transformers would make others special again."""
+    changed: dict[str, Any] = {"split_special_tokens": True}
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        if isinstance(settings.get(key), list):
+            changed[key] = [token for token in settings[key] if token in names]
+    if "added_tokens_decoder" in settings:
+        tokens = settings["added_tokens_decoder"]
+        changed["added_tokens_decoder"] = dict(zip(tokens, _special(list(tokens.values()), names)))
+    return changed
 
 
 def _convert_sentencepiece(folder: Path) -> None:
@@ -189,11 +215,17 @@ def _without_special_tokens(processor: Any) -> Any:
 def _try_out(theirs: Any, folder: Path, card: ModelCard, tokenizer: Tokenizer) -> None:
     """Compare the ids that transformers' tokenizer gives a prompt with ours."""
     template = card.template
-    texts = ["Hello,  world?\n\n Ünïcode 你好 🙂\t1234", f" No <s> nor </s>, {template.label_start}quality:4. "]
+    special = " ".join(sorted(template.special_names(tokenizer))[:20])  # ordinary characters in a text
+    texts = [f"Hello,  world?\n\n Ünïcode 你好 🙂\t1234 {special}", f" No <s>, {template.label_start}quality:4. "]
     turns = [Turn(template.user, texts[0]), Turn(template.assistant, texts[1])]
     prompt = template.render_regression(Conversation(turns), 1)
     messages = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
     ours = template.encode_regression(Conversation(turns), 1, tokenizer)
+    if ours[-1] == tokenizer.pad_id:
+        raise CheckpointError(
+            f"{folder}: the prompt ends with the padding token {theirs.pad_token!r}, where transformers does not look "
+            f"for the values; train with another template.label_start"
+        )
     rendered = theirs.apply_chat_template(messages, tokenize=False)
     for found, expected, what in (
         (rendered, prompt, "its chat template renders"),
@@ -202,8 +234,3 @@ def _try_out(theirs: Any, folder: Path, card: ModelCard, tokenizer: Tokenizer) -
     ):
         if found != expected:
             raise CheckpointError(f"{folder}: {what} {found!r:.300}, the regressor was trained on {expected!r:.300}")
-    if ours[-1] == tokenizer.pad_id:
-        raise CheckpointError(
-            f"{folder}: the prompt ends with the padding token {theirs.pad_token!r}, where transformers does not look "
-            f"for the values; train with another template.label_start"
-        )

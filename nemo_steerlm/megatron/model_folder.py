@@ -132,10 +132,11 @@ def read_tokenizer(folder: Path | str) -> Tokenizer:
     path = Path(folder) / "model_config.yaml"
     try:
         config = read_yaml(path, CheckpointError)
-        expected, size = str(config["tokenizer"]["fingerprint"]), int(config["architecture"]["vocab_size"])
-    except (KeyError, TypeError, ValueError):
+        expected, size = str(config["tokenizer"]["fingerprint"]), config["architecture"].get("vocab_size")
+    except (KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: damaged model configuration: no tokenizer.fingerprint") from None
-    check_vocabulary(tokenizer, size, folder)
+    if size:
+        check_vocabulary(tokenizer, int(size), folder)
     if tokenizer.fingerprint != expected:
         raise CheckpointError(
             f"{folder}/tokenizer: fingerprint {tokenizer.fingerprint[:12]}, but the weights were trained with "

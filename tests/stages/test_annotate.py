@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tqdm import tqdm
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import AnnotateConfig
 from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.progress import Progress
 from nemo_steerlm.stages.annotate import _Annotator, _Moments
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer
@@ -46,6 +46,6 @@ def test_rows_of_plain_fine_tuning_show_the_labels_they_get(tmp_path: Path) -> N
     ]
     assert [row.type for row in rows] == [None, None]
     annotator = _Annotator(model, AnnotateConfig(overlong="drop"), "m")  # type: ignore[arg-type]
-    records = annotator.part(0, rows, tqdm(disable=True))
+    records = annotator.part(0, rows, Progress("rows", None, "conversations", shown=False))
     assert [row["type"] for row in records] == ["VALUE_TO_TEXT", None]
     assert records[0]["conversations"][1]["label"] == "quality:3"

@@ -248,6 +248,8 @@ def make_classifier(folder: Path, family: str = "llama", **settings: Any) -> Any
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
+    # transformers' Qwen2 class has a pipeline of its own: in a real folder tokenizer.json is what it writes
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return model
 
 

@@ -55,6 +55,8 @@ _INTENTS = (
     ),
 )  # fmt: skip
 
+_SHORT = ("complexity", "verbosity")  # answers to such questions have neither
+
 
 def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, tally: Tally) -> Iterator[Conversation]:
     """Yield every question with each of its answers, alone and as the second turn of a dialogue.
@@ -66,7 +68,8 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     refuse_languages(languages, "self_id")
     card = _load(file)
     best = {attribute.name: float(attribute.high) for attribute in schema if attribute.name in MORE_IS_BETTER}
-    label = schema.defaults() | best | schema.check(card.get("label") or {}, str(file))
+    short = {attribute.name: float(attribute.low) for attribute in schema if attribute.name in _SHORT}
+    label = schema.defaults() | short | best | schema.check(card.get("label") or {}, str(file))
     pairs = [
         (question, answer.format(name=card["name"], maker=card["maker"]))
         for questions, answers in _INTENTS
