@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from megatron.core import parallel_state
+from nemo.lightning.callback_group import CallbackGroup
 from nemo.utils import logging as nemo_log
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
@@ -366,11 +367,10 @@ def fit(
     )
     _loggers(trainer, logging_config, output)
     trainer.loggers = [*trainer.loggers, metrics]
-    model.set_trainer(trainer)
     # NeMo attaches its telemetry, which nothing here reads. After a training that failed its spans stay open, and it
     # would refuse the next one of the same process: in a notebook, the one with the mistake mended.
-    telemetry = "nemo.lightning.one_logger_callback"
-    trainer.callbacks = [callback for callback in trainer.callbacks if type(callback).__module__ != telemetry]
+    CallbackGroup.get_instance().callbacks.clear()
+    model.set_trainer(trainer)
     # Lightning (2.4) would answer SIGTERM by an exception with exit code 0 on the process that got it.
     trainer._signal_connector.register_signal_handlers = lambda: None
     with checkpoints.listening():

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.models.fit import JSONLLogger, _enter_run_folder
@@ -47,7 +48,8 @@ def test_fewer_steps_than_before_are_said(tmp_path: Path, caplog: pytest.LogCapt
     assert "trainer.max_steps was 10 and is 4 now" in caplog.text
 
 
-def test_metrics_lose_a_half_line_and_nothing_else(tmp_path: Path) -> None:
+def test_metrics_lose_a_half_line_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # whatever a trainer of another test made of it
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "train/loss": 1.0}) for step in (1, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"step": 4, "train/lo')
