@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import megatron.core
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
@@ -16,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.families import family_of
 from nemo_steerlm.megatron.layers import (
     Segments,
@@ -292,7 +292,7 @@ def build(
     config = transformer_config(architecture, parallel, dtype, **engine)
     if not hasattr(GPTModel, "_postprocess"):
         raise ConfigError(
-            f"megatron-core {megatron.core.__version__} has no GPTModel._postprocess, where these models choose "
+            f"{patches.release('megatron')} has no GPTModel._postprocess, where these models choose "
             "positions and add their heads (0.16.1 to 0.19.2 have it); install one of those"
         )
     chunks: list[LanguageModel] = []

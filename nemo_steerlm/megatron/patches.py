@@ -27,13 +27,20 @@ def leave(part: str, why: object, effect: str) -> None:
     if part in _left:
         return
     _left.add(part)
-    library = part.partition(".")[0]
-    library = _DISTRIBUTIONS.get(library, library)
-    try:
-        library += f" {metadata.version(library)}"
-    except metadata.PackageNotFoundError:
-        pass
+    library = release(part.partition(".")[0])
     _log.warning("%s: %s is left as it is (%s): %s", library, part, str(why).partition("\n")[0], effect)
+
+
+def release(module: str) -> str:
+    """The distribution of a top-level `module` and its version: "megatron-core 0.16.1".
+
+    `megatron.core.__version__` is no such version: 0.19 adds the commit of the git checkout that it is run in.
+    """
+    library = _DISTRIBUTIONS.get(module, module)
+    try:
+        return f"{library} {metadata.version(library)}"
+    except metadata.PackageNotFoundError:
+        return library
 
 
 def replace(owner: Any, effect: str, needs: tuple[str, ...] = (), /, **functions: Callable | Any) -> bool:
