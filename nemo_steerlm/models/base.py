@@ -96,20 +96,24 @@ class MegatronModel(ModelPT):
         """Size of the regression head, None for a language model."""
         return None
 
-    def build(self) -> None:
-        """Build this rank's part of the network with random weights; idempotent."""
+    def build(self, *, initialise: bool = True) -> None:
+        """Build this rank's part of the network; idempotent.
+
+        Args:
+            initialise: draw random weights; without, only a new head has values and the caller loads the others.
+        """
         if not self.chunks:
             parallel.initialize(self.parallel, seed=int(self.cfg.get("seed", 1234)))
             precision = self.cfg.precision
             self.chunks = gpt.build(
                 self.card.architecture, self.parallel, DTYPES[precision], self.outputs,
-                fp8=precision == "fp8", recompute=self.cfg.get("recompute", "none"),
+                fp8=precision == "fp8", recompute=self.cfg.get("recompute", "none"), initialise=initialise,
             )  # fmt: skip
             self.network = torch.nn.ModuleList(self.chunks)
 
     def load_weights(self, folder: Path | str) -> None:
         """Take the weights of a model folder; a head that the folder does not have keeps its initial values."""
-        self.build()
+        self.build(initialise=False)
         model_folder.load_weights(folder, self.chunks, skip=self.fresh_parameters(model_folder.read(folder)))
 
     def fresh_parameters(self, source: ModelCard) -> tuple[str, ...]:

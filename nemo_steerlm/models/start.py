@@ -51,7 +51,7 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
         load = load_tokenizer if theirs else model_folder.read_tokenizer
         model = _make(cls, config, _with_head(card, config), load(source))
         if theirs:
-            model.build()
+            model.build(initialise=False)
             fresh, outputs = model.fresh_parameters(origin), hf_folder.outputs_of(origin)
             hf.load(hf.SafetensorsFolder(Path(source)), model.chunks, origin.architecture, outputs, head=not fresh)
             finite.check(source, finite.parameters(model.chunks), finite.DAMAGED)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nemo_steerlm import config as configs
-from nemo_steerlm.megatron import parallel
+from nemo_steerlm.megatron import model_folder, parallel
+from nemo_steerlm.models.base import model_config
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.models.start import start_model
@@ -65,3 +66,20 @@ def test_a_hugging_face_folder_that_is_not_finite_is_refused(folders: tuple[Path
     with pytest.raises(CheckpointError, match=rf"{source}: weights that are not finite \(.*layers\.1\.mlp"):
         convert.import_main(configs.ImportConfig(input=str(source), output=str(tmp_path / "imported")))
     assert not list(tmp_path.glob("imported*"))
+
+
+def test_a_model_that_is_loaded_draws_no_random_weights(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawing takes longer than reading: of 13B parameters about a minute on a core."""
+
+    def drawn(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        raise AssertionError(f"{list(tensor.shape)} drawn")
+
+    monkeypatch.setattr(torch.Tensor, "normal_", drawn)
+    config, tokenizer = model_config(model_folder.read(folders[1])), model_folder.read_tokenizer(folders[1])
+    model = AttributeConditionedGPT(config, tokenizer)
+    with pytest.raises(AssertionError, match="drawn"):
+        model.build()
+    parallel.initialize(model.parallel, 0)
+    model.load_weights(folders[1])
