@@ -24,7 +24,7 @@ VERBS = {
     "import": ("stages.convert:import_main", "ImportConfig", "turn Hugging Face or llama2.c weights into our own"),
     "train-regressor": ("stages.train_regressor:main", "TrainRegressorConfig", "step 1: learn to predict attributes"),
     "annotate": ("stages.annotate:main", "AnnotateConfig", "step 2: label conversations with a regressor"),
-    "train-sft": ("stages.train_sft:main", "TrainSftConfig", "step 3: train a policy that follows attributes"),
+    "train-sft": ("pipelines.train_sft:main", "TrainSftConfig", "step 3: train a policy that follows attributes"),
     "sample": ("stages.sample:main", "SampleConfig", "step 4a: draw responses at the best attribute values"),
     "bootstrap": ("pipelines.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
     "generate": ("stages.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),

@@ -35,7 +35,7 @@ def _block(mark: str) -> str:
 
 # What a healthy block says beside its results: where long work is, and what was chosen for the user.
 SAID = re.compile(
-    r"[\w.-]+: (steps|conversations|responses) [\d,]+ of [\d,]+.*|precision: fp32, .*|trained parameters: .*"
+    r"[\w.-]+: (steps|conversations|responses|texts read|answers) [\d,]+ of [\d,]+.*|precision: fp32, .*|trained parameters: .*"
     r"|wrote \w+|asked for: quality 4, toxicity 0, humor 0, .*|no label for .*|the head starts anew: .*"
 )
 
@@ -86,8 +86,12 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     assert len(answer.split()) > 3, "generate answers with words"
     assert exported == "policy-hf: Hugging Face policy with 260,032 parameters in float32"
     assert (tmp_path / "policy-hf/model.safetensors").is_file()
+    assert len(re.findall(r"^verdict: .*(listen|obey)", printed, re.M)) == 2  # of train-sft and of bootstrap
     if not layout:
         _measured_and_improved(tmp_path, environment)
+        printed = _run(_block(" too -->"), tmp_path, environment)
+        assert re.search(r"^quality .*\n(.+\n)*labels are worth .* nats a response .*\n(.+\n)*verdict: ", printed, re.M)
+        assert (tmp_path / "steering" / "report.html").stat().st_size > 10_000
 
 
 def _measured_and_improved(folder: Path, environment: dict[str, str]) -> None:

@@ -100,11 +100,36 @@ class TrainRegressorConfig(TrainConfig):
 
 
 @dataclass(kw_only=True)
+class SteeringConfig:
+    """How it is measured whether a policy listens to its labels and does what it is asked."""
+
+    scorers: list[str] | None = option(
+        None, "what measures answers: model folder of a regressor, text, oracle, MODULE:FUNCTION, http://..."
+    )
+    measures: dict[str, str] = option(dict, "attribute to the score with another name: {verbosity:tokens}")
+    rows: int = option(200, "labelled rows whose labels are exchanged; 0 = none", least=0)
+    prompts: int = option(50, "prompts that are answered at every level; 0 = none", least=0)
+    max_new_tokens: int = option(256, "longest answer, tokens", least=1)
+    batch_size: int = option(64, "answers generated at once", least=1)
+
+
+@dataclass(kw_only=True)
+class SteeringCheckConfig(SteeringConfig):
+    """The short form, at the end of a training."""
+
+    check: bool = option(True, "end with a short measurement of steering, in steering.json")
+    rows: int = option(100, "validation rows whose labels are exchanged, at every validation too; 0 = none", least=0)
+    prompts: int = option(8, "prompts that are answered at three levels; 0 = none", least=0)
+    max_new_tokens: int = option(64, "longest answer, tokens", least=1)
+
+
+@dataclass(kw_only=True)
 class TrainSftConfig(TrainConfig):
     """Settings of `steerlm train-sft`."""
 
     data: PolicyDataConfig = option(PolicyDataConfig, "training data")
     model: ModelConfig = option(ModelConfig, "model")
+    steering: SteeringCheckConfig = option(SteeringCheckConfig, "whether the policy listens and obeys")
 
 
 @dataclass(kw_only=True)
@@ -187,6 +212,7 @@ class BootstrapConfig:
     parallel: ParallelConfig = option(ParallelConfig, "layout")
     optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
     logging: LoggingConfig = option(LoggingConfig, "loggers")
+    steering: SteeringCheckConfig = option(SteeringCheckConfig, "whether the new policy listens and obeys")
     seed: int = option(1234, "seed of everything drawn", least=0, most=MOST_SEED)
     resume: bool = option(True, "skip what the run folder holds already")
 
@@ -208,17 +234,32 @@ class PreferenceConfig:
 
 
 @dataclass(kw_only=True)
+class SteerabilityConfig(SteeringConfig):
+    """Settings of `steerlm evaluate task=steerability`."""
+
+    ways: list[str] = option(
+        lambda: ["default", "alone", "all"],
+        "one attribute with the others at their default, one alone, all at random levels: of default, alone, all",
+    )
+    quality: str | None = option(None, "score that tells a setting's cost; null = quality or helpfulness, if measured")
+    temperature: float = option(0.0, "0 = always the likeliest token", least=0.0)
+    top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
+
+
+@dataclass(kw_only=True)
 class EvaluateConfig:
     """Settings of `steerlm evaluate`."""
 
     task: str = option(
-        MISSING, "what to measure", choices=("regressor", "preference", "label_noise"), example="regressor"
-    )
+        MISSING, "what to measure", choices=("regressor", "preference", "label_noise", "steerability"),
+        example="regressor",
+    )  # fmt: skip
     checkpoint: str | None = option(
-        None, "model folder of a regressor; label_noise does without where the rows hold its predictions"
-    )
+        None, "model folder of a regressor, of a policy for steerability; label_noise does without where the rows "
+        "hold its predictions"
+    )  # fmt: skip
     input: Any = option(
-        MISSING, "conversations with human labels, a file or [ONE,TWO]; preferences", example="data/val.jsonl"
+        MISSING, "conversations with labels, a file or [ONE,TWO]; preferences", example="data/val.jsonl"
     )
     output: str = option(MISSING, "folder for report.json, report.html and pictures", example="outputs/evaluation")
     overlong: str = option("truncate_history", "what happens to a longer sample", choices=OVERLONG)
@@ -231,6 +272,7 @@ class EvaluateConfig:
         choices=("isotonic", "linear", "temperature"),
     )  # fmt: skip
     preference: PreferenceConfig = option(PreferenceConfig, "of task=preference")
+    steerability: SteerabilityConfig = option(SteerabilityConfig, "of task=steerability")
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
 

@@ -5,6 +5,7 @@ What does not fit, or has nothing to learn from, is counted in ``report``; it ne
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -187,18 +188,38 @@ def _trim(ids: list[int], mask: list[int]) -> tuple[list[int], list[int]]:
 def _shorten(
     row: Conversation, encode: Any, limit: int, overlong: str
 ) -> tuple[int, tuple[Conversation, list[int], list[int]]]:
-    def trained(conversation: Conversation) -> list[int]:
-        plain = conversation.type is None
-        return [
-            index
-            for index in conversation.response_indices
-            if index and not conversation.turns[index].shared and (plain or conversation.turns[index].label)
-        ]
-
-    before = len(trained(row))
-    while overlong == "truncate_history" and (shorter := without_oldest(row, max(trained(row), default=0))):
+    before = len(trained_turns(row))
+    while overlong == "truncate_history" and (shorter := without_oldest(row, max(trained_turns(row), default=0))):
         row = shorter
         ids, mask = encode([row], [True])[0]
         if ids and len(ids) <= limit:
-            return before - len(trained(row)), (row, ids, mask)
+            return before - len(trained_turns(row)), (row, ids, mask)
     return 0, (row, [], [])
+
+
+def trained_turns(row: Conversation) -> list[int]:
+    """Indices of the responses that carry loss (`PromptTemplate.segments`)."""
+    return [
+        index
+        for index in row.response_indices
+        if index and not row.turns[index].shared and (row.type is None or row.turns[index].label)
+    ]
+
+
+def with_other_labels(rows: Sequence[Conversation], seed: int, name: str | None = None) -> list[Conversation]:
+    """The rows with labels of other responses: at random, each label of a trained response goes to exactly one other.
+
+    Args:
+        rows: labelled conversations, which stay as they are.
+        seed: of the draw.
+        name: exchange this attribute's value alone, among the responses that have one.
+    """
+    rows = [dataclasses.replace(row, turns=[dataclasses.replace(turn) for turn in row.turns]) for row in rows]
+    turns = [row.turns[index] for row in rows for index in trained_turns(row)]
+    if name is not None:
+        turns = [turn for turn in turns if name in (turn.label or {})]
+    order = [turns[k] for k in np.random.default_rng(seed).permutation(len(turns))]
+    labels = [turn.label or {} for turn in order]
+    for turn, other in zip(order, [*labels[1:], *labels[:1]]):
+        turn.label = dict(other) if name is None else {**(turn.label or {}), name: other[name]}
+    return rows

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 OVERLONG = ("drop", "truncate_history", "error")
 _CHUNK = 256  # conversations tokenised in one call
@@ -40,6 +44,17 @@ def chunked(conversations: Iterable[Conversation]) -> Iterator[list[Conversation
     rows = iter(conversations)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         yield chunk
+
+
+def draw(items: Iterable[T], count: int, seed: int) -> list[T]:
+    """At most `count` of many items at random, each with the same chance, in their order (a reservoir)."""
+    random = np.random.default_rng(seed)
+    kept: dict[int, tuple[int, T]] = {}
+    for number, item in enumerate(items):
+        place = number if number < count else int(random.integers(number + 1))
+        if place < count:
+            kept[place] = (number, item)
+    return [item for _, item in sorted(kept.values(), key=lambda pair: pair[0])]
 
 
 def without_oldest(conversation: Conversation, end: int) -> Conversation | None:

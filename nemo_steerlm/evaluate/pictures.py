@@ -66,14 +66,14 @@ def draw(data: Mapping[str, Any], arrays: Mapping[str, Any], theme: Theme) -> di
         theme: colours.
 
     Returns:
-        PNG bytes by name: regressor, steerability, cross_talk, label_source, bootstrap, preference.
+        PNG bytes by name: regressor, and one for each key of `data` that has a drawer.
     """
     drawers: dict[str, Callable[[Theme], Any]] = {}
     if "regressor" in arrays and data.get("attributes"):
         drawers["regressor"] = lambda theme: _regressor(data, arrays["regressor"], theme)
-    for name in ("steerability", "cross_talk", "label_source", "bootstrap", "preference"):
+    for name, drawer in _DRAWERS.items():
         if data.get(name):
-            drawers[name] = partial(_DRAWERS[name], data)
+            drawers[name] = partial(drawer, data)
     return draw_all(drawers, theme)
 
 
@@ -248,7 +248,11 @@ def _steerability(data: Mapping[str, Any], theme: Theme) -> Any:
         levels, means = [point["level"] for point in curve], _numbers([point["mean"] for point in curve])
         low, high = _bounds(curve)
         attribute = data.get("attributes", {}).get(name, {"low": min(levels), "high": max(levels)})
-        _square(axis, attribute["low"], attribute["high"], theme)
+        scale = (data.get("scales") or {}).get(name)
+        if scale is None:
+            _square(axis, attribute["low"], attribute["high"], theme)
+        else:
+            axis.set(xticks=levels, ylabel=scale.replace("_", " "))
         axis.fill_between(levels, low, high, color=theme.blue, alpha=0.22, linewidth=0, label="95% interval")
         axis.plot(levels, means, "-o", color=theme.blue, linewidth=2, markersize=5, label="mean of the answers")
         spearman = figures[name]["spearman"]
@@ -257,10 +261,40 @@ def _steerability(data: Mapping[str, Any], theme: Theme) -> Any:
     return figure
 
 
+def unlike_scales(data: Mapping[str, Any]) -> bool:
+    """Whether something is measured on another scale than the attributes' own: slopes cannot be compared then."""
+    columns = {column for row in data["cross_talk"].values() for column in row}
+    return bool(data.get("scales")) or not columns <= set(data.get("attributes") or columns)
+
+
+def _listening(data: Mapping[str, Any], theme: Theme) -> Any:
+    heard = data["listening"]
+    rows = {"all labels": heard["permuted"], **heard["attributes"]}
+    arms = {"labels of other responses": (theme.blue, "D", rows)}
+    arms |= {"no labels": (theme.orange, "s", {"all labels": heard["none"]})}
+    label = "nats a response lost under these labels, 95% interval"
+    return draw_arms(list(rows), arms, "gain", label, theme)
+
+
+def _costs(data: Mapping[str, Any], theme: Theme) -> Any:
+    costs, quality = data["costs"], data.get("quality") or "quality"
+    figure, panels = _panels(list(costs), "requested level", f"change of {quality}")
+    for name, axis in panels.items():
+        levels, gains = [one["level"] for one in costs[name]], _numbers([one["gain"] for one in costs[name]])
+        low, high = _bounds(costs[name])
+        axis.axhline(0, color=theme.quiet, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axis.fill_between(levels, low, high, color=theme.orange, alpha=0.22, linewidth=0, label="95% interval")
+        axis.plot(levels, gains, "-s", color=theme.orange, linewidth=2, markersize=5, label="against the default")
+        axis.set(xticks=levels)
+        axis.set_title(name)
+    _legend(figure, next(iter(panels.values())))
+    return figure
+
+
 def _cross_talk(data: Mapping[str, Any], theme: Theme) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    table = data["cross_talk"]
+    table = data["cross_talk_rank"] if unlike_scales(data) else data["cross_talk"]
     rows, columns = list(table), list(next(iter(table.values())))
     slopes = np.array([_numbers([table[i][j] for j in columns]) for i in rows])
     figure = _figure(2.2 + 1.05 * len(columns), 1.5 + 0.62 * len(rows))
@@ -274,7 +308,7 @@ def _cross_talk(data: Mapping[str, Any], theme: Theme) -> Any:
         heavy = "bold" if strong or abs(slope) > 0.2 else "normal"
         bright = theme.page if abs(slope) > 0.6 else theme.ink
         axis.text(place[1], place[0], text, ha="center", va="center", color=bright, fontweight=heavy, fontsize=11)
-    axis.set_xticks(range(len(columns)), columns)
+    axis.set_xticks(range(len(columns)), [column.replace("_", "\n") for column in columns])
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlabel="measured", ylabel="requested")
     axis.set_xticks(np.arange(-0.5, len(columns)), minor=True)
@@ -372,8 +406,10 @@ def _preference(data: Mapping[str, Any], theme: Theme) -> Any:
 
 
 _DRAWERS: dict[str, Callable[[Mapping[str, Any], Theme], Any]] = {
+    "listening": _listening,
     "steerability": _steerability,
     "cross_talk": _cross_talk,
+    "costs": _costs,
     "label_source": _label_source,
     "bootstrap": _bootstrap,
     "preference": _preference,

@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from nemo_steerlm.evaluate import steering_page
 from nemo_steerlm.evaluate.bars import bar_rows, check_bars, mean_spearman
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.page import picture, render, settings_section, table, with_interval, write_folder
 from nemo_steerlm.evaluate.pictures import DARK, LIGHT, PREFERENCE_SCORES, draw
-from nemo_steerlm.evaluate.tables import interval, number
+from nemo_steerlm.evaluate.tables import number
 
 Data = Mapping[str, Any]
 
@@ -25,10 +26,16 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
         attributes       AttributeSchema.to_dict(): order, ranges
         regressor        {NAME: {pearson, spearman, mae, mse, kappa, accuracy, n, human}} as `attribute_metrics`
                          returns it; human = the same for the human labels, may be absent
-        steerability     {NAME: {spearman, interval, n, monotone, curve: [{level, mean, interval, n}]}}
+        verdict          as `steerability.verdict` returns it
+        listening        {rows, loss, permuted, none, attributes: {NAME: ...}} as `label_information` returns them
+        measured_by      what measured the answers; "the oracle" when absent
+        scales           {NAME: the score that stands for it, where that has another scale}
+        steerability     {NAME: ...} as `steerability` returns it
+        ways             {way of asking: steerability}, of `steerability.WAYS`
+        costs, quality   as `steerability.setting_costs` returns it, and the score it is of
         requests         [{asked, n, empty, distinct_2, spearman}]: one row for each way of asking, as
                          `describe_answers` returns it; spearman may be absent
-        cross_talk       {REQUESTED: {MEASURED: slope}}; both as `steerability` returns them
+        cross_talk, cross_talk_rank   {REQUESTED: {MEASURED: slope or rank correlation}}, as `steerability` has them
         label_source     {none | permuted | human | predicted: {NAME: {spearman, interval, ...}}}
         bootstrap        {gain, interval, attributes: {NAME: {gain, interval}}, control: {the same}}; what else it
                          holds on its first level (rounds, sampled, kept, ...) is shown in a line
@@ -126,22 +133,6 @@ def _regressor(data: Data) -> tuple[str, str]:
     return text, table(head, rows)
 
 
-def _steerability(data: Data) -> tuple[str, str]:
-    steered = data["steerability"]
-    rows = []
-    for name, one in steered.items():
-        means = "&ensp;".join(number(point["mean"], 2) for point in one["curve"])
-        cells = [escape(name), number(one["spearman"]), interval(one["interval"]), "yes" if one["monotone"] else "no"]
-        rows.append([*cells, means, number(one.get("n"))])
-    text = (
-        "<p>Every attribute is asked for at each of its levels while the others stay at their default; the oracle "
-        "measures each answer. ρ is the rank correlation of requested and measured value over single answers "
-        f"(mean {number(mean_spearman(steered))}); bands and intervals resample the prompts.</p>"
-    )
-    head = ["Attribute", "#Spearman", "#95% interval", "Means rise", "#Mean at each level", "#n"]
-    return text, table(head, rows)
-
-
 def _requests(data: Data) -> tuple[str, str]:
     rows = [
         [escape(one["asked"]), number(one.get("spearman")), f"{one['empty']} of {one['n']}", number(one["distinct_2"])]
@@ -152,14 +143,6 @@ def _requests(data: Data) -> tuple[str, str]:
         "distinct-2 is the share of an answer's word pairs that are not repeated in it, 1 without any repetition.</p>"
     )
     return text, table(["Asked for", "#Spearman", "#Empty answers", "#Distinct-2"], rows)
-
-
-def _cross_talk(data: Data) -> tuple[str, str]:
-    text = (
-        "<p>How much a measured attribute (column) moves when the requested level of another (row) rises by one. "
-        "Ideal is 1 on the diagonal and 0 elsewhere; slopes above 0.2 are bold.</p>"
-    )
-    return text, ""
 
 
 def _label_source(data: Data) -> tuple[str, str]:
@@ -232,9 +215,12 @@ def _seconds(data: Data) -> tuple[str, str]:
 _SECTIONS: list[tuple[str, str, Callable[[Data], tuple[str, str]]]] = [
     ("bars", "Results", _bars),
     ("regressor", "Regressor against the oracle", _regressor),
-    ("steerability", "Steering", _steerability),
-    ("requests", "Ways of asking", _requests),
-    ("cross_talk", "Cross-talk", _cross_talk),
+    ("listening", "Does it listen?", steering_page.listening),
+    ("steerability", "Steering", steering_page.steerability),
+    ("ways", "Ways of asking", steering_page.ways),
+    ("requests", "What the answers are like", _requests),
+    ("cross_talk", "Cross-talk", steering_page.cross_talk),
+    ("costs", "What a setting costs", steering_page.costs),
     ("label_source", "What the labels are worth", _label_source),
     ("bootstrap", "Step 4: learning from its own best answers", _bootstrap),
     ("preference", "Preferred answers score best", _preference),
@@ -279,6 +265,8 @@ def _level(value: Any) -> str:
 _ALT = {
     "regressor": "The regressor's scores over the true values, one panel an attribute; figures in the table below",
     "steerability": "Measured over requested levels, one panel an attribute; figures in the table below",
+    "listening": "Nats a response lost under other labels, and under none; figures in the table below",
+    "costs": "Change of the quality over the requested level, one panel an attribute; the lowest in the table below",
     "cross_talk": "Slopes of the measured attributes for each requested one; figures in report.json",
     "label_source": "Spearman for each attribute and source of labels; figures in the table below",
     "bootstrap": "Gain of step 4 and of the control arm with intervals; figures in the table below",

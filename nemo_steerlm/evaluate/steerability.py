@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +19,15 @@ from numpy.typing import ArrayLike
 from nemo_steerlm.agreement import Floats, spearman
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.evaluate.metrics import bootstrap_interval
+from nemo_steerlm.evaluate.metrics import bootstrap_interval, paired_difference
+
+#: How a user may ask for something, and what a report calls it.
+WAYS = {
+    "default": "one attribute, the others at their default",
+    "alone": "one attribute alone",
+    "all": "all attributes, each at a random level",
+}
+OBEYS = 0.4  # an attribute obeys from this rank correlation on, where its interval is clear of 0 too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,14 +35,14 @@ class Request:
     """One answer to ask a policy for.
 
     Attributes:
-        attribute: the attribute that is swept.
+        attribute: the attribute that is swept; None where all are.
         level: the value asked of it.
         prompt: index of the prompt, from 0.
         values: what the policy is told: `level` for `attribute`, and the others' defaults or nothing of them.
     """
 
-    attribute: str
-    level: int
+    attribute: str | None
+    level: int | None
     prompt: int
     values: dict[str, float]
 
@@ -43,19 +52,22 @@ def plan_requests(
     prompts: int,
     defaults: Mapping[str, float] | None = None,
     levels: Mapping[str, Sequence[int]] | None = None,
-    alone: bool = False,
+    way: str = "default",
+    seed: int = 0,
 ) -> list[Request]:
-    """Lists the sweep: every attribute over its levels on every prompt, the other attributes at their default.
+    """Lists the sweep: every attribute over its levels on every prompt.
 
     Args:
         schema: the attributes.
         prompts: how many prompts there are.
         defaults: values that differ from the schema's own defaults.
         levels: for some attributes, the levels to ask for instead of every whole number from low to high.
-        alone: leave the other attributes out.
+        way: of `WAYS`. With "all", a prompt is asked as many times as the longest range has levels, and every
+            attribute goes through its levels in an order of its own.
+        seed: of these orders.
 
     Returns:
-        Requests ordered by attribute (schema order), then level, then prompt.
+        Requests ordered by attribute (schema order), then level, then prompt; with "all" by prompt.
 
     Raises:
         ConfigError: no prompt, or a name in `levels` that the schema does not have.
@@ -63,25 +75,42 @@ def plan_requests(
     """
     if prompts < 1:
         raise ConfigError(f"a steerability sweep needs at least 1 prompt, got {prompts}")
-    levels = {schema[name].name: chosen for name, chosen in (levels or {}).items()}
-    base = {} if alone else {**schema.defaults(), **schema.check(defaults or {}, "defaults of the sweep")}
+    chosen = {a.name: list(range(a.low, a.high + 1)) for a in schema}
+    chosen |= {schema[name].name: list(own) for name, own in (levels or {}).items()}
+    if way == "all":
+        return _random_settings(schema, prompts, {name: own for name, own in chosen.items() if own}, seed)
+    base = {} if way == "alone" else {**schema.defaults(), **schema.check(defaults or {}, "defaults of the sweep")}
     requests = []
-    for attribute in schema:
-        for level in levels.get(attribute.name, range(attribute.low, attribute.high + 1)):
-            values = schema.check({**base, attribute.name: level}, "levels of the sweep")
+    for name in schema.names:
+        for level in chosen[name]:
+            values = schema.check({**base, name: level}, "levels of the sweep")
             requests += [
-                Request(attribute=attribute.name, level=level, prompt=prompt, values=values)
-                for prompt in range(prompts)
+                Request(attribute=name, level=level, prompt=prompt, values=values) for prompt in range(prompts)
             ]
+    return requests
+
+
+def _random_settings(
+    schema: AttributeSchema, prompts: int, levels: Mapping[str, Sequence[int]], seed: int
+) -> list[Request]:
+    random, count = np.random.default_rng(seed), max(map(len, levels.values()))
+    requests = []
+    for prompt in range(prompts):
+        orders = {name: np.resize(random.permutation(own), count) for name, own in levels.items()}
+        orders = {name: random.permutation(order) for name, order in orders.items()}
+        for number in range(count):
+            values = schema.check({name: int(order[number]) for name, order in orders.items()}, "levels of the sweep")
+            requests.append(Request(attribute=None, level=None, prompt=prompt, values=values))
     return requests
 
 
 def steerability(
     requests: Sequence[Request],
-    measured: ArrayLike,
+    measured: Mapping[str, ArrayLike],
     schema: AttributeSchema,
     *,
     seed: int,
+    answers: Sequence[str] | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
 ) -> dict[str, Any]:
@@ -89,58 +118,184 @@ def steerability(
 
     Args:
         requests: what was asked, any order; attributes that are never swept are left out of the result.
-        measured: values `[n, K]` of the answers in schema order, NaN where there is none.
-        schema: the K attributes.
+        measured: values `[n]` of the answers by name, NaN where there is none. An attribute that is not among them is
+            left out; what is no attribute shows in the cross-talk alone.
+        schema: the attributes.
         seed: of the bootstrap, which resamples prompts with all their answers.
+        answers: their texts `[n]`, for "identical".
         confidence: mass inside the intervals.
         resamples: number of draws.
 
     Returns:
-        Two keys that go into report.json as they are.
-        "steerability": for each name: spearman (requested vs measured over single samples), interval, n, monotone
-        (whether the means rise strictly from level to level), curve: [{level, mean, interval, n}] by rising level.
+        Three keys that go into report.json as they are.
+        "steerability": for each name: spearman (requested vs measured over single answers), interval, n; per_prompt
+        (mean over the prompts of the rank correlation within each, 0 where nothing moves) and per_prompt_interval;
+        slope (of measured, for each level) and slope_interval; reached: [lowest, highest mean]; monotone (whether the
+        means rise strictly from level to level); curve: [{level, mean, interval, n}] by rising level; identical (share
+        of pairs of answers to one prompt, asked for different levels, that are the same text).
         "cross_talk": cross_talk[i][j] = slope of measured j for each step of the requested level of i (least squares
-        over single samples).
+        over single answers). "cross_talk_rank": their rank correlation, which needs no common scale.
     """
-    measured_NK = np.asarray(measured, np.float64)
-    assert measured_NK.shape == (len(requests), len(schema)), (measured_NK.shape, len(requests), len(schema))
-    result: dict[str, Any] = {"steerability": {}, "cross_talk": {}}
-    for k, name in enumerate(schema.names):
-        rows = [row for row, request in enumerate(requests) if request.attribute == name]
+    columns = {name: np.asarray(values, np.float64) for name, values in measured.items()}
+    assert all(values.shape == (len(requests),) for values in columns.values()), "one value an answer"
+    result: dict[str, Any] = {"steerability": {}, "cross_talk": {}, "cross_talk_rank": {}}
+    for name in schema.names:
+        rows = [row for row, request in enumerate(requests) if request.attribute in (name, None)]
         if not rows:
             continue
-        asked = [requests[row] for row in rows]
-        level_N = np.array([request.level for request in asked], np.float64)
-        result["cross_talk"][name] = {
-            other: _slope(level_N, measured_NK[rows, j]) for j, other in enumerate(schema.names)
-        }
-        level_PM, measured_PM = _by_prompt([request.prompt for request in asked], level_N, measured_NK[rows, k])
-        levels = sorted({request.level for request in asked})
-
-        def statistics(level: Floats, value: Floats, levels: Sequence[int] = tuple(levels)) -> list[float]:
-            return [_spearman(level, value), *_means(level, value, levels)]
-
-        whole = statistics(level_PM, measured_PM)
-        low, high = bootstrap_interval(
-            level_PM, measured_PM, statistic=statistics, seed=seed, confidence=confidence, resamples=resamples
-        )
-        there = ~np.isnan(measured_PM)
-        result["steerability"][name] = {
-            "spearman": whole[0],
-            "interval": [float(low[0]), float(high[0])],
-            "n": int(there.sum()),
-            "monotone": bool(len(levels) > 1 and np.all(np.diff(whole[1:]) > 0)),
-            "curve": [
-                {
-                    "level": level,
-                    "mean": whole[i],
-                    "interval": [float(low[i]), float(high[i])],
-                    "n": int((there & (level_PM == level)).sum()),
-                }
-                for i, level in enumerate(levels, start=1)
-            ],
-        }
+        level = np.array([requests[row].values[name] for row in rows], np.float64)
+        result["cross_talk"][name] = {other: _slope(level, values[rows]) for other, values in columns.items()}
+        result["cross_talk_rank"][name] = {other: _spearman(level, values[rows]) for other, values in columns.items()}
+        if name in columns:
+            prompts = [requests[row].prompt for row in rows]
+            figures = _response(prompts, level, columns[name][rows], (seed, confidence, resamples))
+            if answers is not None:
+                figures["identical"] = _identical(prompts, level, [answers[row] for row in rows])
+            result["steerability"][name] = figures
     return result
+
+
+def _response(prompts: Sequence[int], level: Floats, value: Floats, draws: tuple[int, float, int]) -> dict[str, Any]:
+    """How one attribute responds: all figures of one entry of "steerability" that are about values."""
+    level_PM, value_PM = _by_prompt(prompts, level, value)
+    each_P = np.array([_within(*pair) for pair in zip(level_PM, value_PM)])
+    levels = sorted({int(one) for one in level})
+
+    def statistics(level: Floats, value: Floats, each: Floats) -> list[float]:
+        there = each[~np.isnan(each)]
+        mean = float(there.mean()) if len(there) else np.nan
+        return [_spearman(level, value), mean, _slope(level, value), *_means(level, value, levels)]
+
+    seed, confidence, resamples = draws
+    whole = statistics(level_PM, value_PM, each_P)
+    low, high = bootstrap_interval(
+        level_PM, value_PM, each_P, statistic=statistics, seed=seed, confidence=confidence, resamples=resamples
+    )
+    bounds = [[float(one), float(other)] for one, other in zip(low, high)]
+    means = np.array(whole[3:])
+    there = ~np.isnan(value_PM)
+    return {
+        "spearman": whole[0],
+        "interval": bounds[0],
+        "n": int(there.sum()),
+        "per_prompt": whole[1],
+        "per_prompt_interval": bounds[1],
+        "slope": whole[2],
+        "slope_interval": bounds[2],
+        "reached": [float(means.min()), float(means.max())],
+        "monotone": bool(len(levels) > 1 and np.all(np.diff(means) > 0)),
+        "curve": [
+            {"level": one, "mean": whole[i], "interval": bounds[i], "n": int((there & (level_PM == one)).sum())}
+            for i, one in enumerate(levels, start=3)
+        ],
+    }
+
+
+def _within(level: Floats, value: Floats) -> float:
+    """Rank correlation over the answers to one prompt: 0 where they all measure the same, NaN without two levels."""
+    there = ~np.isnan(value)
+    if len(set(level[there])) < 2:
+        return float("nan")
+    return _spearman(level, value) if np.ptp(value[there]) else 0.0
+
+
+def _identical(prompts: Sequence[int], level: Floats, answers: Sequence[str]) -> float | None:
+    by_prompt: dict[int, list[tuple[float, str]]] = {}
+    for prompt, one, answer in zip(prompts, level, answers, strict=True):
+        by_prompt.setdefault(prompt, []).append((one, answer))
+    same = [
+        one[1] == other[1] for found in by_prompt.values() for one, other in combinations(found, 2)
+        if one[0] != other[0]
+    ]  # fmt: skip
+    return fmean(same) if same else None
+
+
+def setting_costs(
+    requests: Sequence[Request], quality: ArrayLike, schema: AttributeSchema, *, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """What a setting changes in the answers' quality, against the defaults of all attributes.
+
+    Args:
+        requests: a sweep in the way "default", with the default among the levels.
+        quality: measured values `[n]`, NaN = missing.
+        schema: the attributes.
+        seed: of the bootstrap over prompts.
+
+    Returns:
+        For each attribute [{level, gain, interval, n}] by rising level; empty where no answer was asked for at the
+        defaults.
+    """
+    values, default = np.asarray(quality, np.float64), schema.defaults()
+    base: dict[int, float] = {}
+    for row, request in enumerate(requests):
+        if request.values == default:
+            base.setdefault(request.prompt, float(values[row]))
+    costs: dict[str, list[dict[str, Any]]] = {}
+    for name in schema.names if base else []:
+        asked = [(request, value) for request, value in zip(requests, values) if request.attribute == name]
+        costs[name] = []
+        for level in sorted({request.level for request, _ in asked if request.level is not None}):
+            now = [(request.prompt, float(value)) for request, value in asked if request.level == level]
+            found = paired_difference(
+                list(base.values()), [value for _, value in now], seed=seed,
+                prompts_before=list(base), prompts_after=[prompt for prompt, _ in now],
+            )  # fmt: skip
+            costs[name].append({"level": level, **found})
+    return costs
+
+
+def label_information(true: ArrayLike, other: ArrayLike, responses: ArrayLike, *, seed: int) -> dict[str, Any]:
+    """How much worse a policy predicts responses when it is shown other labels than theirs.
+
+    With l(y | x, a) the negative log-likelihood of response y at labels a, the mean over the responses of
+    l(y | x, a') - l(y | x, a). With the labels of other responses as a' it estimates what the policy takes from the
+    labels; a policy that does not listen has 0.
+
+    Args:
+        true: summed loss of each row at its own labels, `[n]` nats.
+        other: at other labels.
+        responses: how many responses each row has.
+        seed: of the bootstrap over rows.
+
+    Returns:
+        gain in nats a response, interval, n (responses).
+    """
+    table = np.stack([np.asarray(other, np.float64) - np.asarray(true, np.float64), np.asarray(responses)], axis=1)
+
+    def mean(rows: Floats) -> float:
+        return float(rows[:, 0].sum() / rows[:, 1].sum())
+
+    interval = bootstrap_interval(table, seed=seed, statistic=mean)
+    return {"gain": mean(table), "interval": interval, "n": int(table[:, 1].sum())}
+
+
+def verdict(listening: Mapping[str, Any] | None, steered: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Says in words whether a policy listens to its labels and obeys them.
+
+    It listens where the labels of other responses cost it something (`label_information`, the interval above 0), and
+    an attribute obeys where its rank correlation is at least `OBEYS` with an interval above 0.
+
+    Args:
+        listening: what the labels are worth; None where it was not measured.
+        steered: "steerability" of the sweep.
+
+    Returns:
+        words, listens (bool, or None), obeys: [names], disobeys: [names].
+    """
+    obeys = [name for name, one in steered.items() if one["interval"][0] > 0 and one["spearman"] >= OBEYS]
+    rest = [name for name in steered if name not in obeys]
+    listens = None if listening is None else listening["interval"][0] > 0
+    if listens is False and not obeys:
+        words = "does not listen"
+    elif not steered:
+        words = "listens; whether it obeys was not measured" if listens else "was not measured"
+    elif not obeys:
+        words = "listens, does not obey yet: more steps" if listens else "does not obey"
+    elif rest:
+        words = f"listens, obeys in {', '.join(obeys)}, does not obey yet in {', '.join(rest)}: more steps"
+    else:
+        words = "listens and obeys"
+    return {"words": words, "listens": listens, "obeys": obeys, "disobeys": rest}
 
 
 def describe_answers(answers: Sequence[str]) -> dict[str, Any]:

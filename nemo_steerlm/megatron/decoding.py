@@ -226,11 +226,16 @@ class Decoder:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[rows, vocab_size]` in fp32 of the last layer's output `[rows, hidden]`."""
-        model = self.model
-        weight = model.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else None
-        logits, _ = model.output_layer(model.decoder.final_layernorm(hidden[None]), weight=weight)
+        logits = project(self.model, self.model.decoder.final_layernorm(hidden))
         group = parallel_state.get_tensor_model_parallel_group()
-        return gather_from_tensor_model_parallel_region(logits[0], group=group)[:, : self.vocab_size].float()
+        return gather_from_tensor_model_parallel_region(logits, group=group)[:, : self.vocab_size].float()
+
+
+def project(model: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
+    """This tensor-parallel rank's logits `[rows, padded vocabulary / tp]` after the final norm's `[rows, hidden]`."""
+    weight = model.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else None
+    logits, _ = model.output_layer(hidden[None], weight=weight)
+    return logits[0]
 
 
 def slots_that_fit(model: LanguageModel, wanted: int, longest: int, prefill: int, vocab_size: int) -> int:

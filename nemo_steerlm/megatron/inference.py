@@ -11,14 +11,22 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 
 from nemo_steerlm.data.prefixes import SharedRow
+from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.decoding import to_device, walk
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.layers import has_flash_attention, packed_attention
 
 # Queries of one call of SDPA: a CPU's kernel computes the masked half too, wherever there are fewer than 512 keys.
 _BLOCK = 64
+# Tokens of a forward pass: enough to keep a GPU busy, and few enough for a CPU's cache.
+_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}
 _Text = tuple[np.ndarray, int]  # the places of its tokens, and how many of the last of them are queries
 _Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def batch_tokens_by_default() -> int:
+    """Tokens of a forward pass that suit the device."""
+    return _BATCH_TOKENS[parallel.device().type]
 
 
 def read(model: LanguageModel, row: SharedRow, everywhere: bool = False) -> torch.Tensor | None:

@@ -220,6 +220,15 @@ def sum_over_data_parallel(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def gather_data_parallel(values: list[T]) -> list[list[T]]:
+    """The list of every data-parallel rank, in the order of the ranks, on each of them (small picklable values)."""
+    group = parallel_state.get_data_parallel_group()
+    found: list[Any] = [values] * group.size()
+    if group.size() > 1:
+        dist.all_gather_object(found, values, group=group)
+    return found
+
+
 def barrier() -> None:
     """Wait for every process of the job."""
     if dist.is_initialized() and dist.get_world_size() > 1:

@@ -80,6 +80,7 @@ class MegatronModel(ModelPT):
         self.average: WeightAverage | None = None
         self.training_batches: StepBatches | None = None
         self.validation_batches: StepBatches | None = None
+        self.beside: dict[str, StepBatches] = {}  # what a model's own validation metrics read, by name
         self.bad_steps = BadSteps()
         self._first_step = 0
 
@@ -216,6 +217,7 @@ class MegatronModel(ModelPT):
             vars(wrapped).clear()  # breaks that circle: it holds the nodes whose hooks hold it
         self.chunks, self.optimizer, self.average = [], None, None
         self.training_batches = self.validation_batches = self._trainer = None  # Lightning's trainer has the optimizer
+        self.beside = {}
         for name in ("network", "_wrapped"):
             if hasattr(self, name):
                 delattr(self, name)
@@ -393,6 +395,12 @@ class MegatronModel(ModelPT):
         """Metrics by name from what `forward_loss` kept of all validation micro-batches."""
         total, count = sum_over_ranks(*totals(kept), on_last_stage=kept != [])
         return {"val/loss": total / max(count, 1.0)}
+
+    def loss_over(self, batches: StepBatches) -> float:
+        """The loss of all of these micro-batches, summed over all ranks."""
+        with torch.no_grad():
+            kept = [one for step in loader(batches) for one in self.run(step, forward_only=True)]
+        return sum_over_ranks(totals(kept)[0], on_last_stage=kept != [])[0]
 
     def metric_names(self) -> list[str]:
         """What `validation_metrics` gives for all data together."""

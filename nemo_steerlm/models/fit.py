@@ -164,8 +164,16 @@ def train(
     training: Mixture,
     validation: Mixture | None,
     collate: Callable[..., Any],
+    beside: Mapping[str, Mixture] | None = None,
 ) -> dict[str, Any] | None:
     """Fill the run folder `config.output`: train, then write `model/`.
+
+    Args:
+        model: with its first weights.
+        config: of the verb.
+        training, validation: the data.
+        collate: of the model's kind.
+        beside: data that the model itself reads at every validation, by name; `model.beside` gets their batches.
 
     Returns:
         With `trainer.best_metric` the metric, step and value of what `model/` holds.
@@ -188,7 +196,7 @@ def train(
         ranks=parallel_state.get_data_parallel_world_size(),
         multiple=gpt.row_multiple(model.chunks[0].config),
         equal_lengths=config.parallel.pipeline > 1,
-        pack_length=_row_length(config.data, (training, validation)),
+        pack_length=_row_length(config.data, (training, validation, *(beside or {}).values())),
         unit=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
     )
     if layout.pack_length is None:
@@ -198,9 +206,13 @@ def train(
         return StepBatches(plan, data.item, data.lengths, collate, layout, steps, data.units)
 
     model.training_batches = batches(training, shuffled(order), steps)
+
+    def once(data: Mixture) -> StepBatches:
+        return batches(data, once_through(data.unit_lengths, size), -(-len(data.units) // size))
+
     if validation is not None:
-        plan = once_through(validation.unit_lengths, size)
-        model.validation_batches = batches(validation, plan, -(-len(validation.units) // size))
+        model.validation_batches = once(validation)
+    model.beside = {name: once(data) for name, data in (beside or {}).items()}
     best = fit(model, trainer, config.logging, output, config.resume)
     if best is None:
         model.save_pretrained(output / "model")

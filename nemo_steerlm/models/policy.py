@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn
+from nemo_steerlm.data.prefixes import shared_rows
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.megatron import parallel
+from nemo_steerlm.megatron.decoding import project, serving, to_device
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.megatron.generation import Generation, generate
+from nemo_steerlm.megatron.inference import batch_tokens_by_default, broadcast_from_last_stage, read
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import MicroBatch
-from nemo_steerlm.models.losses import cross_entropy
+from nemo_steerlm.models.losses import cross_entropy, token_losses
 from nemo_steerlm.speakers import USER
 
 Asked = Mapping[str, float | None] | None
+OWN, OTHER = "own labels", "other labels"  # the same responses with their labels, and with those of others
+_LOGIT_ROWS = 1024  # at most so many rows of logits are held at once
 
 
 class AttributeConditionedGPT(MegatronModel):
     """A GPT fine-tuned on answers that follow a line with their attributes (arXiv 2310.05344, section 3.3)."""
 
     kind = "policy"
+    compared_responses = 0  # trained responses of each of the two in `beside`
 
     @classmethod
     def check_kind(cls, card: ModelCard, path: Path) -> None:
@@ -38,6 +46,22 @@ class AttributeConditionedGPT(MegatronModel):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Cross-entropy of `output` `[n, vocabulary / tp]`, the n tokens of responses and their closing markers."""
         return *cross_entropy(output, batch["targets"], self.card.architecture.vocab_size), {}
+
+    def validation_metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
+        """Loss; and with `OWN` and `OTHER` in `beside`, `val/label_information`.
+
+        That is how much worse the same responses are predicted under the labels of other responses, in nats a
+        response: 0 for a policy that does not listen (`evaluate.steerability.label_information`).
+        """
+        found = super().validation_metrics(kept)
+        if self.compared_responses:
+            own, other = (self.loss_over(self.beside[name]) for name in (OWN, OTHER))
+            found["val/label_information"] = (other - own) / self.compared_responses
+        return found
+
+    def metric_names(self) -> list[str]:
+        """The loss, and what the labels are worth where that is measured."""
+        return [*super().metric_names(), *(["val/label_information"] if self.compared_responses else [])]
 
     def prompt_tokens(self, conversation: Conversation, attributes: Mapping[str, float] | None) -> list[int]:
         """Token ids up to where the answer starts, the label line included.
@@ -56,6 +80,56 @@ class AttributeConditionedGPT(MegatronModel):
             self.chunks[0], self.tokenizer, [list(p) for p in prompts], settings,
             vocab_size=self.card.architecture.vocab_size, **kwargs,
         )  # fmt: skip
+
+    def losses(
+        self,
+        texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+        batch_tokens: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Negative log-likelihood of the targets of each text, each data-parallel rank reading its share.
+
+        Args:
+            texts: ids and loss mask, both [sequence], of `PromptTemplate.encode_policies`; what texts begin with alike
+                is read once.
+            batch_tokens: tokens of one forward pass; None for what suits the device.
+            progress: called with the number of texts just read.
+
+        Returns:
+            The sum over the targets in nats, float64 `[len(texts)]`, the same on every rank.
+        """
+        rank, ranks = parallel.data_parallel()
+        sums = torch.zeros(len(texts), dtype=torch.float64, device=parallel.device())
+        sums[rank::ranks] = self._read_losses(texts[rank::ranks], batch_tokens or batch_tokens_by_default(), progress)
+        return parallel.sum_over_data_parallel(sums).cpu().numpy()
+
+    def _read_losses(
+        self,
+        texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+        batch_tokens: int,
+        progress: Callable[[int], None] | None,
+    ) -> torch.Tensor:
+        self.build()
+        model = self.chunks[0]
+        sums = torch.zeros(len(texts), dtype=torch.float64, device=parallel.device())
+        with serving(model):
+            for row in shared_rows([ids for ids, _ in texts], batch_tokens):
+                hidden = read(model, row, everywhere=True)
+                masks = [np.flatnonzero(np.asarray(texts[number][1])[1:]) for number in row.texts]
+                places = np.concatenate([path[mask] for path, mask in zip(row.paths, masks)])
+                targets = np.concatenate([row.tokens[path[mask + 1]] for path, mask in zip(row.paths, masks)])
+                owners = np.repeat(row.texts, list(map(len, masks)))
+                for part in range(0, len(places), _LOGIT_ROWS):
+                    if hidden is None:
+                        break
+                    at, ids, whose = (
+                        to_device(array[part : part + _LOGIT_ROWS], sums.device) for array in (places, targets, owners)
+                    )
+                    losses = token_losses(project(model, hidden[at]), ids, self.card.architecture.vocab_size)
+                    sums.index_add_(0, whose, losses.double())
+                if progress is not None:
+                    progress(len(row.texts))
+        return broadcast_from_last_stage(sums)
 
     def request(self, attributes: Mapping[str, float | None] | None) -> dict[str, float]:
         """What `generate` asks for, given these (`AttributeSchema.complete`); nothing of a plain language model.

@@ -20,7 +20,7 @@ from nemo_steerlm.data.prefixes import shared_rows
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.megatron import hf_folder, parallel
 from nemo_steerlm.megatron.decoding import serving, to_device
-from nemo_steerlm.megatron.inference import broadcast_from_last_stage, read
+from nemo_steerlm.megatron.inference import batch_tokens_by_default, broadcast_from_last_stage, read
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel, rows_over_ranks, sum_over_ranks
 from nemo_steerlm.models.batches import Item, MicroBatch, collate_regression
@@ -32,9 +32,6 @@ from nemo_steerlm.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 Regressor = TypeVar("Regressor", bound="AttributeRegressor")
-
-# Tokens of a forward pass: enough to keep a GPU busy, and few enough for a CPU's cache.
-_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}
 
 
 class AttributeRegressor(MegatronModel):
@@ -371,8 +368,3 @@ class AttributeRegressor(MegatronModel):
             places.append((conversation, turns[-1]))
         texts = self.card.template.encode_regressions(places, self.tokenizer)
         return [dict(zip(self.schema.names, map(float, row), strict=True)) for row in self.predict(texts)]
-
-
-def batch_tokens_by_default() -> int:
-    """Tokens of a forward pass that suit the device."""
-    return _BATCH_TOKENS[parallel.device().type]

@@ -32,6 +32,7 @@ from nemo_steerlm.evaluate.metrics import json_ready, paired_difference
 from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.megatron import checkpoint, model_folder, parallel
 from nemo_steerlm.ownership import UNFINISHED
+from nemo_steerlm.pipelines.steering_check import check
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.stages import annotate, sample, train_sft
 
@@ -39,10 +40,15 @@ Measure = Callable[[Path], list[Conversation]]
 
 
 def main(config: BootstrapConfig) -> None:
-    """`steerlm bootstrap`: fill the run folder `config.output`, print the change."""
+    """`steerlm bootstrap`: fill the run folder `config.output`, print the change and the verdict on steering."""
     report = bootstrap(config)
     if parallel.is_rank_zero():
         sys.stdout.write(summary(report) + "\n")
+    steering = config.steering
+    if steering.scorers is None:
+        steering = dataclasses.replace(steering, scorers=[config.regressor])
+    held = config.data.val_files() or [path for path in (config.data.change_prompts,) if path]
+    check(dataclasses.replace(config, steering=steering), config.data.train_files(), held)
 
 
 def bootstrap(config: BootstrapConfig, measure: Measure | None = None) -> dict[str, Any]:

@@ -6,15 +6,16 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from nemo_steerlm.config import EvaluateConfig, PreferenceConfig
+from nemo_steerlm.config import EvaluateConfig, PreferenceConfig, SteerabilityConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
+from nemo_steerlm.pipelines import steerability
 from nemo_steerlm.pipelines.label_noise import label_noise
 from nemo_steerlm.pipelines.preference import preference
 from nemo_steerlm.pipelines.regressor_report import regressor
 
-#: Task to what does it: (model, config) -> the lines to print. Every rank runs it; rank 0 writes.
+#: Tasks of a regressor to what does them: (model, config) -> the lines to print. Every rank runs it; rank 0 writes.
 TASKS: dict[str, Callable[[Any, EvaluateConfig], str]] = {
     "regressor": regressor, "preference": preference, "label_noise": label_noise,
 }  # fmt: skip
@@ -29,11 +30,18 @@ def main(config: EvaluateConfig) -> str:
         ConfigError: the task needs a model, or has no use for a setting that is given.
     """
     if config.checkpoint is None and config.task not in _WITHOUT_MODEL:
-        raise ConfigError(f"task={config.task} needs checkpoint=, the model folder of a regressor")
-    for key, task, unused in (("calibrate", "regressor", None), ("preference", "preference", PreferenceConfig())):
+        kind = "policy" if config.task == "steerability" else "regressor"
+        raise ConfigError(f"task={config.task} needs checkpoint=, the model folder of a {kind}")
+    own = (
+        ("calibrate", "regressor", None), ("preference", "preference", PreferenceConfig()),
+        ("steerability", "steerability", SteerabilityConfig()),
+    )  # fmt: skip
+    for key, task, unused in own:
         if config.task != task and getattr(config, key) != unused:
             raise ConfigError(f"{key} is for task={task}; task={config.task} has no use for it: leave it out")
     parallel.start(config)
+    if config.task == "steerability":
+        return steerability.evaluate(config)
     if config.checkpoint is None:
         return TASKS[config.task](None, config)
     model = AttributeRegressor.from_pretrained(

@@ -7,7 +7,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nemo_steerlm.config import (
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     PolicyDataConfig,
     PrepareConfig,
     QuickstartConfig,
@@ -40,14 +41,16 @@ from nemo_steerlm.data.sources import synthetic
 from nemo_steerlm.data.synthetic.oracle import oracle
 from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer
 from nemo_steerlm.errors import Stopped
-from nemo_steerlm.evaluate.bars import bar_rows, check_bars, mean_spearman
+from nemo_steerlm.evaluate.bars import bar_rows, check_bars
 from nemo_steerlm.evaluate.report import write_report
-from nemo_steerlm.evaluate.steerability import describe_answers, plan_requests, steerability
+from nemo_steerlm.evaluate.steerability import WAYS, Request, describe_answers, verdict
 from nemo_steerlm.evaluate.tables import text_table
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.pipelines.bootstrap import bootstrap
+from nemo_steerlm.pipelines.steerability import NOTHING, figures, sweep
+from nemo_steerlm.pipelines.steering import answer, answered, listening, measure
 from nemo_steerlm.provenance import plain, versions, write_run_json
 from nemo_steerlm.stages import annotate, train_regressor, train_sft
 from nemo_steerlm.template import PromptTemplate
@@ -55,7 +58,6 @@ from nemo_steerlm.template import PromptTemplate
 TARGET = ["quality", "helpfulness"]
 MAX_LENGTH = 512
 PRECISION = "fp32"  # what the bars were set with
-SAMPLED_PROMPTS = 3
 
 
 def main(config: QuickstartConfig) -> None:
@@ -191,28 +193,13 @@ class Quickstart:
         )
         train_sft.main(config)
 
-    def _answers(
-        self, model: AttributeConditionedGPT, asked: list[tuple[Conversation, dict[str, float]]]
-    ) -> list[str]:
-        """One answer to each prompt at the values asked for."""
-        tokens = [model.prompt_tokens(prompt, values) for prompt, values in asked]
-        drawn = model.sample(tokens, self._sampling(model.card.template.stop), batch_size=250)
-        return [model.card.template.parse_response(answer.text) for answer in drawn]
-
-    def _sweep(self, model: AttributeConditionedGPT, alone: bool = False) -> dict[str, Any]:
+    def _sweep(self, model: AttributeConditionedGPT, ways: Sequence[str]) -> dict[str, Any]:
         """Ask for every level of every attribute, measure the answers by the oracle."""
         prompts = self._prompts(self.recipe.steer_prompts)
-        requests = plan_requests(self.schema, len(prompts), alone=alone)
-        answers = self._answers(model, [(prompts[r.prompt], r.values) for r in requests])
-        measured = [oracle(prompts[r.prompt], text) for r, text in zip(requests, answers, strict=True)]
-        vectors = np.array([self.schema.vector(values) for values in measured])
-        samples = [
-            {"prompt": prompts[r.prompt].turns[-1].text, "requested": r.values, "response": text, "measured": values}
-            for r, text, values in sorted(zip(requests, answers, measured, strict=True), key=lambda x: x[0].prompt)
-            if r.prompt < SAMPLED_PROMPTS and r.level in (self.schema[r.attribute].low, self.schema[r.attribute].high)
-        ]
-        figures = steerability(requests, vectors, self.schema, seed=self.config.seed)
-        return {**figures, "samples": samples, "answers": answers}
+        swept = sweep(model, prompts, ways, self._sampling(model.card.template.stop), 250)
+        answers = [row for one in swept.values() for row in answered(prompts, one.requests, one.texts)]
+        columns = measure(answers, ["oracle"], {}, self.schema, model, ComputeConfig(), ParallelConfig())
+        return figures(prompts, swept, columns, self.schema, self.config.seed, quality="quality")
 
     def _prompts(self, count: int) -> list[Conversation]:
         return [
@@ -230,23 +217,20 @@ class Quickstart:
         )
 
     def _evaluate_steering(self) -> None:
+        """What labels are worth; every way of asking; and the answers of the best and longest setting."""
+        recipe, seed = self.recipe, self.config.seed
+        rows = list(read_conversations(self.data / "test-annotated.jsonl"))
         with self._open("policy") as model:
-            self.figures["requests"] = [*self._by_attribute(model), *self._by_setting(model)]
-
-    def _by_attribute(self, model: AttributeConditionedGPT) -> Iterator[dict[str, Any]]:
-        """Every level of every attribute, beside the others' defaults and alone."""
-        for name, alone in (("one attribute, the others at their default", False), ("one attribute alone", True)):
-            found = self._sweep(model, alone)
-            told = {"asked": name, "spearman": mean_spearman(found["steerability"])}
-            yield told | describe_answers(found.pop("answers"))
-            self.figures = {**found, **self.figures}  # the first sweep is the one that the report shows in full
-
-    def _by_setting(self, model: AttributeConditionedGPT) -> Iterator[dict[str, Any]]:
-        prompts = self._prompts(self.recipe.change_prompts)
-        best = self.schema.complete(dict.fromkeys([*TARGET, "verbosity"], 4))
-        for name, values in (("nothing", {}), ("best and longest", best)):
-            answers = self._answers(model, [(prompt, values) for prompt in prompts])
-            yield {"asked": name, **describe_answers(answers)}
+            self.figures["listening"] = listening(model, rows, seed)
+            found = self._sweep(model, list(WAYS))
+            prompts = self._prompts(recipe.change_prompts)
+            best = self.schema.complete(dict.fromkeys([*TARGET, "verbosity"], 4))
+            for asked, values in ((NOTHING, {}), ("best and longest", best)):
+                requests = [Request(attribute=None, level=None, prompt=i, values=values) for i in range(len(prompts))]
+                texts = answer(model, prompts, requests, self._sampling(model.card.template.stop), 250)
+                found["requests"].append({"asked": asked, **describe_answers(texts)})
+        self.figures |= found
+        self.figures["verdict"] = verdict(self.figures["listening"]["permuted"], found["steerability"])
 
     def _bootstrap(self) -> None:
         recipe = self.recipe
@@ -289,7 +273,7 @@ class Quickstart:
         for name, (path, label_dropout) in self._arms().items():
             self._train_policy(f"arms/{name}", path, label_dropout)
             with self._open(f"arms/{name}") as model:
-                sources[name] = self._sweep(model)["steerability"]
+                sources[name] = self._sweep(model, ["default"])["steerability"]
         self.figures["label_source"] = sources
 
     def _arms(self) -> dict[str, tuple[Path, float | None]]:

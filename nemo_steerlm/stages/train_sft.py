@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from nemo_steerlm.config import TrainSftConfig
-from nemo_steerlm.conversation import read_conversations
+from nemo_steerlm.conversation import Conversation, read_conversations
 from nemo_steerlm.data.cache import TokenCache
 from nemo_steerlm.data.mixture import Mixture
-from nemo_steerlm.data.policy_dataset import PolicyDataset
+from nemo_steerlm.data.policy_dataset import PolicyDataset, trained_turns, with_other_labels
+from nemo_steerlm.data.tokenise import draw
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.batches import collate_policy
 from nemo_steerlm.models.fit import train
-from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.models.policy import OTHER, OWN, AttributeConditionedGPT
 from nemo_steerlm.models.start import start_model
 from nemo_steerlm.provenance import check_attributes, write_run_json
 
@@ -37,8 +39,31 @@ def main(config: TrainSftConfig) -> None:
     dropout = data.attribute_dropout, data.label_dropout
     training = Mixture([tokenised(path, *dropout) for path in files], data.weights, files)
     validation = Mixture([tokenised(path) for path in held_out], names=held_out) if held_out else None
+    compared = _compared(model, config, held_out)
     with contextlib.closing(model):
-        best = train(model, config, training, validation, collate_policy)
+        best = train(model, config, training, validation, collate_policy, compared)
     if parallel.is_rank_zero():
         report = {"train": training.report, "val": validation.report if validation else None}
         write_run_json(config.output, "train-sft", config, [*files, *held_out], schema, data=report, best=best)
+
+
+def _compared(model: AttributeConditionedGPT, config: TrainSftConfig, files: Sequence[str]) -> dict[str, Mixture]:
+    """Some held-out rows twice, with their own labels and with those of other responses; for what labels are worth."""
+    schema, data, template = model.schema, config.data, model.card.template
+    rows = draw(
+        (row for path in files for row in read_conversations(path, schema) if row.type and trained_turns(row)),
+        config.steering.rows if config.steering.check else 0, config.seed,
+    )  # fmt: skip
+    pairs = list(zip(rows, with_other_labels(rows, config.seed)))
+    texts = template.encode_policies([(row, True) for pair in pairs for row in pair], schema, model.tokenizer)
+    lengths = [len(ids) for ids, _ in texts]
+    pairs = [pair for pair, *two in zip(pairs, lengths[::2], lengths[1::2]) if max(two) <= data.max_length]
+    if len(pairs) < 2:
+        return {}
+    model.compared_responses = sum(len(trained_turns(row)) for row, _ in pairs)
+
+    def tokenised(rows: Sequence[Conversation]) -> Mixture:
+        return Mixture([PolicyDataset.build(rows, schema, template, model.tokenizer, data.max_length)])
+
+    own, other = zip(*pairs)
+    return {OWN: tokenised(own), OTHER: tokenised(other)}

@@ -12,7 +12,7 @@ import numpy as np
 from nemo_steerlm.agreement import attribute_metrics
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.evaluate.metrics import paired_difference
-from nemo_steerlm.evaluate.steerability import plan_requests, steerability
+from nemo_steerlm.evaluate.steerability import label_information, plan_requests, setting_costs, steerability
 
 SCHEMA = AttributeSchema.load("synthetic")
 NAMES = SCHEMA.names
@@ -26,7 +26,22 @@ def sweep(noise: float, obedience: float, seed: int) -> dict[str, Any]:
     asked = np.array([list(request.values.values()) for request in plan])
     measured = obedience * asked + (1 - obedience) * 2 + random.normal(0, noise, asked.shape)
     measured[:, 0] -= 0.11 * asked[:, 4]
-    return steerability(plan, np.clip(measured, 0, 4), SCHEMA, seed=0, resamples=60)
+    columns = dict(zip(NAMES, np.clip(measured, 0, 4).T))
+    texts = [f"{request.prompt} {request.level or 2}" for request in plan]  # level 0 and level 2 say the same
+    found = steerability(plan, columns, SCHEMA, seed=0, resamples=60, answers=texts)
+    return {**found, "costs": setting_costs(plan, columns["quality"], SCHEMA, seed=0)}
+
+
+def heard(worth: float, seed: int) -> dict[str, Any]:
+    """What labels are worth to a policy."""
+    random = np.random.default_rng(seed)
+    true = random.gamma(20, 3, 200)
+
+    def lost(share: float) -> dict[str, Any]:
+        return label_information(true, true + random.normal(share * worth, 2, 200), np.ones(200), seed=0)
+
+    each = {name: lost((k + 1) / 8) for k, name in enumerate(NAMES)}
+    return {"rows": 200, "loss": float(true.mean()), "permuted": lost(1), "none": lost(0.7), "attributes": each}
 
 
 def step_four(shift: float, seed: int) -> dict[str, Any]:
@@ -76,6 +91,8 @@ def _report_data() -> dict[str, Any]:
         "attributes": SCHEMA.to_dict(),
         "regressor": regressor,
         **policy,
+        "listening": heard(6.0, 4),
+        "ways": {way: sweep(noise, 0.95, 0)["steerability"] for way, noise in (("default", 0.62), ("alone", 0.9))},
         "requests": [
             {"asked": "one attribute", "spearman": 0.93, "n": 600, "empty": 0, "distinct_2": 0.97},
             {"asked": "nothing", "n": 60, "empty": 3, "distinct_2": 0.96},

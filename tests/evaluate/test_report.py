@@ -15,7 +15,10 @@ import pytest
 from nemo_steerlm.evaluate.report import write_report
 from tests.evaluate.report_data import NAMES, report_data
 
-PICTURES = ["bootstrap.png", "cross_talk.png", "label_source.png", "regressor.png", "steerability.png"]
+PICTURES = [
+    f"{name}.png"
+    for name in ("bootstrap", "costs", "cross_talk", "label_source", "listening", "regressor", "steerability")
+]
 VOID = {"meta", "img", "source", "link", "br"}
 
 
@@ -87,9 +90,12 @@ def test_the_page_loads_nothing_from_outside(written) -> None:
     assert sections == [
         "bars",
         "regressor",
+        "listening",
         "steerability",
+        "ways",
         "requests",
         "cross_talk",
+        "costs",
         "label_source",
         "bootstrap",
         "samples",
@@ -124,6 +130,13 @@ def test_hostile_names_and_settings_are_escaped_too(tmp_path: Path) -> None:
             "regressor": {bad: {"pearson": 0.5}},
             "steerability": steered,
             "cross_talk": {bad: {bad: 1.0}},
+            "cross_talk_rank": {bad: {bad: 1.0}},
+            "scales": {bad: bad},
+            "ways": {"alone": steered},
+            "listening": {"rows": 2, "loss": 1.0, "permuted": arm | {"n": 2}, "none": arm, "attributes": {bad: arm}},
+            "costs": {bad: [{"level": 0, "gain": -0.1, "interval": [-0.2, 0.0]}]},
+            "quality": bad,
+            "measured_by": bad,
             "label_source": {"human": steered},
             "bootstrap": arm,
             "seconds": {bad: 3.0},
@@ -165,7 +178,8 @@ def test_no_value_anywhere_still_draws(tmp_path: Path) -> None:
 
     data = report_data()
     arrays = {key: value * math.nan for key, value in data["arrays"]["regressor"].items()}
-    data |= {key: empty(data[key]) for key in ("regressor", "steerability", "cross_talk", "label_source", "bootstrap")}
+    parts = ("regressor", "listening", "steerability", "ways", "cross_talk", "costs", "label_source", "bootstrap")
+    data |= {key: empty(data[key]) for key in parts}
     report = write_report(tmp_path, {**data, "arrays": {"regressor": arrays}})
     assert [line["reached"] for line in report["bars"][:4]] == [False] * 4
     assert report["steerability"]["humor"]["curve"][0]["mean"] is None

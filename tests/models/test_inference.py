@@ -58,6 +58,8 @@ def train_both(folder: str) -> dict:
         "tree": {budget: regressor.predict(texts, budget).tolist() for budget in (1, 200, 10000)},
         "tree by hand": [_by_hand(regressor, ids) for ids in texts],
         "tree tokens": sum(map(len, texts)),
+        "losses": {budget: policy.losses(_policy_texts(policy), budget).tolist() for budget in (1, 200, 10000)},
+        "losses by hand": [_loss_by_hand(policy, *text) for text in _policy_texts(policy)],
         "scores": regressor.score(_conversations()),
         "one by one": one_by_one,
         "nemo": again.score(_conversations()),
@@ -93,6 +95,27 @@ def _by_hand(regressor, ids: list[int]) -> list[float]:
         return regressor.chunks[0].eval()(torch.tensor([ids]), None, None)[0, -1].tolist()
 
 
+def _policy_texts(policy) -> list[tuple[list[int], list[int]]]:
+    """The same responses under their own labels, other labels, and none."""
+    rows = [row for row, _ in _tree()]
+    for row in rows:
+        for index in row.response_indices:
+            row.turns[index].label = {"quality": 1, "humor": 4}
+    others = [[{"quality": 3, "humor": 4}] * len(row.turns) for row in rows]
+    shown = [*((row, True) for row in rows), *zip(rows, others), *((row, False) for row in rows)]
+    return policy.card.template.encode_policies(shown, policy.card.schema, policy.tokenizer)
+
+
+def _loss_by_hand(policy, ids: list[int], mask: list[int]) -> float:
+    """Minus the log-probability of the targets, by megatron-core's own forward pass over one text."""
+    import torch
+
+    with torch.no_grad():
+        logits = policy.chunks[0].eval()(torch.tensor([ids]), None, None, places=torch.arange(len(ids)))
+    chances = logits.reshape(len(ids), -1)[:-1, : policy.card.architecture.vocab_size].double().log_softmax(-1)
+    return -sum(float(chances[t - 1, ids[t]]) for t in range(1, len(ids)) if mask[t])
+
+
 def score_and_generate(folder: str, layout: dict) -> dict:
     """The same at another layout."""
     from nemo_steerlm.models.policy import AttributeConditionedGPT
@@ -105,6 +128,7 @@ def score_and_generate(folder: str, layout: dict) -> dict:
         "tree": {budget: regressor.predict(_tree_texts(regressor), budget).tolist() for budget in (200, 10000)},
         "scores": regressor.score(_conversations()),
         "answers": [policy.generate(q, {"humor": 4}, max_new_tokens=12) for q in QUESTIONS],
+        "losses": policy.losses(_policy_texts(policy), 200).tolist(),
     }
 
 
@@ -133,6 +157,13 @@ def test_what_responses_share_is_read_once_without_a_change(alone: dict) -> None
     assert np.ptp(alone["tree by hand"], axis=0).min() > 1e-4  # the responses differ
 
 
+def test_losses_are_those_of_megatron_cores_own_pass(alone: dict) -> None:
+    for budget in ("1", "200", "10000"):
+        np.testing.assert_allclose(alone["losses"][budget], alone["losses by hand"], rtol=1e-5, err_msg=budget)
+    kinds = {row.turns[-1].text for row, _ in _tree()}
+    assert len({round(loss, 5) for loss in alone["losses by hand"]}) == 3 * len(kinds)  # labels matter
+
+
 def test_loggers_write_under_the_run_folder(alone: dict) -> None:
     logs = Path(alone["folder"]) / "logged" / "logs"
     assert list(logs.glob("**/events.out.tfevents.*"))
@@ -145,10 +176,11 @@ def test_generation_is_seeded(alone: dict) -> None:
     assert first == again != other
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2, "sequence": True}, {"pipeline": 2, "virtual_pipeline": 2}])
+@pytest.mark.parametrize("layout", [{"tensor": 2, "sequence": True}, {"pipeline": 2, "virtual_pipeline": 2}, {}])
 def test_scores_and_answers_are_the_same_at_any_layout(alone: dict, layout: dict) -> None:
     other = run_distributed(score_and_generate, 2, folder=alone["folder"], layout=layout)
     for budget, values in other["tree"].items():
         np.testing.assert_allclose(values, alone["tree by hand"], rtol=1e-5, atol=1e-5, err_msg=budget)
     np.testing.assert_allclose(_values(other["scores"]), _values(alone["scores"]), rtol=1e-4, atol=1e-5)
     assert other["answers"] == alone["answers"]
+    np.testing.assert_allclose(other["losses"], alone["losses by hand"], rtol=1e-5)

@@ -29,11 +29,11 @@ def run_every_stage(folder: str) -> dict[str, Any]:
     def alive() -> int:
         return sum(parameter() is not None for parameter in parameters)
 
-    def counted(model: MegatronModel) -> None:
+    def counted(model: MegatronModel, **settings: Any) -> None:
         fresh = not model.chunks
         if fresh:
             found.append((model.kind, alive()))
-        build(model)
+        build(model, **settings)
         if fresh:
             parameters.extend(map(weakref.ref, model.parameters()))
 
