@@ -21,7 +21,7 @@ from nemo_steerlm.terminal import readable
 VERBS = {
     "quickstart": ("pipelines.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world"),
     "prepare": ("pipelines.prepare:main", "PrepareConfig", "turn a dataset into conversations"),
-    "import": ("stages.convert:import_main", "ImportConfig", "turn Hugging Face or llama2.c weights into our own"),
+    "import": ("stages.convert:import_main", "ImportConfig", "turn Hugging Face, GGUF or llama2.c weights into ours"),
     "train-regressor": ("stages.train_regressor:main", "TrainRegressorConfig", "step 1: learn to predict attributes"),
     "annotate": ("stages.annotate:main", "AnnotateConfig", "step 2: label conversations with a regressor"),
     "train-sft": ("pipelines.train_sft:main", "TrainSftConfig", "step 3: train a policy that follows attributes"),

@@ -47,7 +47,7 @@ class PrepareConfig:
 class ImportConfig:
     """Settings of `steerlm import`."""
 
-    input: str = option(MISSING, "Hugging Face folder, or a llama2.c .bin file", example="Llama-3.1-8B")
+    input: str = option(MISSING, "Hugging Face folder, .gguf file, or llama2.c .bin file", example="Llama-3.1-8B")
     output: str = option(MISSING, "model folder to write", example="outputs/base")
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; null = the input's own")
     attributes: AttributesConfig = option(AttributesConfig, "names of a sequence classifier's outputs")

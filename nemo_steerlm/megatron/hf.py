@@ -72,6 +72,10 @@ class TensorSource(Protocol):
     where: Path
 
     @property
+    def format(self) -> str:
+        """What the files are, quantisation included."""
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type the weights are stored in."""
 
@@ -81,6 +85,9 @@ class TensorSource(Protocol):
     def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows (`dim` 0) or columns (1) `start` to `stop` of a tensor."""
 
+    def tokenizer_folder(self) -> Path | None:
+        """Where its tokenizer lies, None where it has none."""
+
 
 class SafetensorsFolder:
     """The weights of a Hugging Face folder: `model.safetensors`, or the files its index names.
@@ -89,6 +96,8 @@ class SafetensorsFolder:
         CheckpointError: no safetensors there, or two sets of them; a file that the index names is missing, damaged,
             or lacks a tensor that it should hold.
     """
+
+    format = "safetensors"
 
     def __init__(self, folder: Path) -> None:
         self.where = folder
@@ -144,6 +153,10 @@ class SafetensorsFolder:
         """Rows (`dim` 0) or columns (1) `start` to `stop` of a tensor; only these bytes are read."""
         part = self._files[name].get_slice(name)
         return part[start:stop] if dim == 0 else part[:, start:stop]
+
+    def tokenizer_folder(self) -> Path:
+        """The folder itself."""
+        return self.where
 
 
 def check_tensors(source: TensorSource, architecture: Architecture, outputs: int | None = None) -> None:

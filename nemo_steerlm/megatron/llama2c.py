@@ -21,11 +21,17 @@ from nemo_steerlm.megatron.hf_config import EMBEDDING, HEAD, head_size, tensor_s
 
 _HEADER = 7
 _VERSIONED = 0x616B3432  # "ak42": versions 1 (other order) and 2 (int8)
-_ROTATED = ("q_proj.weight", "k_proj.weight")
+ROTATED = ("q_proj.weight", "k_proj.weight")
 _KINDS = (  # the per-layer tensors, in the file's order
     "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj", "mlp.up_proj",
 )  # fmt: skip
+
+
+def halves(rows: torch.Tensor, head: int, start: int) -> torch.Tensor:
+    """Put the rows of queries or keys, from row `start` on, into the order in which halves of a head are rotated."""
+    assert start % head == 0, "queries and keys are cut between heads"
+    return rows.unflatten(0, (-1, head // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
 class Llama2cFile:
@@ -39,6 +45,7 @@ class Llama2cFile:
     """
 
     dtype = torch.float32
+    format = "llama2.c"
 
     def __init__(self, path: Path) -> None:
         self.where = path
@@ -68,10 +75,10 @@ class Llama2cFile:
         shape, offset = self._shapes[name], self._offsets[name]
         whole = self._values[offset : offset + int(np.prod(shape))].reshape(shape)
         part = torch.from_numpy(np.array(whole[start:stop] if dim == 0 else whole[:, start:stop]))
-        if not name.endswith(_ROTATED):
-            return part
-        assert dim == 0 and start % self._head == 0, "queries and keys are cut between heads"
-        return part.unflatten(0, (-1, self._head // 2, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+        return halves(part, self._head, start) if name.endswith(ROTATED) else part
+
+    def tokenizer_folder(self) -> None:
+        """The file has no tokenizer."""
 
 
 def _architecture(header: list[int], path: Path, size: int) -> Architecture:

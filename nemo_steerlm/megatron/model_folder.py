@@ -96,6 +96,10 @@ def read(folder: Path | str) -> ModelCard:
     path = folder / "model_config.yaml"
     if not folder.exists():
         raise CheckpointError(f"{folder}: no such model folder; make one with `steerlm import` or a training verb")
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder}: a file, expected a model folder; `steerlm import input={folder} output=FOLDER` makes one"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{folder}: not a model folder (no model_config.yaml); expected the model/ of a run or what "

@@ -17,7 +17,18 @@ from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.integrity import listing
-from nemo_steerlm.megatron import checkpoint, finite, gpt, hf, hf_config, hf_folder, llama2c, model_folder, parallel
+from nemo_steerlm.megatron import (
+    checkpoint,
+    finite,
+    gguf,
+    gpt,
+    hf,
+    hf_config,
+    hf_folder,
+    llama2c,
+    model_folder,
+    parallel,
+)
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
@@ -32,8 +43,8 @@ def import_main(config: ImportConfig) -> str:
     """Turn a checkpoint of others into a model folder.
 
     Args:
-        config: `input` (a Hugging Face folder or a llama2.c .bin file), `output`, `tokenizer` (a folder or a
-            SentencePiece file; None: the input folder's own), `attributes` and `template` (names of the outputs and
+        config: `input` (a Hugging Face folder, a .gguf file or a llama2.c .bin file), `output`, `tokenizer` (a folder
+            or a SentencePiece file; None: the input's own), `attributes` and `template` (names of the outputs and
             prompt of a sequence classifier of others), `trainer` and `parallel` (each process reads only its part).
 
     Returns:
@@ -46,10 +57,11 @@ def import_main(config: ImportConfig) -> str:
     source, card = open_checkpoint(Path(config.input), config.template.build(), config.attributes.load())
     outputs = hf_folder.outputs_of(card)
     hf.check_tensors(source, card.architecture, outputs)
-    tokenizer = _tokenizer(config, source.where, card.architecture)
+    tokenizer = _tokenizer(config, source, card.architecture)
     output = _output(config.output, "model_config.yaml")
     parallel.initialize(config.parallel)
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
+    logger.info("%s: %s, read as %s", source.where, source.format, _name(dtype))
     chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
     finite.check(source.where, finite.parameters(chunks), finite.DAMAGED)
@@ -62,7 +74,10 @@ def import_main(config: ImportConfig) -> str:
         if source.where.is_dir():
             inputs = [source.where / "config.json", *sorted(source.where.glob("*.safetensors"))]
         with listing(output, "run.json"):
-            write_run_json(output, "import", config, inputs=inputs, schema=card.schema)
+            write_run_json(
+                output, "import", config, inputs=inputs, schema=card.schema,
+                source={"format": source.format, "read_as": _name(dtype)},
+            )  # fmt: skip
     ranges = "" if card.schema is None else " of " + ", ".join(f"{a.name} {a.low} to {a.high}" for a in card.schema)
     return f"{output}: {card.kind}{ranges} with {_count(card):,} parameters in {_name(dtype)}"
 
@@ -70,7 +85,7 @@ def import_main(config: ImportConfig) -> str:
 def open_checkpoint(
     path: Path, template: PromptTemplate | None = None, schema: AttributeSchema | None = None
 ) -> tuple[hf.TensorSource, ModelCard]:
-    """Open a Hugging Face folder or a llama2.c file without reading its weights.
+    """Open a Hugging Face folder, a GGUF file or a llama2.c file without reading its weights.
 
     A policy or regressor that `export_main` wrote is known as one again, with its attributes and template. A sequence
     classifier of others is a regressor.
@@ -87,7 +102,10 @@ def open_checkpoint(
         if path.suffix == ".bin":
             file = llama2c.Llama2cFile(path)
             return file, ModelCard(kind="language_model", architecture=file.architecture)
-        raise CheckpointError(f"{path}: expected a Hugging Face folder or a llama2.c .bin file")
+        if path.suffix == gguf.SUFFIX:
+            packed = gguf.GgufFile(path)
+            return packed, ModelCard(kind="language_model", architecture=packed.architecture)
+        raise CheckpointError(f"{path}: expected a Hugging Face folder, a .gguf file or a llama2.c .bin file")
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder or file")
     if model_folder.is_model_folder(path):
@@ -226,16 +244,17 @@ def _to_scalar(card: ModelCard, chunks: list[Any], weights: torch.Tensor) -> Mod
     return dataclasses.replace(card, schema=AttributeSchema([reward]))
 
 
-def _tokenizer(config: ImportConfig, source: Path, architecture: Architecture) -> Tokenizer:
-    if config.tokenizer is None and not source.is_dir():
-        raise ConfigError(f"{source}: holds no tokenizer; name its folder or SentencePiece file with tokenizer=")
+def _tokenizer(config: ImportConfig, source: hf.TensorSource, architecture: Architecture) -> Tokenizer:
+    folder = config.tokenizer or source.tokenizer_folder()
+    if folder is None:
+        raise ConfigError(f"{source.where}: holds no tokenizer; name its folder or SentencePiece file with tokenizer=")
     try:
-        tokenizer = load_tokenizer(config.tokenizer or source)
+        tokenizer = load_tokenizer(folder)
     except ConfigError as error:
         if config.tokenizer is not None:
             raise
         raise ConfigError(f"{error}; name another one with tokenizer=") from error
-    check_vocabulary(tokenizer, architecture.vocab_size, source)
+    check_vocabulary(tokenizer, architecture.vocab_size, source.where)
     return tokenizer
 
 
