@@ -191,6 +191,12 @@ class AttributeSchema:
             checked[name] = float(value)
         return checked
 
+    def select(self, values: dict[str, float] | None) -> dict[str, float] | None:
+        """Return what of a label the schema names, None where that is nothing."""
+        if values is None or values.keys() <= self._attributes.keys():
+            return values
+        return {name: value for name, value in values.items() if name in self._attributes} or None
+
     def format(self, values: Mapping[str, float] | None) -> str:
         """Return the label string a policy reads: schema order, clamped, integers by round half to even.
 

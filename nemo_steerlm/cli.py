@@ -136,7 +136,13 @@ def _run(verb: str, *words: str) -> int:
 
 
 def work(target: str, settings: Any) -> Any:
-    """Run the function `target` ("module:function") with its settings, as the one owner of their output."""
+    """Run the function `target` ("module:function") with its settings, as the one owner of their output.
+
+    The labels of its files are looked at first, because a mistake there should not wait for torch and a model.
+    """
+    from nemo_steerlm.data import labels
+
+    labels.check(settings)
     output = getattr(settings, "output", None)
     owner: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if output is not None and os.environ.get("RANK", "0") == "0":

@@ -340,6 +340,16 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DataError: No such file, not UTF-8, malformed JSON, not an object, or no row at all.
     """
     path = Path(path)
+    for number, line in read_lines(path):
+        yield number, parse_line(line, path, number)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Stream the lines of :func:`read_jsonl` unparsed.
+
+    Raises:
+        DataError: No such file, a damaged gzip file, or no row at all.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     opener: Any = gzip.open if path.suffix == ".gz" else functools.partial(open, buffering=_BUFFER)
@@ -351,7 +361,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.isspace():
                     continue
                 found = True
-                yield number, parse_line(line, path, number)
+                yield number, line
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}:{number + 1}: the gzip file is damaged or cut off ({error})") from None
     if not found:
@@ -393,7 +403,8 @@ def read_conversations(path: str | Path, schema: AttributeSchema | None = None) 
 
     Args:
         path: .jsonl or .jsonl.gz.
-        schema: When given, ``label`` and ``label_human`` must fit it; of ``label_predicted`` only the names must.
+        schema: When given, labels keep the attributes that it names, and ``label`` and ``label_human`` must be in
+            their ranges. (`data.labels` tells which attributes a file has besides, before anything is read here.)
 
     Raises:
         DataError: With file and line, as :func:`read_jsonl` and :meth:`Conversation.from_record`.
@@ -404,6 +415,10 @@ def read_conversations(path: str | Path, schema: AttributeSchema | None = None) 
         if conversation.id is None:
             conversation.id = str(index)
         if schema is not None:
+            for turn in conversation.turns:
+                turn.label = schema.select(turn.label)
+                turn.label_human = schema.select(turn.label_human)
+                turn.label_predicted = schema.select(turn.label_predicted)
             check_labels(conversation, schema, where)
         yield conversation
 

@@ -35,6 +35,13 @@ class Stopped(Exception):
         self.number = number
 
 
+def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the candidate nearest to ``name``, None where none is as alike as ``cutoff`` (1: equal but for case)."""
+    by_folded = {candidate.casefold(): candidate for candidate in candidates}
+    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=cutoff)
+    return by_folded[found[0]] if found else None
+
+
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the candidate nearest to ``name``, or an empty string.
 
@@ -42,6 +49,5 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
         name: What the user wrote.
         candidates: The names that exist.
     """
-    by_folded = {candidate.casefold(): candidate for candidate in candidates}
-    nearest = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
-    return f"; did you mean '{by_folded[nearest[0]]}'?" if nearest else ""
+    found = nearest(name, candidates)
+    return "" if found is None else f"; did you mean '{found}'?"

@@ -119,6 +119,12 @@ def stored_attributes(data: str | Path) -> dict[str, Any] | None:
     return None if path is None else json.loads(path.read_text(encoding="utf-8")).get("attributes")
 
 
+def annotated_with(files: Iterable[str | Path]) -> AttributeSchema | None:
+    """Return the attributes that the first file with a ``run.json`` was made with, None where none has one."""
+    stored = next((found for found in map(stored_attributes, files) if found is not None), None)
+    return None if stored is None else AttributeSchema.load(stored)
+
+
 def _run_json_of(data: Path) -> Path | None:
     stem = data.name.split(".")[0]
     paths = (data.with_name(f"{stem}.run.json"), data.with_name("run.json"))

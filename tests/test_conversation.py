@@ -15,6 +15,7 @@ from nemo_steerlm.conversation import (
     Pair,
     Turn,
     atomic_writer,
+    check_labels,
     parse_line,
     read_conversations,
     read_jsonl,
@@ -175,8 +176,7 @@ BAD_ROWS = [
     ({"conversations": [{"from": 3, "value": "x"}]}, "conversations[0].from is 3, expected a string"),
     (turn(label=4), "conversations[1]: label: label is 4, expected a string"),
     (turn(label="quality:5"), "conversations[1]: attribute 'quality' is 5, outside its range 0 to 4"),
-    (turn(label_human="qality:1"), "did you mean 'quality'?"),
-    (turn(label_predicted="qality:1"), "did you mean 'quality'?"),
+    (turn(label_human="quality:-1"), "conversations[1]: attribute 'quality' is -1, outside its range 0 to 4"),
     (turn() | {"type": "TEXT_TO_VALUE"}, "is not supported"),
     (turn() | {"mask": 3}, "mask is 3"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0] has the role 'tool'"),
@@ -192,6 +192,17 @@ def test_bad_rows_name_line_and_key(row, message, tmp_path):
     with pytest.raises(DataError) as error:
         list(read_conversations(path, SCHEMA))
     assert str(error.value).startswith(f"{path}:2: ") and message in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["label", "label_human", "label_predicted"])
+def test_labels_are_cut_to_the_schema_on_reading_and_refused_where_data_is_made(key, tmp_path):
+    row = turn(**{key: "qality:1,quality:2"})
+    [conversation] = read_conversations(write(tmp_path / "a.jsonl", row), SCHEMA)
+    assert getattr(conversation.turns[1], key) == {"quality": 2.0}
+    [conversation] = read_conversations(write(tmp_path / "a.jsonl", turn(**{key: "qality:1"})), SCHEMA)
+    assert getattr(conversation.turns[1], key) is None
+    with pytest.raises(DataError, match="a: conversations.1.: unknown attribute 'qality'; did you mean 'quality'"):
+        check_labels(Conversation.from_record(row), SCHEMA, "a")
 
 
 def test_predicted_floats_may_overshoot_the_range(tmp_path):

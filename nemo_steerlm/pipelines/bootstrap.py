@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ class _Bootstrap:
         annotated = self._annotated(responses)
         if parallel.is_rank_zero() and not kept.exists():
             best, counts = _best_responses(annotated, list(config.target), config.keep_fraction)
-            rows = _with_replay(best, config.data.train, config.replay, config.seed + number_)
+            original = read_conversations(config.data.train, model_folder.read(policy).schema)
+            rows = _with_replay(best, original, config.replay, config.seed + number_)
             counts["replayed"] = len(rows) - len(best)
             with atomic_writer(folder / "kept.json") as file:
                 json.dump(counts, file)
@@ -251,12 +252,14 @@ def _best_responses(annotated: Path, target: list[str], keep: float) -> tuple[li
     }
 
 
-def _with_replay(best: list[Conversation], original: str, ratio: float, seed: int) -> list[Conversation]:
+def _with_replay(
+    best: list[Conversation], original: Iterable[Conversation], ratio: float, seed: int
+) -> list[Conversation]:
     """The kept answers and `ratio` times as many original rows, drawn without replacement."""
     wanted = round(ratio * len(best))
     if wanted == 0:
         return best
-    rows = [row for row in read_conversations(original) if any(turn.label for turn in row.turns)]
+    rows = [row for row in original if any(turn.label for turn in row.turns)]
     chosen = np.random.default_rng(seed).permutation(len(rows))[:wanted]
     return best + [rows[i] for i in sorted(chosen.tolist())]
 

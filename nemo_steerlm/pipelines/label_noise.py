@@ -13,7 +13,7 @@ from nemo_steerlm.evaluate.samples import Samples, collect, labelled_responses
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.pipelines.regressor_report import predict
-from nemo_steerlm.provenance import plain, stored_attributes, versions, write_run_json
+from nemo_steerlm.provenance import annotated_with, plain, versions, write_run_json
 
 _CHUNK = 4096
 
@@ -26,7 +26,12 @@ def label_noise(model: AttributeRegressor | None, config: EvaluateConfig) -> str
         DataError: no response carries both labels.
     """
     if model is None:
-        schema = _schema(config)
+        schema = annotated_with(config.inputs())
+        if schema is None:
+            raise ConfigError(
+                f"{config.inputs()[0]}: no run.json beside it says which attributes it was annotated with; "
+                "give checkpoint=, the model folder of the regressor"
+            )
         samples = _annotated(config, schema)
     else:
         schema, samples = model.schema, predict(model, config)
@@ -51,17 +56,6 @@ def _summary(model: AttributeRegressor | None, samples: Samples) -> str:
     if model is None or model.calibration is None:
         return text
     return text + f" Predictions are those after the model's stored {model.calibration.method} correction."
-
-
-def _schema(config: EvaluateConfig) -> AttributeSchema:
-    for path in config.inputs():
-        stored = stored_attributes(path)
-        if stored is not None:
-            return AttributeSchema.load(stored)
-    raise ConfigError(
-        f"{config.inputs()[0]}: no run.json beside it says which attributes it was annotated with; "
-        "give checkpoint=, the model folder of the regressor"
-    )
 
 
 def _annotated(config: EvaluateConfig, schema: AttributeSchema) -> Samples:

@@ -20,7 +20,7 @@ from nemo_steerlm.evaluate.samples import Response, Samples, collect, labelled_r
 from nemo_steerlm.evaluate.tables import number
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.provenance import check_attributes, plain, sha256_file, versions, write_run_json
+from nemo_steerlm.provenance import plain, sha256_file, versions, write_run_json
 
 _CHUNK = 4096  # responses read, tokenised and predicted at a time
 
@@ -81,8 +81,6 @@ def predict(model: AttributeRegressor, config: EvaluateConfig) -> Samples:
     Returns:
         The same samples on every rank; NaN as prediction of a response that does not fit `max_length`.
     """
-    for path in config.inputs():
-        check_attributes(path, model.schema)
     parts = []
     for part in chunks(labelled_responses(config.inputs(), model.schema), _CHUNK):
         texts, readable = _texts(model, part, config)

@@ -106,7 +106,7 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
             row.extra |= {"finish": answer.finish, "logprob": round(answer.logprob, 4)}
         return [row.to_record() for row in rows]
 
-    requests = _requests(read_conversations(prompts), combinations, config)
+    requests = _requests(read_conversations(prompts, schema), combinations, config)
     rows = count_rows(prompts)
     run_in_parts(
         requests, part, output=output, job=job, part_size=config.part_size * config.responses,

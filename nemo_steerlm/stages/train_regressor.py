@@ -17,7 +17,7 @@ from nemo_steerlm.models.generative import GenerativeRegressor
 from nemo_steerlm.models.losses import Objective, attribute_weights, mean_target
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.models.start import start_model
-from nemo_steerlm.provenance import check_attributes, write_run_json
+from nemo_steerlm.provenance import write_run_json
 
 
 def main(config: TrainRegressorConfig) -> None:
@@ -25,8 +25,6 @@ def main(config: TrainRegressorConfig) -> None:
     schema = config.attributes.require()
     data, pairs = config.data, config.loss.preference != "none"
     files, held_out = data.train_files(), data.val_files()
-    for path in (*files, *held_out):
-        check_attributes(path, schema)
     parallel.start(config, config.seed)
     model = start_model(AttributeRegressor, config, schema)
     Objective(model.head, config.loss)  # what makes no sense is refused before the data is read

@@ -16,7 +16,7 @@ from nemo_steerlm.models.batches import collate_policy
 from nemo_steerlm.models.fit import train
 from nemo_steerlm.models.policy import OTHER, OWN, AttributeConditionedGPT
 from nemo_steerlm.models.start import start_model
-from nemo_steerlm.provenance import check_attributes, write_run_json
+from nemo_steerlm.provenance import write_run_json
 
 
 def main(config: TrainSftConfig) -> None:
@@ -24,8 +24,6 @@ def main(config: TrainSftConfig) -> None:
     schema = config.attributes.require()
     data = config.data
     files, held_out = data.train_files(), data.val_files()
-    for path in (*files, *held_out):
-        check_attributes(path, schema)
     parallel.start(config, config.seed)
     model = start_model(AttributeConditionedGPT, config, schema)
 
