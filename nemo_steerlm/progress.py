@@ -43,7 +43,7 @@ class Progress:
         self.done = self.start = start
         self.text = self._said = ""
         self._clock = clock
-        self._started = self._spoken = clock()
+        self._opened = self._started = self._spoken = clock()
         self._bar: tqdm | None = None
         if shown and bar and sys.stderr.isatty():
             self._bar = tqdm(desc=name, total=total, unit=f" {unit}", initial=start, mininterval=0.5)
@@ -62,6 +62,15 @@ class Progress:
             self._bar.close()
         elif not failed and self.done > self.start:
             self._say()
+
+    def begin(self, done: int) -> None:
+        """The work goes on from `done`, which others or earlier runs did: speed and time left are of what follows."""
+        self.done = self.start = done
+        self._started = self._clock()
+        if self._bar is not None:
+            self._bar.reset(self.total)
+            self._bar.initial = self._bar.n = self._bar.last_print_n = done
+            self._bar.refresh()
 
     def update(self, count: int, text: str | None = None, now: bool = False) -> None:
         """Count `count` more; `text` stands behind the numbers from then on, `now` asks for a line at once."""
@@ -85,9 +94,9 @@ class Progress:
 
     def _left(self) -> str:
         """The time that is left, or the time that it took."""
-        elapsed, since = self._clock() - self._started, self.done - self.start
+        now, since = self._clock(), self.done - self.start
         if self.total is None or not since:
             return ""
         if self.done >= self.total:
-            return f"took {tqdm.format_interval(elapsed)}"
-        return f"{tqdm.format_interval(elapsed / since * (self.total - self.done))} left"
+            return f"took {tqdm.format_interval(now - self._opened)}"
+        return f"{tqdm.format_interval((now - self._started) / since * (self.total - self.done))} left"

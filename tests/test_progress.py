@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+import time
 
 import pytest
 
@@ -75,3 +77,32 @@ def test_a_terminal_gets_lines_where_no_bar_is_wanted(monkeypatch: pytest.Monkey
     with Progress("policy", 2, "steps", bar=False, clock=Clock()) as progress:
         progress.update(2)
     assert terminal.getvalue() == "policy: steps 2 of 2, took 00:00\n"
+
+
+def test_time_left_counts_only_what_was_done_since_it_began(capsys: pytest.CaptureFixture) -> None:
+    clock = Clock()
+    progress = Progress("policy", 100, "steps", start=60, clock=clock)
+    clock.now += 50  # a checkpoint is loaded
+    progress.begin(60)
+    for _ in range(2):
+        clock.now += 2
+        progress.update(1, now=True)
+    progress.begin(80)  # what another run did
+    progress.update(0, now=True)
+    clock.now += 3
+    progress.update(1, now=True)
+    assert [line.partition("steps ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "61 of 100, 01:18 left", "62 of 100, 01:16 left", "80 of 100", "81 of 100, 00:57 left"
+    ]  # fmt: skip
+
+
+def test_a_bar_counts_only_what_was_done_since_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with Progress("policy", 10_000, "steps") as progress:
+        progress.begin(9_000)
+        time.sleep(0.6)
+        progress.update(1)
+    drawn = terminal.getvalue().split("\r")
+    assert " 9000/10000 [" in drawn[3]
+    rate = re.search(r" 9001/10000 .*, +([\d.]+) steps/s", drawn[-1])
+    assert rate is not None and float(rate[1]) < 2, drawn

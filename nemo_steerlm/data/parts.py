@@ -169,6 +169,10 @@ class PartStore:
         self.folder.rename(self._merged)
         shutil.rmtree(self._merged, ignore_errors=True)
 
+    def numbers(self) -> set[int]:
+        """Numbers of the parts that are there, whatever they hold."""
+        return {int(name.removeprefix("part-").removesuffix(".jsonl")) for name in self._present()}
+
     def missing(self, count: int) -> list[str]:
         """Names of the parts 0 to `count` - 1 that are not there."""
         return sorted(self._wanted(count) - self._present())

@@ -67,8 +67,9 @@ def run_in_parts(
     claims = _Claims()
     if broadcast_object(is_rank_zero() and finished(output, job)):
         return True
+    earlier: set[int] = set()  # parts of a run that was killed; only rank 0 speaks of them
     if is_rank_zero():
-        PartStore(folder, job, overwrite=overwrite)
+        earlier = PartStore(folder, job, overwrite=overwrite).numbers()
     barrier()
     store = PartStore(folder, job)
     writes = parallel_state.get_model_parallel_group().rank() == 0
@@ -83,7 +84,10 @@ def run_in_parts(
                         store.write(index, records)
                 claims.take()
             seen += len(part)
-            progress.update(seen - progress.done)
+            if index in earlier:
+                progress.begin(seen)
+            else:
+                progress.update(seen - progress.done)
     barrier()
     return bool(broadcast_object(is_rank_zero() and _join(store, output, job, count, shard)))
 

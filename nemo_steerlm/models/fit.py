@@ -109,6 +109,10 @@ class _ShowProgress(Callback):
         shown = parallel.is_rank_zero()
         self.progress = Progress(name, last, "steps", shown=shown, bar=config.progress_bar, start=start)
 
+    def on_train_start(self, *_: Any) -> None:
+        """Lightning's hook once the checkpoint is loaded, which is no part of a step."""
+        self.progress.begin(self.progress.start)
+
     def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
         """Lightning's hook after each optimizer step."""
         figures = model.trained
