@@ -195,6 +195,10 @@ WRONG = {
     "two models": (["model=llama_tiny"], "model.init=m brings its own architecture"),
     "no model": (["model.init=null"], "model.init is missing; .*model=llama_tiny"),
     "no tokenizer": (["model.init=null", "model=llama_tiny"], "model.tokenizer is missing"),
+    "no rate": (
+        ["model.init=null", "model=llama_tiny", "model.tokenizer=t", "optimizer.lr=null"],
+        "optimizer.lr is missing: no default suits random weights; give one, e.g. optimizer.lr=1e-3",
+    ),
     "template": (["template.turn_start=<extra_id_2>"], "overlap"),
     "no attributes": (["attributes=null"], "attributes is missing"),
 }
@@ -206,6 +210,17 @@ def test_a_mistake_is_one_line_that_names_the_key(name):
     with pytest.raises(ConfigError, match=message) as caught:
         load("train-sft", [*SFT, *words])
     assert "\n" not in str(caught.value)
+
+
+def test_the_default_rate_is_that_of_what_is_trained_and_help_tells_it():
+    without = [word for word in SFT if "optimizer.lr" not in word]
+    assert config.default_rate(load("train-sft", without)) == (1e-5, "full fine-tuning")
+    assert config.default_rate(load("train-sft", [*without, "model.lora.rank=8"])) == (1e-4, "LoRA")
+    with pytest.raises(ConfigError, match="optimizer.lr is missing: no default suits model.freeze=trunk"):
+        load("train-regressor", [*without, "model.freeze=trunk"])
+    help_ = compose.describe("train-sft", config.TrainSftConfig, [])
+    assert re.search(r"optimizer.lr=null +peak .* null = 1e-05 for full fine-tuning, 0.0001 for LoRA", help_)
+    assert load("train-sft", [*without, "optimizer=adamw_cosine"]).optimizer.lr == 9e-6
 
 
 READERS = {

@@ -49,7 +49,7 @@ def test_the_installed_wheel_reads_its_own_conf(wheel, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(tmp_path / "site" / "nemo_steerlm" / "conf")
-    assert "optimizer.lr=required" in done.stdout
+    assert "data.train=required" in done.stdout
 
 
 def test_tested_versions_lie_within_the_bounds():

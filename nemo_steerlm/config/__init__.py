@@ -5,7 +5,7 @@
 itself. Others import all names from here.
 """
 
-from nemo_steerlm.config.checks import check_inference, check_trainable
+from nemo_steerlm.config.checks import check_inference, check_trainable, default_rate
 from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig
 from nemo_steerlm.config.data import DataConfig, PolicyDataConfig
 from nemo_steerlm.config.model import (
@@ -51,5 +51,5 @@ __all__ = [
     "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig", "QuickstartRecipe",
     "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "SteerabilityConfig",
     "SteeringCheckConfig", "SteeringConfig", "TemplateConfig", "TrainConfig", "TrainRegressorConfig", "TrainSftConfig",
-    "TrainerConfig", "check_inference", "check_trainable",
+    "TrainerConfig", "check_inference", "check_trainable", "default_rate",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemo_steerlm.config.model import LORA_TARGETS
+from nemo_steerlm.config.training import FULL_RATE, LORA_RATE
 from nemo_steerlm.config.verbs import TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.errors import ConfigError, suggest
 
@@ -20,7 +21,8 @@ def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
     """Refuse a choice of trained weights that makes no sense.
 
     Raises:
-        ConfigError: an unknown LoRA target, nothing to adapt, or a trunk that cannot be frozen.
+        ConfigError: an unknown LoRA target, nothing to adapt, a trunk that cannot be frozen, or no learning rate where
+            there is no default.
     """
     model, lora = config.model, config.model.lora
     for name in lora.targets:
@@ -43,3 +45,17 @@ def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
         )
     if model.init is None and (lora.rank or model.freeze != "none"):
         raise ConfigError(f"{frozen} keeps the weights it starts from: give them with model.init=FOLDER")
+    if config.optimizer.lr is None:
+        default_rate(config)
+
+
+def default_rate(config: TrainRegressorConfig | TrainSftConfig) -> tuple[float, str]:
+    """The peak learning rate of a training that is given none, and for what it is.
+
+    Raises:
+        ConfigError: random weights or a head alone, whose rate depends on their size.
+    """
+    if config.model.init is None or config.model.freeze == "trunk":
+        what = "random weights" if config.model.init is None else "model.freeze=trunk"
+        raise ConfigError(f"optimizer.lr is missing: no default suits {what}; give one, e.g. optimizer.lr=1e-3")
+    return (LORA_RATE, "LoRA") if config.model.lora.rank else (FULL_RATE, "full fine-tuning")

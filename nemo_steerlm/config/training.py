@@ -39,11 +39,19 @@ class TrainerConfig(ComputeConfig):
     progress_bar: bool = option(True, "show steps, speed and time left")
 
 
+#: Peak learning rate of a fine-tuning that is given none. All weights: between the 5e-6 of SteerLM's and HelpSteer's
+#: 13B models and TRL's 2e-5, near NeMo-Aligner's 9e-6. Adapters: ten times as much, which is TRL's advice.
+FULL_RATE, LORA_RATE = 1e-5, 1e-4
+
+
 @dataclass(kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    lr: float = option(MISSING, "peak learning rate", least=0.0, example="5e-6")
+    lr: float | None = option(
+        None, f"peak learning rate; null = {FULL_RATE:g} for full fine-tuning, {LORA_RATE:g} for LoRA; random weights "
+        "and a head alone need one", least=0.0,
+    )  # fmt: skip
     min_lr: float = option(0.0, "learning rate at the end of a cosine schedule", least=0.0)
     beta1: float = option(0.9, "decay of the first moment", least=0.0, below=1.0)
     beta2: float = option(0.98, "decay of the second moment", least=0.0, below=1.0)

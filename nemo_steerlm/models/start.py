@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig, check_trainable
+from nemo_steerlm.config import (
+    Architecture,
+    ModelConfig,
+    TrainRegressorConfig,
+    TrainSftConfig,
+    check_trainable,
+    default_rate,
+)
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.megatron import finite, hf, hf_folder, model_folder
 from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.models.base import MegatronModel, model_config
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 
+_log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=MegatronModel)
 
 
 def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig, schema: AttributeSchema) -> Model:
     """Build a model of class `cls` with the weights `config.model` names; the processes have met already.
+
+    Settles `config.optimizer.lr` where none is given, for all that the training does and writes.
 
     The prompt template of a trained policy or regressor travels with it; otherwise `config.template` is used. The head
     of a regressor is kept where its attributes are the same, or where it is a sequence classifier of as many outputs
@@ -31,6 +43,10 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
         CheckpointError: the folder is missing, damaged, or was trained on other attributes.
     """
     check_trainable(config)
+    if config.optimizer.lr is None:
+        config.optimizer.lr, kind = default_rate(config)
+        if is_rank_zero():
+            _log.info("optimizer.lr: %g (default for %s)", config.optimizer.lr, kind)
     source = config.model.init
     if source is None:
         architecture, tokenizer = _random(config.model)

@@ -83,3 +83,22 @@ def test_a_model_that_is_loaded_draws_no_random_weights(
         model.build()
     parallel.initialize(model.parallel, 0)
     model.load_weights(folders[1])
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [(0, "1e-05 (default for full fine-tuning)"), (2, "0.0001 (default for LoRA)")]
+)
+def test_a_rate_that_is_not_given_is_settled_and_said(
+    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture, rank: int, said: str
+) -> None:
+    config = configs.TrainSftConfig(
+        output="unused",
+        data=configs.PolicyDataConfig(train="unused"),
+        model=configs.ModelConfig(init=str(folders[1]), lora=configs.LoRAConfig(rank=rank)),
+        trainer=configs.TrainerConfig(max_steps=1, global_batch_size=1, micro_batch_size=1),
+    )
+    parallel.initialize(config.parallel, config.seed)
+    with caplog.at_level("INFO"):
+        model = start_model(AttributeConditionedGPT, config, configs.AttributesConfig(preset="helpsteer").require())
+    assert [line for line in caplog.messages if "optimizer.lr" in line] == [f"optimizer.lr: {said}"]
+    assert model.cfg.optimizer.lr == config.optimizer.lr == float(said.split()[0])
