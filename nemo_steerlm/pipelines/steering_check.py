@@ -64,7 +64,7 @@ def check(config: TrainSftConfig | BootstrapConfig, train: Sequence[str], held: 
     columns: dict[str, Floats] = {}
     if answers and settings.scorers is None:
         columns = _by_words(answers, train, schema, config.seed)
-    elif answers:
+    elif answers and settings.scorers is not None:
         columns = measure(
             answers, settings.scorers, settings.measures, schema, model, config.trainer, config.parallel
         )
