@@ -115,8 +115,10 @@ def answer(
     model: AttributeConditionedGPT, prompts: Sequence[Conversation], requests: Sequence[Request],
     settings: SamplingSettings, batch_size: int,
 ) -> list[str]:  # fmt: skip
-    """One answer to each request, each data-parallel rank giving its share; the same request is answered once, if
-    nothing is drawn."""
+    """One answer to each request; greedily, requests that are the same are answered once.
+
+    Each data-parallel rank answers its share.
+    """
     keys = [
         (request.prompt, tuple(request.values.items()), 0 if settings.temperature == 0 else number)
         for number, request in enumerate(requests)
