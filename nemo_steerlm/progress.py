@@ -46,7 +46,8 @@ class Progress:
         self._opened = self._started = self._spoken = clock()
         self._bar: tqdm | None = None
         if shown and bar and sys.stderr.isatty():
-            self._bar = tqdm(desc=name, total=total, unit=f" {unit}", initial=start, mininterval=0.5)
+            # miniters: drawn again while nothing is counted, for the text
+            self._bar = tqdm(desc=name, total=total, unit=f" {unit}", initial=start, mininterval=0.5, miniters=0)
 
     def __enter__(self) -> Progress:
         return self
@@ -93,10 +94,12 @@ class Progress:
             sys.stderr.flush()
 
     def _left(self) -> str:
-        """The time that is left, or the time that it took."""
+        """The time that is left, or that it took; the speed where nobody knows the total."""
         now, since = self._clock(), self.done - self.start
-        if self.total is None or not since:
+        if not since:
             return ""
+        if self.total is None:
+            return f"{since / max(now - self._started, 1e-9):,.1f} {self.unit}/s"
         if self.done >= self.total:
             return f"took {tqdm.format_interval(now - self._opened)}"
         return f"{tqdm.format_interval((now - self._started) / since * (self.total - self.done))} left"

@@ -39,6 +39,17 @@ def test_a_log_gets_a_line_every_half_a_minute_and_one_at_the_end(capsys: pytest
     assert len(lines) == 5 and not any("\r" in line for line in lines)
 
 
+def test_without_a_total_a_log_tells_the_speed(capsys: pytest.CaptureFixture) -> None:
+    clock = Clock()
+    with Progress("generate", None, "tokens", clock=clock) as progress:
+        for _ in range(1500):
+            clock.now += 0.03
+            progress.update(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "generate: tokens 1,000, 33.3 tokens/s", "generate: tokens 1,500, 33.3 tokens/s"
+    ]  # fmt: skip
+
+
 def test_a_log_tells_news_at_once_and_nothing_twice(capsys: pytest.CaptureFixture) -> None:
     progress = Progress("policy", 3, "steps", start=1, clock=Clock())
     progress.update(1, "loss 2", now=True)

@@ -1,10 +1,9 @@
-"""Label answers with attributes of your own, which a library computes from any text: verbosity, complexity, positivity.
+"""Label answers with attributes that a library computes from any text: verbosity, complexity, positivity.
 
     python examples/real_model/label_texts.py data/train.jsonl data/val.jsonl --output labelled
 
 A level is where the measure lies among the answers of the first file: five levels of equally many answers. Labels that
-are there already stay. The borders go into borders.json, the attributes into attributes.yaml; `--borders FILE` labels by
-borders that stand.
+are there already stay. The borders go into borders.json; `--borders FILE` labels by borders that stand.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def generate(
     vocab_size: int,
     seeds: Sequence[int] | None = None,
     batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt; all ranks of the model's TP x PP group call it with the same arguments.
 
@@ -82,7 +82,7 @@ def generate(
         seeds: one a prompt, by default its index; for jobs in parts, give a row the same number in every part.
         batch_size: rows decoded together at most, fewer where a GPU has no memory for so many. Memory is bounded by
             it, not by the number of prompts. Equal prompts that enter together are read once.
-        progress: called with the number of responses that just ended.
+        progress: called after each step with the number of responses that ended, and of tokens that were drawn.
 
     Returns:
         A response for each prompt, in the order of the prompts, on every rank.
@@ -155,7 +155,7 @@ class _ContinuousBatch:
         settings: SamplingSettings,
         judge: _StopJudge,
         holes: Sequence[int],
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int, int], None] | None,
     ) -> None:
         self.decoder, self.prompts, self.seeds, self.settings = decoder, prompts, seeds, settings
         self.judge, self.progress = judge, progress
@@ -225,15 +225,14 @@ class _ContinuousBatch:
         endings = self.judge.endings(ids, self.tokens, slots, self.counts[slots])
         endings[(endings == _CONTINUES) & (self.counts[slots] >= self.budgets[slots])] = _LENGTH
         ended = slots[endings != _CONTINUES]
-        if not len(ended):
-            return
         self.endings[self.requests[ended]] = endings[endings != _CONTINUES]
         for slot in ended:
             self.responses[self.requests[slot]] = self.tokens[slot, : self.counts[slot]].tolist()
         self.requests[ended] = -1
-        self.decoder.free(ended)
+        if len(ended):
+            self.decoder.free(ended)
         if self.progress is not None:
-            self.progress(len(ended))
+            self.progress(len(ended), len(slots))
 
     def _draw(self, logits: torch.Tensor | None, slots: np.ndarray) -> np.ndarray:
         """The next token of each of `slots`, the same on all ranks: the one wait for the device in a step."""

@@ -22,6 +22,7 @@ from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import MicroBatch
 from nemo_steerlm.models.losses import cross_entropy, token_losses
+from nemo_steerlm.progress import Progress
 from nemo_steerlm.speakers import USER
 
 Asked = Mapping[str, float | None] | None
@@ -163,6 +164,7 @@ class AttributeConditionedGPT(MegatronModel):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        progress: bool = False,
     ) -> str | list[str]:
         """Answer a prompt, or each of a list, in the way `attributes` ask for.
 
@@ -172,6 +174,7 @@ class AttributeConditionedGPT(MegatronModel):
                 leaves its attribute out, so ``dict.fromkeys(policy.schema.names)`` asks for nothing. `request` tells
                 which values are used.
             temperature: 0 is greedy, as in the paper.
+            progress: count the tokens on standard error as they are drawn.
 
         Returns:
             The answer, or a list of answers in the order of the prompts.
@@ -190,6 +193,8 @@ class AttributeConditionedGPT(MegatronModel):
             one if isinstance(one, Conversation) else Conversation(turns=[Turn(USER, one)], system=system)
             for one in prompts
         ]
-        drawn = self.sample([self.prompt_tokens(row, asked) for row in rows], settings)
+        tokens = [self.prompt_tokens(row, asked) for row in rows]
+        with Progress("generate", None, "tokens", shown=progress and parallel.is_rank_zero()) as bar:
+            drawn = self.sample(tokens, settings, progress=lambda _, count: bar.update(count))
         answers = [template.parse_response(one.text) for one in drawn]
         return answers[0] if prompts is not prompt else answers

@@ -131,7 +131,7 @@ def answer(
     with Progress("answering", len(wanted), "answers", shown=parallel.is_rank_zero()) as bar:
         drawn = model.sample(
             tokens, settings, seeds=[settings.seed + number for number in wanted[rank::ranks]], batch_size=batch_size,
-            progress=lambda count: bar.update(min(count * ranks, len(wanted) - bar.done)),
+            progress=lambda count, _: bar.update(min(count * ranks, len(wanted) - bar.done)),
         )  # fmt: skip
     shares = parallel.gather_data_parallel([model.card.template.parse_response(one.text) for one in drawn])
     texts = {number: shares[i % ranks][i // ranks] for i, number in enumerate(wanted)}

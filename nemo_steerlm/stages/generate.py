@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def main(config: GenerateConfig) -> None:
-    """`steerlm generate`: write the answer to standard output, its control characters as escapes."""
+    """`steerlm generate`: write the answer to standard output, its control characters as escapes.
+
+    While it is drawn, its tokens are counted on standard error.
+    """
     parallel.start(config)
     model = AttributeConditionedGPT.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
@@ -25,7 +28,7 @@ def main(config: GenerateConfig) -> None:
     answer = model.generate(
         config.prompt, config.attributes, system=config.system or DEFAULT_SYSTEM,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
-        seed=config.seed,
+        seed=config.seed, progress=True,
     )  # fmt: skip
     if parallel.is_rank_zero():
         sys.stdout.write(readable(answer) + "\n")

@@ -89,16 +89,18 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
     tokens, started = 0, time.perf_counter()
 
     def part(index: int, rows: list[Conversation], bar: Progress) -> list[Record]:
-        nonlocal tokens
+        def moved(ended: int, drawn: int) -> None:
+            nonlocal tokens
+            tokens += drawn
+            bar.update(ended, f"{tokens / (time.perf_counter() - started):,.0f} tokens/s")
+
         room = model.card.architecture.max_position_embeddings - config.max_new_tokens
         requests_ = [(row, prompt) for row in rows if (prompt := _fit(model, row, room))]
         seeds = [_number(config.seed, row.id) for row, _ in requests_]
         answers = model.sample(
             [prompt for _, prompt in requests_], settings, seeds=seeds, batch_size=config.batch_size,
-            progress=bar.update,
+            progress=moved,
         )  # fmt: skip
-        tokens += sum(len(answer.tokens) for answer in answers)
-        bar.text = f"{tokens / (time.perf_counter() - started):,.0f} tokens/s"
         for (row, _), answer in zip(requests_, answers, strict=True):
             text = model.card.template.parse_response(answer.text)
             name = next((row.turns[index].speaker for index in row.response_indices), ASSISTANT)

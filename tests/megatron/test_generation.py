@@ -205,14 +205,16 @@ def _check_trainable(model: gpt.LanguageModel) -> None:
 
 
 def test_model_is_left_ready_for_training(world: World) -> None:
-    def fail(count: int) -> None:
+    def fail(ended: int, drawn: int) -> None:
         raise KeyboardInterrupt
 
     try:
         world.model.train()
-        done: list[int] = []
-        world.generate(batch_size=3, progress=done.append)
-        assert sum(done) == len(world.prompts)
+        done: list[tuple[int, int]] = []
+        responses = world.generate(batch_size=3, progress=lambda *counts: done.append(counts))
+        ended, drawn = map(sum, zip(*done, strict=True))
+        assert ended == len(world.prompts)
+        assert drawn == sum(len(one.tokens) + (one.finish != "length") for one in responses)
         _check_trainable(world.model)
         with pytest.raises(KeyboardInterrupt):
             world.generate(progress=fail)

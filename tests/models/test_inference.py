@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,33 @@ def train_both(folder: str) -> dict:
             policy.generate(QUESTIONS[0], {"humor": 4}, max_new_tokens=12, temperature=1.0, seed=s) for s in (1, 1, 2)
         ],
     }
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def say_how_far(folder: str) -> dict[str, list[str]]:
+    """What `generate` writes, on a terminal and off it, and `sample` while no response has ended."""
+    from nemo_steerlm import cli, progress
+    from nemo_steerlm.models.policy import AttributeConditionedGPT
+
+    progress.INTERVAL = 0.0  # a line for each step
+    said = {}
+    command = ["generate", f"checkpoint={folder}/policy/model", "prompt=Hi", "max_new_tokens=12"]
+    for name, stderr in {"log": io.StringIO(), "terminal": _Terminal()}.items():
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()) as stdout:
+            assert cli.main(command) == 0
+        said[name] = [stdout.getvalue(), stderr.getvalue()]
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        answer = AttributeConditionedGPT.from_pretrained(f"{folder}/policy/model").generate("Hi", max_new_tokens=12)
+        said["python"] = [answer, stderr.getvalue()]
+        words = f"prompts={folder}/data/prompts.jsonl annotated={folder}/data/train.jsonl target=[humor] responses=1"
+        more = f"output={folder}/responses.jsonl max_new_tokens=12"
+        assert cli.main(["sample", command[1], *words.split(), *more.split()]) == 0
+    said["sample"] = stderr.getvalue().splitlines()
+    return said
 
 
 def _train_with_loggers(world: Path) -> None:
@@ -169,6 +199,18 @@ def test_loggers_write_under_the_run_folder(alone: dict) -> None:
     assert list(logs.glob("**/events.out.tfevents.*"))
     if pytest.importorskip("wandb", reason="the wandb extra is not installed"):
         assert list(logs.glob("wandb/offline-run-*"))
+
+
+def test_a_long_answer_shows_that_it_comes(alone: dict) -> None:
+    said = run_distributed(say_how_far, 1, folder=alone["folder"])
+    answer, quiet = said["python"]
+    assert quiet == "" and all(said[name][0] == answer + "\n" for name in ("log", "terminal"))
+    lines = [line for line in said["log"][1].splitlines() if line.startswith("generate: ")]
+    counts = [re.fullmatch(r"generate: tokens (\d+), [\d,.]+ tokens/s", line) for line in lines]
+    assert [int(count[1]) for count in counts if count] == list(range(1, len(lines) + 1)) and 0 < len(lines) <= 12
+    assert re.search(rf"generate: {len(lines)} tokens \[.* tokens/s\]\n$", said["terminal"][1]), said["terminal"]
+    waiting = re.compile(r"responses.jsonl: responses 0 of 12, [\d,]+ tokens/s")
+    assert any(map(waiting.fullmatch, said["sample"])), said["sample"]
 
 
 def test_generation_is_seeded(alone: dict) -> None:
