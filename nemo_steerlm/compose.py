@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from nemo_steerlm import config as configs
 from nemo_steerlm import overrides
 from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.terminal import shell_word
 
 
 def conf_folder() -> Path:
@@ -307,7 +308,10 @@ def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:
 
 
 def describe(verb: str, schema: type, words: Sequence[str], config_dir: str | None = None) -> str:
-    """The help of a verb: its keys with their defaults and meaning, after the groups that fill many at once."""
+    """The help of a verb: its keys with their defaults and meaning, after the groups that fill many at once.
+
+    A key stands with its default as it can be typed in a shell.
+    """
     settings = draft(verb, schema, words, config_dir)
     rows = []
     for key in keys(schema):
@@ -317,9 +321,12 @@ def describe(verb: str, schema: type, words: Sequence[str], config_dir: str | No
             continue
         if key.startswith("model.architecture."):
             continue  # 20 keys that a group fills
-        value = "required" if OmegaConf.is_missing(*_parent(settings, key)) else _text(inside)
+        above, leaf = _parent(settings, key)
+        value = "required" if OmegaConf.is_missing(above, leaf) else shell_word(overrides.typed(_plain(inside)))
         note = f" ({' | '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
-        rows.append(f"  {f'{key}={value}':<44} {field.metadata['help']}{note}")
+        word = f"{key}={value}"
+        gap = "\n" + " " * 47 if len(word) > 70 else " "
+        rows.append(f"  {word:<44}{gap}{field.metadata['help']}{note}")
     folders = [conf_folder(), *([Path(config_dir)] if config_dir else [])]
     groups = [f"  {group}={' | '.join(_options(group, folders))}" for group in _groups(verb)]
     return "\n".join([*(["groups:", *groups, ""] if groups else []), "keys:", *rows])
@@ -330,14 +337,8 @@ def _parent(settings: Any, key: str) -> tuple[Any, str]:
     return (OmegaConf.select(settings, above) if above else settings), leaf
 
 
-def _text(value: Any) -> str:
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value)
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
-    return repr(value) if "\n" in str(value) else str(value)
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _options(group: str, folders: Sequence[Path]) -> list[str]:

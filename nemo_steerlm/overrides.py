@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -66,6 +67,28 @@ def value(key: str, text: str, kind: Any) -> Any:
     if override.is_sweep_override():
         raise ConfigError(f"{key}={text}: expected one value; lists are written {key}=[{text}]")
     return override.value()
+
+
+def typed(value: Any) -> str:
+    """The text that `value` reads as this value: its inverse."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_quoted(name)}:{_quoted(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    return str(value)
+
+
+def _quoted(part: Any) -> str:
+    """A part of a list or mapping: text in quotes where it could be taken for anything else."""
+    text = typed(part)
+    if not isinstance(part, str) or re.fullmatch(r"[A-Za-z_][\w./-]*", text):
+        return text
+    quote = "'" if "'" not in text else '"'
+    return f"{quote}{text}{quote}"
 
 
 def literal(value: Any) -> Any:

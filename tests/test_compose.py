@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 
 import pytest
+from omegaconf import OmegaConf
 
 from nemo_steerlm import compose, config
 from nemo_steerlm.cli import VERBS
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.terminal import shell_word
 
 FILES = sorted(compose.conf_folder().rglob("*.yaml"))
 SFT = [
@@ -270,6 +273,58 @@ def test_help_shows_every_key_once_and_no_more(verb):
     branches = {key.rpartition(".")[0] for key in every}
     folded = "model.architecture"  # twenty keys that a group fills
     assert shown == [key for key in every if key == folded or not (key in branches or key.startswith(f"{folded}."))]
+
+
+def through_bash(words):
+    """The words that bash makes of what is typed."""
+    script = "printf '%s\\0' " + " ".join(words)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    return done.stdout.decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+
+NASTY = (
+    "it's", 'say "hi"', "a\tb\n", "back\\nslash", "$HOME `ls` !x *", "\x01\x1b[0m 7", "É 😀 \u200b", "", " lead",
+    "a\\'b\n",
+)  # fmt: skip
+
+
+CHANGED = {
+    "train-sft": ["attributes.schema.humor.high=9", "optimizer.lr=3.14159265e-6", "data.weights=[1,0.333333333]"],
+    "train-regressor": ["loss.weights={humor: 0.125,quality: 1234567.5}", "model.lora.targets=[linear_qkv]"],
+    "prepare": ["columns={prompt: 'a, b',response: it's}", "languages=[en,'no','a, b']"],
+    "sample": ["target=[quality,it's]", "checkpoint=a b"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_help_prints_can_be_typed_back(verb):
+    schema = getattr(config, VERBS[verb][1])
+    for words in ([], CHANGED.get(verb, [])):
+        printed = compose.describe(verb, schema, words).partition("keys:")[2]
+        rows = re.findall(r"""^  ([\w.]+=(?:\$?'(?:[^'\\]|\\.)*'|"[^"]*"|[^\s'"])*)""", printed, flags=re.MULTILINE)
+        typed = through_bash([row for row in rows if not row.endswith("=required")])
+        again, expected = (compose.draft(verb, schema, given) for given in (typed, words))
+        assert again == expected
+    assert verb not in CHANGED or again != compose.draft(verb, schema, [])
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_any_text_that_help_prints_can_be_typed_back(text):
+    for key in ("template.end_of_turn", "data.train", "model.init"):
+        words = [*(word for word in SFT if not word.startswith(key)), f"{key}={text}"]
+        printed = compose.describe("train-sft", config.TrainSftConfig, words)
+        [row] = [row for row in printed.splitlines() if row.startswith(f"  {key}=")]
+        word = shell_word(text)
+        assert row.startswith(f"  {key}={word}") and row.isprintable()
+        assert through_bash([f"{key}={word}"]) == [f"{key}={text}"]
+        settings = compose.draft("train-sft", config.TrainSftConfig, [f"{key}={text}"])
+        assert OmegaConf.select(settings, key) == text
+
+
+def test_the_line_end_of_the_template_is_typed_as_a_line_end():
+    assert "  template.end_of_turn=$'\\n' " in compose.describe("train-sft", config.TrainSftConfig, [])
+    assert "  template.turn_start='<extra_id_1>' " in compose.describe("train-sft", config.TrainSftConfig, [])
+    assert through_bash(["template.end_of_turn=$'\\n'"]) == ["template.end_of_turn=\n"]
 
 
 def test_a_packed_batch_is_cut_by_tokens():
