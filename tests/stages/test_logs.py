@@ -19,8 +19,12 @@ LINE = re.compile(
 )
 
 
-def _train(world: Path, output: str, nodes: int) -> list[str]:
-    """Standard error of each rank of a training with every logger, one rank a node, as srun or torchrun start them."""
+# Of the short measurement of steering that follows.
+STEERING = re.compile(r"(listening: texts read|answering: answers) [\d,]+ of [\d,]+, (took \d\d:\d\d|\d\d:\d\d left)")
+
+
+def _train(world: Path, output: str, nodes: int) -> tuple[list[str], list[str]]:
+    """Standard error and output of each rank of a training with every logger, one rank a node, as srun starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,16 +44,23 @@ def _train(world: Path, output: str, nodes: int) -> list[str]:
         ranks.append(subprocess.Popen(command, env=environment, **pipes))
     logs = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * nodes, logs
-    assert not any(out for out, _ in logs)
-    return [errors for _, errors in logs]
+    return [errors for _, errors in logs], [out for out, _ in logs]
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_healthy_training_says_how_it_goes_and_nothing_else(tmp_path: Path, nodes: int) -> None:
     make_world(tmp_path)
-    first, *others = _train(tmp_path, "policy", nodes)
+    (first, *others), (table, *silent) = _train(tmp_path, "policy", nodes)
     said = [line for line in first.splitlines() if not line.startswith(("trained parameters: ", "precision: "))]
+    measured = [line for line in said if STEERING.fullmatch(line)]
+    said = [line for line in said if line not in measured]
     assert said and all(LINE.fullmatch(line) for line in said), first
     assert [re.search(r"steps (\d)", line)[1] for line in said] == ["1", "2", "4"], first  # type: ignore[index]
     assert "val/loss" in said[-1] and "took" in said[-1]
     assert others == [""] * (nodes - 1)
+    assert {line.partition(":")[0] for line in measured} == {"listening", "answering"}
+    heads, rule, *figures, verdict, facts = table.strip().splitlines()
+    assert heads.startswith("attribute ") and set(rule) == {"─", " "}
+    assert any(line.startswith("labels are worth ") for line in figures)
+    assert verdict.startswith("verdict: ") and facts.startswith("(11 labelled rows, ")
+    assert silent == [""] * (nodes - 1)
