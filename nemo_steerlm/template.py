@@ -6,12 +6,21 @@ Training, annotation and inference all come through here, so they cannot drift a
 
 The label line is left out where a turn has no label. A regressor reads the text up to a response, without labels, and
 ``<extra_id_2>`` after it. Text from people never opens a turn or a label line: see :meth:`PromptTemplate.clean`.
+
+Other strings write the formats of chat models, ChatML here, in which a turn has an end of its own::
+
+    <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n
+    <|im_start|>assistant\n<label token>{label}\n{text}<|im_end|>
+
+The label line stands where it stands in SteerLM's layout, between the speaker's name and the response, and ends like a
+name: all the rest is the model's own format.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,14 +56,16 @@ class PromptTemplate:
     """The strings of the prompt; the defaults are NeMo-Aligner's documented ones.
 
     Attributes:
-        system_start: Opens the prompt.
-        turn_start: Opens a turn, and ends the one before it: generation stops there.
+        system_start: Opens the prompt; may be, or end with, ``turn_start``.
+        turn_start: Opens a turn.
         label_start: Opens a label line; a regressor reads its value at the last token of this marker.
         end_of_name: After a speaker's name and after a label line.
         end_of_turn: After the system prompt and after a turn's text.
         system_name: Name in the first line.
         user: What stands for the speaker "User" of a row.
         assistant: What stands for the speaker "Assistant".
+        system: System prompt of a row that has none of its own (it has the default one, ``DEFAULT_SYSTEM``, then);
+            "": no system prompt, and none of the strings around it.
     """
 
     system_start: str = "<extra_id_0>"
@@ -65,19 +76,19 @@ class PromptTemplate:
     system_name: str = "System"
     user: str = "User"
     assistant: str = "Assistant"
+    system: str = DEFAULT_SYSTEM
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not (value or field.name == "system"):
                 raise ConfigError(f"template.{field.name} must be a non-empty string, found {value!r}")
-        markers = [self.system_start, self.turn_start, self.label_start]
+        markers = [*filter(None, (self._prefix, self.turn_start, self.label_start))]
         if any(character.isspace() for marker in markers for character in marker):
             raise ConfigError(f"template markers must not contain white space, found {markers}")
-        for one in range(3):
-            for two in range(3):
-                if one != two and _may_overlap(markers[one], markers[two]):
-                    raise ConfigError(f"template markers {markers[one]!r} and {markers[two]!r} overlap; choose others")
+        for one, two in itertools.permutations(markers, 2):
+            if _may_overlap(one, two):
+                raise ConfigError(f"template markers {one!r} and {two!r} overlap; choose others")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
@@ -93,9 +104,20 @@ class PromptTemplate:
         return dataclasses.asdict(self)
 
     @property
-    def stop(self) -> str:
-        """The string at which generation stops."""
-        return self.turn_start
+    def _prefix(self) -> str:
+        """What a prompt begins with where it has no system prompt, before its first ``turn_start``."""
+        return self.system_start.removesuffix(self.turn_start)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings at which generation stops: the marker in ``end_of_turn``, where there is one; ``turn_start``."""
+        return tuple(dict.fromkeys(filter(None, (self.end_of_turn.strip(), self.turn_start))))
+
+    @functools.cached_property
+    def closing(self) -> str:
+        """What is learnt after a response: all up to the first of `stops`, at which generation stops."""
+        text = self.end_of_turn + self.turn_start
+        return text[: text.index(self.stops[0]) + len(self.stops[0])]
 
     # -- text -------------------------------------------------------------------------------------------------------
 
@@ -103,7 +125,7 @@ class PromptTemplate:
     def markers(self) -> tuple[str, ...]:
         """The texts that structure a prompt; none of them stands in what people or models wrote."""
         others = (self.end_of_name.strip(), self.end_of_turn.strip())
-        return (self.system_start, self.turn_start, self.label_start, *filter(None, others))
+        return tuple(filter(None, (self._prefix, self.turn_start, self.label_start, *others)))
 
     @functools.cached_property
     def _guard(self) -> Guard:
@@ -123,6 +145,9 @@ class PromptTemplate:
         return " ".join(clean(speaker).split())
 
     def _head(self, system: str, clean: Clean) -> str:
+        system = self.system if system == DEFAULT_SYSTEM else system
+        if not (system or self.system):
+            return self._prefix
         return f"{self.system_start}{self.system_name}{self.end_of_name}{clean(system)}{self.end_of_turn}"
 
     def _opening(self, speaker: str, clean: Clean) -> str:
@@ -154,14 +179,21 @@ class PromptTemplate:
         """
         broken = [(marker, f"{marker[0]} {marker[1:]}" if len(marker) > 1 else " ") for marker in self.markers]
         names = {"user": self._name(self.user, self.clean), "assistant": self._name(self.assistant, self.clean)}
+        start = _literal(f"{self.system_start}{self.system_name}{self.end_of_name}")
+        system, end = _literal(self.clean(DEFAULT_SYSTEM)), _literal(self.end_of_turn)
+        if self.system == DEFAULT_SYSTEM:
+            head = _HEAD.format(start=start, system=system, end=end)
+        else:
+            none = _literal(self._head(DEFAULT_SYSTEM, self.clean))
+            empty = "false" if self.system else "not said"
+            head = _OWN_HEAD.format(start=start, system=system, end=end, none=none, empty=empty)
         return _CHAT_TEMPLATE.format(
             clean="".join(f" | replace({_literal(one)}, {_literal(other)})" for one, other in broken),
-            head=_literal(f"{self.system_start}{self.system_name}{self.end_of_name}"),
-            system=_literal(self.clean(DEFAULT_SYSTEM)),
+            head=head,
             names="{" + ", ".join(f"{_literal(role)}: {_literal(name)}" for role, name in names.items()) + "}",
             turn=_literal(self.turn_start),
             end_of_name=_literal(self.end_of_name),
-            end_of_turn=_literal(self.end_of_turn),
+            end_of_turn=end,
             label=_literal(self.label_start),
         )
 
@@ -174,10 +206,11 @@ class PromptTemplate:
     ) -> list[Segment]:
         """Return the pieces of a policy's prompt, cut before each response and after the marker that closes it.
 
-        Loss lies on a response, its ``end_of_turn`` and the ``turn_start`` after it (the end-of-turn signal), for each
-        turn that has a label; the first turn, masked speakers and shared turns never carry loss. With ``type`` None
-        (plain fine-tuning) every other turn carries loss and no label line is written. A bare ``turn_start`` closes a
-        final response. This is the reference's mask (NeMo's chat dataset), but an unlabelled response has no loss.
+        Loss lies on a response and its :attr:`closing` (the end-of-turn signal), for each turn that has a label; the
+        first turn, masked speakers and shared turns never carry loss. With ``type`` None (plain fine-tuning) every
+        other turn carries loss and no label line is written. The closing ends a final response too. By default it is
+        ``end_of_turn`` with the ``turn_start`` after it, bare at the end: the reference's mask (NeMo's chat dataset),
+        but an unlabelled response has no loss. In ChatML it is ``<|im_end|>`` without the line end after it.
 
         Args:
             conversation: The dialogue.
@@ -189,19 +222,20 @@ class PromptTemplate:
         clean = clean or self.clean
         masked = conversation.masked_speakers
         pieces: list[Segment] = []
+        between = (self.end_of_turn + self.turn_start).removeprefix(self.closing)
         context = self._head(conversation.system, clean) + self.turn_start
         last = len(conversation.turns) - 1
         for index, turn in enumerate(conversation.turns):
-            text = clean(turn.text) + self.end_of_turn
+            text = clean(turn.text)
             context += self._opening(turn.speaker, clean)
             if turn.speaker in masked:
-                context += text + (self.turn_start if index < last else "")
+                context += text + self.end_of_turn + (self.turn_start if index < last else "")
                 continue
             if conversation.type is not None:
                 context += self.label_line(schema, _shown(with_labels, turn, index))
             loss = index > 0 and not turn.shared and (conversation.type is None or bool(turn.label))
-            pieces += (Segment(context, False), Segment(text + self.turn_start, loss, index))
-            context = ""
+            pieces += (Segment(context, False), Segment(text + self.closing, loss, index))
+            context = between if index < last else ""
         return [*pieces, Segment(context, False)] if context else pieces
 
     # -- tokens -----------------------------------------------------------------------------------------------------
@@ -229,9 +263,9 @@ class PromptTemplate:
     ) -> tuple[list[int], list[int]]:
         """Return ids and loss mask, both [sequence]; mask[i] is 1 where token i itself is a target.
 
-        The decoded text under the mask is exactly ``response + end_of_turn + turn_start`` of every trained turn, for
-        any tokenizer, because no token crosses a border of the mask. Special tokens of the base model that stand in
-        text are spelled out in ordinary ones.
+        The decoded text under the mask is exactly ``response + closing`` of every trained turn, for any tokenizer,
+        because no token crosses a border of the mask. Special tokens of the base model that stand in text are spelled
+        out in ordinary ones.
 
         Raises:
             DataError: The tokenizer takes a text for a marker, whatever is done to it.
@@ -304,12 +338,19 @@ class PromptTemplate:
             encoded.append((ids, mask))
         return encoded
 
-    def parse_response(self, text: str) -> str:
-        """Return a generated response without what closes it, also when it was cut inside the closing marker."""
-        closing = self.end_of_turn + self.turn_start
-        text = text.split(self.turn_start, 1)[0]
-        for length in range(len(closing) - 1, 0, -1):
-            if text.endswith(closing[:length]):
+    def parse_response(self, text: str, cut: bool = True) -> str:
+        """Return a generated response without what closes it.
+
+        Args:
+            text: What was generated, with or without the text at which it stopped.
+            cut: Whether a text that holds no stop may have been cut inside the closing, for want of length.
+        """
+        whole = text
+        for stop in self.stops:
+            text = text.split(stop, 1)[0]
+        longest = len(self.closing) - (1 if cut and text == whole else len(self.stops[0]))
+        for length in range(longest, 0, -1):
+            if text.endswith(self.closing[:length]):
                 return text[:-length]
         return text
 
@@ -320,10 +361,7 @@ _CHAT_TEMPLATE = (
     "{{% endmacro %}}"
     "{{% set names = {names} %}}"
     "{{% set heads = messages | selectattr('role', 'in', ['system', 'developer']) | list %}}"
-    "{{{{ {head} }}}}"
-    "{{% for message in heads %}}{{{{ clean(message.content) }}}}{{{{ '' if loop.last else '\\n' }}}}"
-    "{{% else %}}{{{{ {system} }}}}{{% endfor %}}"
-    "{{{{ {end_of_turn} }}}}"
+    "{head}"
     "{{% for message in messages[heads | length :] %}}"
     "{{% if message.role not in names %}}"
     "{{{{ raise_exception('expected system (only first), user or assistant, found the role ' ~ message.role) }}}}"
@@ -332,6 +370,13 @@ _CHAT_TEMPLATE = (
     "{{{{ {end_of_turn} }}}}"
     "{{% endfor %}}"
     "{{{{ {label} }}}}"
+)
+_SAID = "{{% for message in heads %}}{{{{ clean(message.content) }}}}{{{{ '' if loop.last else '\\n' }}}}"
+_HEAD = "{{{{ {start} }}}}" + _SAID + "{{% else %}}{{{{ {system} }}}}{{% endfor %}}{{{{ {end} }}}}"
+_OWN_HEAD = (
+    "{{% set said %}}" + _SAID + "{{% endfor %}}{{% endset %}}"
+    "{{% if not heads or said == {system} or {empty} %}}{{{{ {none} }}}}"
+    "{{% else %}}{{{{ {start} }}}}{{{{ said }}}}{{{{ {end} }}}}{{% endif %}}"
 )
 
 
@@ -352,7 +397,8 @@ def _may_overlap(one: str, two: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _token_guard(template: PromptTemplate, tokenizer: Tokenizer) -> TokenGuard:
-    return TokenGuard(tuple(template.to_dict().values()), template.markers, tokenizer)
+    strings = dataclasses.replace(template, system="").to_dict()  # the system prompt is text like any other
+    return TokenGuard(tuple(strings.values()), template.markers, tokenizer)
 
 
 def _apart(text: str) -> str:

@@ -68,6 +68,7 @@ class TemplateConfig:
     system_name: str = option(PromptTemplate.system_name, "name in the first line")
     user: str = option(PromptTemplate.user, "speaker name of people")
     assistant: str = option(PromptTemplate.assistant, "speaker name of the model")
+    system: str = option(PromptTemplate.system, "system prompt of rows that have none; '' = none is written")
 
     def build(self) -> PromptTemplate:
         """The template itself (raises ConfigError for strings that clash)."""

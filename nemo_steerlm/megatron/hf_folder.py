@@ -96,7 +96,9 @@ def write_card(folder: Path, card: ModelCard, tokenizer: Tokenizer, dtype: str) 
     regressor = card.kind == "regressor" and card.schema is not None
     labels = card.schema.names if regressor and card.schema is not None else None
     data = hf_config.config_from_architecture(card.architecture, dtype, labels)
-    data |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    pad_id = _pad_id(card, tokenizer) if regressor else tokenizer.pad_id
+    data |= {"bos_token_id": tokenizer.bos_id, "pad_token_id": pad_id}
+    data["eos_token_id"] = tokenizer.eos_id
     if card.schema is not None:
         data[_STEERLM] = {"attributes": card.schema.to_dict(), "template": card.template.to_dict()}
     _write(folder / "config.json", data)
@@ -134,13 +136,22 @@ def _describe_regressor(folder: Path, card: ModelCard, tokenizer: Tokenizer) -> 
         changed = {"post_processor": _without_special_tokens(state.get("post_processor"))}
         names = card.template.special_names(tokenizer)
         _write(file, state | changed | {"added_tokens": _special(state.get("added_tokens", []), names)})
-        settings |= _special_settings(settings, names)
+        settings |= _special_settings(settings, names, frozenset(tokenizer.atoms) - names)
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)  # the same again, as it was
     (folder / "chat_template.jinja").write_text(card.template.chat_template(), encoding="utf-8")
     _write(described, settings)
     if settings.get("pad_token") is None:
-        pad = AutoTokenizer.from_pretrained(folder, local_files_only=True).convert_ids_to_tokens(tokenizer.pad_id)
-        _write(described, settings | {"pad_token": pad})
+        backend = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        _write(described, settings | {"pad_token": backend.convert_ids_to_tokens(_pad_id(card, tokenizer))})
     _try_out(AutoTokenizer.from_pretrained(folder, local_files_only=True), folder, card, tokenizer)
+
+
+def _pad_id(card: ModelCard, tokenizer: Tokenizer) -> int:
+    """What a regressor's batches are padded with: the padding token, or another special one where that is a marker."""
+    names = card.template.special_names(tokenizer)
+    others = sorted(tokenizer.atoms[name] for name in names)
+    marker = tokenizer.pad_id in tokenizer.atoms.values() and tokenizer.pad_id not in others
+    return others[0] if marker and others else tokenizer.pad_id
 
 
 def _special(added: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
@@ -152,9 +163,13 @@ def _special(added: list[dict[str, Any]], names: frozenset[str]) -> list[dict[st
     return [token | {"special": token["content"] in names} for token in added]
 
 
-def _special_settings(settings: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    """The keys of tokenizer_config.json by which transformers would make others special again."""
+def _special_settings(settings: dict[str, Any], names: frozenset[str], plain: frozenset[str]) -> dict[str, Any]:
+    """The keys of tokenizer_config.json by which transformers would make `plain` tokens special again."""
     changed: dict[str, Any] = {"split_special_tokens": True}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = settings.get(key)
+        if (token["content"] if isinstance(token, dict) else token) in plain:
+            changed[key] = None
     for key in ("additional_special_tokens", "extra_special_tokens"):
         if isinstance(settings.get(key), list):
             changed[key] = [token for token in settings[key] if token in names]
@@ -221,7 +236,8 @@ def _try_out(theirs: Any, folder: Path, card: ModelCard, tokenizer: Tokenizer) -
     prompt = template.render_regression(Conversation(turns), 1)
     messages = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
     ours = template.encode_regression(Conversation(turns), 1, tokenizer)
-    if ours[-1] == tokenizer.pad_id:
+    pad_id = _pad_id(card, tokenizer)
+    if ours[-1] == pad_id:
         raise CheckpointError(
             f"{folder}: the prompt ends with the padding token {theirs.pad_token!r}, where transformers does not look "
             f"for the values; train with another template.label_start"
@@ -230,7 +246,7 @@ def _try_out(theirs: Any, folder: Path, card: ModelCard, tokenizer: Tokenizer) -
     for found, expected, what in (
         (rendered, prompt, "its chat template renders"),
         (theirs(prompt)["input_ids"], ours, "transformers reads"),
-        (theirs.pad_token_id, tokenizer.pad_id, "its padding token is"),
+        (theirs.pad_token_id, pad_id, "its padding token is"),
     ):
         if found != expected:
             raise CheckpointError(f"{folder}: {what} {found!r:.300}, the regressor was trained on {expected!r:.300}")

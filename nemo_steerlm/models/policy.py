@@ -82,6 +82,10 @@ class AttributeConditionedGPT(MegatronModel):
             vocab_size=self.card.architecture.vocab_size, **kwargs,
         )  # fmt: skip
 
+    def response(self, answer: Generation) -> str:
+        """The text of a sampled answer, without what closes it."""
+        return self.card.template.parse_response(answer.text, cut=answer.finish == "length")
+
     def losses(
         self,
         texts: Sequence[tuple[Sequence[int], Sequence[int]]],
@@ -173,6 +177,7 @@ class AttributeConditionedGPT(MegatronModel):
             attributes: what to steer, e.g. ``{"humor": 4}``. The others take the schema's defaults; None as a value
                 leaves its attribute out, so ``dict.fromkeys(policy.schema.names)`` asks for nothing. `request` tells
                 which values are used.
+            system: of messages; the default one stands for that of the model's template.
             temperature: 0 is greedy, as in the paper.
             progress: count the tokens on standard error as they are drawn.
 
@@ -184,10 +189,10 @@ class AttributeConditionedGPT(MegatronModel):
             DataError: a value out of range.
         """
         prompts = [prompt] if isinstance(prompt, (str, Conversation)) else prompt
-        template, asked = self.card.template, self.request(attributes)
+        asked = self.request(attributes)
         settings = SamplingSettings(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=(template.stop,),
-            seed=seed,
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+            stop=self.card.template.stops,
         )  # fmt: skip
         rows = [
             one if isinstance(one, Conversation) else Conversation(turns=[Turn(USER, one)], system=system)
@@ -196,5 +201,5 @@ class AttributeConditionedGPT(MegatronModel):
         tokens = [self.prompt_tokens(row, asked) for row in rows]
         with Progress("generate", None, "tokens", shown=progress and parallel.is_rank_zero()) as bar:
             drawn = self.sample(tokens, settings, progress=lambda _, count: bar.update(count))
-        answers = [template.parse_response(one.text) for one in drawn]
+        answers = [self.response(one) for one in drawn]
         return answers[0] if prompts is not prompt else answers

@@ -196,7 +196,7 @@ class Quickstart:
     def _sweep(self, model: AttributeConditionedGPT, ways: Sequence[str]) -> dict[str, Any]:
         """Ask for every level of every attribute, measure the answers by the oracle."""
         prompts = self._prompts(self.recipe.steer_prompts)
-        swept = sweep(model, prompts, ways, self._sampling(model.card.template.stop), 250)
+        swept = sweep(model, prompts, ways, self._sampling(model.card.template.stops), 250)
         answers = [row for one in swept.values() for row in answered(prompts, one.requests, one.texts)]
         columns = measure(answers, ["oracle"], {}, self.schema, model, ComputeConfig(), ParallelConfig())
         return figures(prompts, swept, columns, self.schema, self.config.seed, quality="quality")
@@ -206,9 +206,9 @@ class Quickstart:
             row for row, _ in zip(read_conversations(self.data / "prompts_test.jsonl"), range(count), strict=False)
         ]
 
-    def _sampling(self, stop: str) -> SamplingSettings:
+    def _sampling(self, stops: tuple[str, ...]) -> SamplingSettings:
         return SamplingSettings(
-            max_new_tokens=160, temperature=self.recipe.temperature, top_k=50, stop=(stop,), seed=self.config.seed
+            max_new_tokens=160, temperature=self.recipe.temperature, top_k=50, stop=stops, seed=self.config.seed
         )
 
     def _open(self, policy: str) -> contextlib.closing[AttributeConditionedGPT]:
@@ -227,7 +227,7 @@ class Quickstart:
             best = self.schema.complete(dict.fromkeys([*TARGET, "verbosity"], 4))
             for asked, values in ((NOTHING, {}), ("best and longest", best)):
                 requests = [Request(attribute=None, level=None, prompt=i, values=values) for i in range(len(prompts))]
-                texts = answer(model, prompts, requests, self._sampling(model.card.template.stop), 250)
+                texts = answer(model, prompts, requests, self._sampling(model.card.template.stops), 250)
                 found["requests"].append({"asked": asked, **describe_answers(texts)})
         self.figures |= found
         self.figures["verdict"] = verdict(self.figures["listening"]["permuted"], found["steerability"])

@@ -146,7 +146,7 @@ def evaluate(config: EvaluateConfig) -> str:
         heard = listening(model, rows, config.seed) if rows else None
         sampling = SamplingSettings(
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_k=settings.top_k,
-            stop=(model.card.template.stop,), seed=config.seed,
+            stop=model.card.template.stops, seed=config.seed,
         )  # fmt: skip
         ways = [*settings.ways, NOTHING] if prompts else []
         swept = sweep(model, prompts, ways, sampling, settings.batch_size)

@@ -133,7 +133,7 @@ def answer(
             tokens, settings, seeds=[settings.seed + number for number in wanted[rank::ranks]], batch_size=batch_size,
             progress=lambda count, _: bar.update(min(count * ranks, len(wanted) - bar.done)),
         )  # fmt: skip
-    shares = parallel.gather_data_parallel([model.card.template.parse_response(one.text) for one in drawn])
+    shares = parallel.gather_data_parallel([model.response(one) for one in drawn])
     texts = {number: shares[i % ranks][i // ranks] for i, number in enumerate(wanted)}
     return [texts[first[key]] for key in keys]
 

@@ -56,7 +56,7 @@ def check(config: TrainSftConfig | BootstrapConfig, train: Sequence[str], held: 
         rows, prompts = held_out(model, held or train, settings, config.seed)
         heard = listening(model, rows, config.seed, by_attribute=False) if rows else None
         greedy = SamplingSettings(
-            max_new_tokens=settings.max_new_tokens, stop=(model.card.template.stop,), seed=config.seed
+            max_new_tokens=settings.max_new_tokens, stop=model.card.template.stops, seed=config.seed
         )
         levels = {a.name: sorted({a.low, (a.low + a.high) // 2, a.high}) for a in schema}
         swept = sweep(model, prompts, ["default"] if prompts else [], greedy, settings.batch_size, levels)

@@ -77,7 +77,7 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
     prompts, output = Path(config.prompts), Path(config.output)
     settings = SamplingSettings(
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k,
-        top_p=1.0 if config.top_p is None else config.top_p, stop=(model.card.template.stop,), seed=config.seed,
+        top_p=1.0 if config.top_p is None else config.top_p, stop=model.card.template.stops, seed=config.seed,
     )  # fmt: skip
     job = {
         "verb": "sample", "prompts": parallel.on_rank_zero(lambda: sha256_file(prompts)),
@@ -102,7 +102,7 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
             progress=moved,
         )  # fmt: skip
         for (row, _), answer in zip(requests_, answers, strict=True):
-            text = model.card.template.parse_response(answer.text)
+            text = model.response(answer)
             name = next((row.turns[index].speaker for index in row.response_indices), ASSISTANT)
             row.turns.append(Turn(name, text))
             row.extra |= {"finish": answer.finish, "logprob": round(answer.logprob, 4)}
