@@ -119,8 +119,8 @@ def check(config: Any) -> None:
                 raise ConfigError(f"{name}={number}: expected at most {_limit(rules['most'])}")
             if rules["below"] is not None and number >= rules["below"]:
                 raise ConfigError(f"{name}={number}: expected less than {_limit(rules['below'])}")
-    if hasattr(config, "template"):
-        config.template.build()
+    if getattr(config, "template", None) is not None:
+        config.template.check()
     if isinstance(getattr(config, "attributes", None), configs.AttributesConfig):
         config.attributes.load()
     if hasattr(config, "model"):
@@ -322,6 +322,8 @@ def describe(verb: str, schema: type, words: Sequence[str], config_dir: str | No
         if key.startswith("model.architecture."):
             continue  # 20 keys that a group fills
         above, leaf = _parent(settings, key)
+        if above is None:
+            continue  # keys of a part that is absent
         value = "required" if OmegaConf.is_missing(above, leaf) else shell_word(overrides.typed(_plain(inside)))
         note = f" ({' | '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
         word = f"{key}={value}"

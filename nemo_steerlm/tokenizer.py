@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,8 @@ def _as_the_file_says(folder: Path, backend: Any) -> Any:
     )  # fmt: skip
     names = {f"{name}_token": getattr(backend, f"{name}_token") for name in ("bos", "eos", "unk", "pad")}
     known = {key: str(text) for key, text in names.items() if text and own.token_to_id(str(text)) is not None}
-    split = getattr(backend, "split_special_tokens", False)
-    return PreTrainedTokenizerFast(tokenizer_object=own, split_special_tokens=split, **known)
+    kept = {key: getattr(backend, key, None) for key in ("split_special_tokens", "chat_template")}
+    return PreTrainedTokenizerFast(tokenizer_object=own, **kept, **known)
 
 
 _PROBES = (
@@ -181,6 +181,23 @@ class Tokenizer(abc.ABC):
     def normalised(self, text: str) -> str:
         """Return a text as the tokenizer's own normaliser leaves it, marks for spaces included."""
         return text
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template with which the model's makers write a chat, None where there is none."""
+        return None
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], prompt: bool) -> str:
+        """Return a chat of OpenAI's messages as :attr:`chat_template` writes it.
+
+        Args:
+            messages: ``{"role", "content"}`` each.
+            prompt: Whether the text is to end where an answer starts.
+
+        Raises:
+            ConfigError: The template refuses the messages.
+        """
+        raise ConfigError("the tokenizer has no chat template")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that starts a sequence (no BOS, no EOS)."""
@@ -305,6 +322,19 @@ class _HuggingFaceTokenizer(Tokenizer):
 
     def normalised(self, text: str) -> str:
         return self._normalizer.normalize_str(text) if self.normalises else text
+
+    @property
+    def chat_template(self) -> str | None:
+        found = getattr(self._backend, "chat_template", None)
+        return found.get("default") if isinstance(found, dict) else found
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], prompt: bool) -> str:
+        try:
+            return self._backend.apply_chat_template(
+                list(messages), chat_template=self.chat_template, tokenize=False, add_generation_prompt=prompt
+            )
+        except Exception as error:  # noqa: BLE001 - Jinja raises whatever the template led to
+            raise ConfigError(f"the tokenizer's chat template: {' '.join(str(error).split()):.200}") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:

@@ -26,9 +26,10 @@ def test_every_field_has_a_line_of_help_and_a_default_its_own_rules_allow(kind):
 
 
 def test_the_template_defaults_are_the_templates_own():
-    assert config.TemplateConfig().build() == PromptTemplate()
+    assert dataclasses.asdict(config.TemplateConfig()) == PromptTemplate().to_dict()
+    assert not config.TemplateConfig().own and config.TemplateConfig(user=None).own
     with pytest.raises(ConfigError, match="overlap"):
-        config.TemplateConfig(turn_start="<extra_id_2>").build()
+        config.TemplateConfig(turn_start="<extra_id_2>").check()
 
 
 def test_attributes_come_from_a_preset_a_file_and_changes_to_them(tmp_path):

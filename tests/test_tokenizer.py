@@ -99,6 +99,8 @@ def _folder_of_class(folder, kind):
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_the_folders_own_file_decides_the_ids(kind, tmp_path):
     theirs = _folder_of_class(tmp_path / "a", kind)
+    chat = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    (tmp_path / "a" / "chat_template.jinja").write_text(chat)
     load_tokenizer(tmp_path / "a").save(tmp_path / "b")
     for folder in (tmp_path / "a", tmp_path / "b"):
         ours = load_tokenizer(folder)
@@ -108,6 +110,7 @@ def test_the_folders_own_file_decides_the_ids(kind, tmp_path):
         assert ours.vocab_size == theirs.get_vocab_size() and ours.eos_id == theirs.token_to_id(
             {"llama": "</s>", "qwen2": "<|e|>"}[kind]
         )
+        assert ours.render_chat([{"role": "user", "content": "Hi"}], prompt=True) == "user: Hi"
 
 
 def test_tokens_that_only_the_description_has_are_refused_where_the_file_decides(tmp_path):

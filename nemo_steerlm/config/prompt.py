@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.chat_template import own_strings, unused_token
 from nemo_steerlm.config.fields import option
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.template import PromptTemplate
+from nemo_steerlm.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
@@ -58,18 +61,44 @@ class AttributesConfig:
 
 @dataclass(kw_only=True)
 class TemplateConfig:
-    """Strings of the prompt; see `nemo_steerlm.template.PromptTemplate`."""
+    """Strings of the prompt, see `nemo_steerlm.template.PromptTemplate`; null: from the model's own chat template."""
 
-    system_start: str = option(PromptTemplate.system_start, "opens the prompt")
-    turn_start: str = option(PromptTemplate.turn_start, "opens a turn; generation stops at it")
-    label_start: str = option(PromptTemplate.label_start, "opens a label line")
-    end_of_name: str = option(PromptTemplate.end_of_name, "ends a speaker's name and a label line")
-    end_of_turn: str = option(PromptTemplate.end_of_turn, "ends the system prompt and a turn")
-    system_name: str = option(PromptTemplate.system_name, "name in the first line")
-    user: str = option(PromptTemplate.user, "speaker name of people")
-    assistant: str = option(PromptTemplate.assistant, "speaker name of the model")
-    system: str = option(PromptTemplate.system, "system prompt of rows that have none; '' = none is written")
+    system_start: str | None = option(PromptTemplate.system_start, "opens the prompt")
+    turn_start: str | None = option(PromptTemplate.turn_start, "opens a turn; generation stops at it")
+    label_start: str | None = option(PromptTemplate.label_start, "opens a label line; null = an unused special token")
+    end_of_name: str | None = option(PromptTemplate.end_of_name, "ends a speaker's name and a label line")
+    end_of_turn: str | None = option(
+        PromptTemplate.end_of_turn, "ends the system prompt and a turn; generation stops at a marker in it"
+    )
+    system_name: str | None = option(PromptTemplate.system_name, "name in the first line")
+    user: str | None = option(PromptTemplate.user, "speaker name of people")
+    assistant: str | None = option(PromptTemplate.assistant, "speaker name of the model")
+    system: str | None = option(PromptTemplate.system, "system prompt of rows that have none; '' = none is written")
 
-    def build(self) -> PromptTemplate:
-        """The template itself (raises ConfigError for strings that clash)."""
-        return PromptTemplate(**dataclasses.asdict(self))
+    @property
+    def own(self) -> bool:
+        """Whether strings are those of the model's own chat template."""
+        return any(value is None for name, value in dataclasses.asdict(self).items() if name != "label_start")
+
+    def check(self) -> None:
+        """Check the strings that are given (raises ConfigError for those that clash)."""
+        PromptTemplate.from_dict(
+            {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        )
+
+    def build(self, tokenizer: Tokenizer, ends: Collection[int] = ()) -> PromptTemplate:
+        """The template itself.
+
+        Args:
+            tokenizer: the model's.
+            ends: more ids at which the model ends a text.
+
+        Raises:
+            ConfigError: strings that clash, or what is null is not to be found in the tokenizer.
+        """
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if self.own:
+            given = own_strings(tokenizer) | given
+        if self.label_start is None:
+            given["label_start"] = unused_token(tokenizer, given.values(), ends)
+        return PromptTemplate(**given)

@@ -51,7 +51,9 @@ class ImportConfig:
     output: str = option(MISSING, "model folder to write", example="outputs/base")
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; null = the input's own")
     attributes: AttributesConfig = option(AttributesConfig, "names of a sequence classifier's outputs")
-    template: TemplateConfig = option(TemplateConfig, "prompt of a sequence classifier of others")
+    template: TemplateConfig | None = option(
+        None, "prompt; null = the model's own where that can be written, else SteerLM's; a classifier's: SteerLM's"
+    )
     trainer: ProcessesConfig = option(ProcessesConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
 
@@ -294,7 +296,7 @@ class GenerateConfig:
 
     checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
     prompt: str = option(MISSING, "what the user says", example="'Name a good book.'")
-    system: str | None = option(None, "system prompt; null = the default one")
+    system: str | None = option(None, "system prompt; null = that of the model's template")
     attributes: dict[str, float | None] = option(
         dict, "what to steer: attributes.humor=4; the others take the schema's defaults, null leaves one out"
     )

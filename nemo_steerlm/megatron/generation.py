@@ -50,7 +50,7 @@ class Generation:
         tokens: its ids, without the stop text or end-of-text token. A token that holds the stop's beginning and also
             text before it is left out, that text is in `text`.
         text: the response, cut at the stop text.
-        finish: "stop" (a stop text), "eos" (the tokenizer's end-of-text token), or "length".
+        finish: "stop" (a stop text), "eos" (an end-of-text token), or "length".
         logprob: sum of the model's log probabilities (temperature 1, nothing filtered) of all tokens it drew, the
             ones that ended the response included.
     """
@@ -69,6 +69,7 @@ def generate(
     *,
     vocab_size: int,
     seeds: Sequence[int] | None = None,
+    ends: tuple[int, ...] = (),
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
@@ -80,6 +81,7 @@ def generate(
         vocab_size: the model's true vocabulary. Ids beyond it, and those the tokenizer has no token for, are never
             drawn.
         seeds: one a prompt, by default its index; for jobs in parts, give a row the same number in every part.
+        ends: ids that end a response as the tokenizer's end-of-text id does.
         batch_size: rows decoded together at most, fewer where a GPU has no memory for so many. Memory is bounded by
             it, not by the number of prompts. Equal prompts that enter together are read once.
         progress: called after each step with the number of responses that ended, and of tokens that were drawn.
@@ -99,7 +101,7 @@ def generate(
     if not prompts:
         return []
     vocab_size = min(vocab_size, tokenizer.vocab_size)
-    judge = _stop_judge(tokenizer, settings.stop, vocab_size)
+    judge = _stop_judge(tokenizer, settings.stop, vocab_size, ends)
     with serving(model):
         read = max(map(len, prompts))
         longest = min(read + settings.max_new_tokens, model.max_sequence_length)
@@ -272,14 +274,17 @@ class _StopJudge:
 
     _UNSEEN, _TAIL = -1, 4  # beside the endings: not looked at yet; look at the tail
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], vocab_size: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...], vocab_size: int, ends: tuple[int, ...] = ()
+    ) -> None:
         self.tokenizer, self.stop = tokenizer, stop
         self.stop_ids = {tokenizer.token_id(text) for text in stop} - {None}
         # Every token holds a byte or more; the slack is for characters cut at the tail's beginning.
         self.window = 8 + max((len(text.encode()) for text in stop), default=0)
         self.kinds = np.full(vocab_size, self._UNSEEN if stop else _CONTINUES, np.int8)
-        if tokenizer.eos_id is not None and tokenizer.eos_id < vocab_size:
-            self.kinds[tokenizer.eos_id] = _EOS
+        for token in (tokenizer.eos_id, *ends):
+            if token is not None and token < vocab_size:
+                self.kinds[token] = _EOS
         for token in self.stop_ids:
             self.kinds[token] = _STOP
 
@@ -326,6 +331,6 @@ class _StopJudge:
 
 
 @functools.lru_cache(maxsize=4)
-def _stop_judge(tokenizer: Tokenizer, stop: tuple[str, ...], vocab_size: int) -> _StopJudge:
+def _stop_judge(tokenizer: Tokenizer, stop: tuple[str, ...], vocab_size: int, ends: tuple[int, ...]) -> _StopJudge:
     """One judge for all parts of a job: what it found out about tokens stays true."""
-    return _StopJudge(tokenizer, stop, vocab_size)
+    return _StopJudge(tokenizer, stop, vocab_size, ends)

@@ -59,6 +59,7 @@ class GgufFile:
 
     Attributes:
         architecture: read from the metadata.
+        ends: ids that end a text or a turn.
         dtype: bfloat16 where the matrices are stored so, else float32, to which all other types are dequantised.
 
     Raises:
@@ -93,6 +94,8 @@ class GgufFile:
         self._types = Counter(tensor.tensor_type.name for tensor in self._tensors.values())
         first = self._tensors.get("model.layers.0.self_attn.q_proj.weight", self._tensors[EMBEDDING])
         self.dtype = torch.bfloat16 if first.tensor_type.name == "BF16" else torch.float32
+        ids = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        self.ends = tuple(dict.fromkeys(id_ for id_ in ids if id_ is not None))
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @property

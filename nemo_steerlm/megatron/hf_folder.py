@@ -27,15 +27,12 @@ def is_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", _ADAPTER))
 
 
-def read_card(folder: Path, template: PromptTemplate | None = None) -> ModelCard:
+def read_card(folder: Path) -> ModelCard:
     """Tell what a folder holds, from its `config.json` alone.
 
     What `export` wrote is known again with its attributes and template. A sequence classifier of others is a regressor
-    whose attributes are its labels, each on the default range, and `unnamed` where the labels are not names.
-
-    Args:
-        folder: the folder.
-        template: the template of a model of others; None: the default one.
+    whose attributes are its labels, each on the default range, and `unnamed` where the labels are not names. A model
+    of others (see `is_ours`) has the default template.
 
     Raises:
         CheckpointError: no such folder, no model that this package knows, or our key in it is damaged.
@@ -49,7 +46,8 @@ def read_card(folder: Path, template: PromptTemplate | None = None) -> ModelCard
     data = hf_config.read_config(path)
     architecture = hf_config.architecture_from_config(data, path)
     labels = hf_config.labels_from_config(data)
-    card = ModelCard(kind="language_model", architecture=architecture, template=template or PromptTemplate())
+    ends = tuple(token for token in _ends(folder, data) if token < architecture.vocab_size)
+    card = ModelCard(kind="language_model", architecture=architecture, ends=ends)
     own = data.get(_STEERLM)
     if own is not None:
         try:
@@ -69,6 +67,18 @@ def read_card(folder: Path, template: PromptTemplate | None = None) -> ModelCard
     except ConfigError:  # a label that is no attribute's name, or one that comes twice
         schema = AttributeSchema([Attribute(f"LABEL_{i}") for i in range(len(labels))])
     return dataclasses.replace(card, kind="regressor", schema=schema)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether `export` wrote this folder from a policy or regressor, whose template it tells."""
+    return _STEERLM in hf_config.read_config(folder / "config.json")
+
+
+def _ends(folder: Path, config: dict[str, Any]) -> list[int]:
+    """Ids at which the model ends a text: those of generation_config.json, or else of config.json, as transformers."""
+    path = folder / "generation_config.json"
+    found = (hf_config.read_config(path) if path.is_file() else config).get("eos_token_id")
+    return [token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)]
 
 
 def unnamed(schema: AttributeSchema | None) -> bool:
@@ -96,9 +106,10 @@ def write_card(folder: Path, card: ModelCard, tokenizer: Tokenizer, dtype: str) 
     regressor = card.kind == "regressor" and card.schema is not None
     labels = card.schema.names if regressor and card.schema is not None else None
     data = hf_config.config_from_architecture(card.architecture, dtype, labels)
+    ends = list(dict.fromkeys(token for token in (tokenizer.eos_id, *card.ends) if token is not None))
     pad_id = _pad_id(card, tokenizer) if regressor else tokenizer.pad_id
     data |= {"bos_token_id": tokenizer.bos_id, "pad_token_id": pad_id}
-    data["eos_token_id"] = tokenizer.eos_id
+    data["eos_token_id"] = ends if len(ends) > 1 else tokenizer.eos_id
     if card.schema is not None:
         data[_STEERLM] = {"attributes": card.schema.to_dict(), "template": card.template.to_dict()}
     _write(folder / "config.json", data)

@@ -40,6 +40,7 @@ class ModelCard:
         head: of a regressor: "regression" (one output an attribute), "ordinal", "distribution", or "generative" (a
             language model, without a head of its own).
         pooling: what a regressor's head reads: the "last" token, or the "mean" over all tokens.
+        ends: ids at which a model that writes ends a text, besides its tokenizer's end of text.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class ModelCard:
     schema: AttributeSchema | None = None
     head: str = "regression"
     pooling: str = "last"
+    ends: tuple[int, ...] = ()
 
 
 def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: list[Any]) -> None:
@@ -63,6 +65,7 @@ def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: lis
     if is_rank_zero():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        ends = [token for token in card.ends if token != tokenizer.eos_id and card.kind != "regressor"]
         config = {
             "format": FORMAT,
             "kind": card.kind,
@@ -70,6 +73,7 @@ def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: lis
             "template": card.template.to_dict(),
             "tokenizer": {"fingerprint": tokenizer.fingerprint},
             **({"head": card.head, "pooling": card.pooling} if card.kind == "regressor" else {}),
+            **({"ends": ends} if ends else {}),
         }
         OmegaConf.save(OmegaConf.create(config), partial / "model_config.yaml")
         if card.schema is not None:
@@ -120,6 +124,7 @@ def read(folder: Path | str) -> ModelCard:
             architecture=architecture,  # type: ignore[arg-type]
             template=PromptTemplate.from_dict(data["template"]),
             schema=AttributeSchema.load(attributes) if attributes.is_file() else None,
+            ends=tuple(int(token) for token in data.get("ends", ())),
             **{key: data[key] for key in ("head", "pooling") if key in data},
         )
     except (OmegaConfBaseException, YAMLError, KeyError, TypeError, AssertionError, UnicodeError) as error:

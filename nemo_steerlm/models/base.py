@@ -55,8 +55,8 @@ class MegatronModel(ModelPT):
 
     Args:
         cfg: `architecture`, `template`, `attributes` (a schema's dict, or null), `head` and `pooling` of a regressor,
-            `parallel`, `precision` ("fp32", "bf16" or "fp8"), and for training `optimizer`, `max_steps`, `seed`,
-            `recompute`, `lora` and `freeze`.
+            `ends` (more ids at which a text ends), `parallel`, `precision` ("fp32", "bf16" or "fp8"), and for training
+            `optimizer`, `max_steps`, `seed`, `recompute`, `lora` and `freeze`.
         tokenizer: what the model reads and writes with.
         trainer: Lightning's trainer with `MegatronStrategy`, or None for inference.
     """
@@ -71,6 +71,7 @@ class MegatronModel(ModelPT):
             architecture=_typed(Architecture, cfg.architecture),
             template=PromptTemplate.from_dict(_mapping(cfg.template)),
             schema=None if cfg.get("attributes") is None else AttributeSchema.load(_mapping(cfg.attributes)),
+            ends=tuple(cfg.get("ends") or ()),
             **{key: cfg[key] for key in ("head", "pooling") if key in cfg},
         )
         self.tokenizer = tokenizer
@@ -480,6 +481,7 @@ def model_config(
             "attributes": None if card.schema is None else card.schema.to_dict(),
             "head": card.head,
             "pooling": card.pooling,
+            "ends": list(card.ends),
             "parallel": OmegaConf.to_container(OmegaConf.structured(parallel or ParallelConfig())),
             "precision": resolve_precision(precision),
             **training,

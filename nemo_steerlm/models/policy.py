@@ -79,7 +79,7 @@ class AttributeConditionedGPT(MegatronModel):
         self.build()
         return generate(
             self.chunks[0], self.tokenizer, [list(p) for p in prompts], settings,
-            vocab_size=self.card.architecture.vocab_size, **kwargs,
+            vocab_size=self.card.architecture.vocab_size, ends=self.card.ends, **kwargs,
         )  # fmt: skip
 
     def response(self, answer: Generation) -> str:

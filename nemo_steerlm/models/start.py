@@ -34,7 +34,8 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
 
     Settles `config.optimizer.lr` where none is given, for all that the training does and writes.
 
-    The prompt template of a trained policy or regressor travels with it; otherwise `config.template` is used. The head
+    The prompt template of a trained policy or regressor travels with it; otherwise `config.template` is used, and one
+    line says so where the model has a chat template of its own that is not. The head
     of a regressor is kept where its attributes are the same, or where it is a sequence classifier of as many outputs
     that nobody named.
 
@@ -50,22 +51,29 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
     source = config.model.init
     if source is None:
         architecture, tokenizer = _random(config.model)
-        card = ModelCard(kind=cls.kind, architecture=architecture, template=config.template.build(), schema=schema)
+        template = config.template.build(tokenizer)
+        card = ModelCard(kind=cls.kind, architecture=architecture, template=template, schema=schema)
         model = _make(cls, config, _with_head(card, config), tokenizer)
         model.build()
     else:
         theirs = hf_folder.is_folder(Path(source))
-        given = config.template.build()
-        origin = hf_folder.read_card(Path(source), given) if theirs else model_folder.read(source)
+        origin = hf_folder.read_card(Path(source)) if theirs else model_folder.read(source)
         if origin.kind == "policy" and cls.kind == "policy" and origin.schema != schema:
             raise CheckpointError(
                 f"{source} was trained on the attributes {_describe(origin.schema)}, but attributes asks for "
                 f"{_describe(schema)}; give the same attributes, or start from a language model"
             )
-        template = given if origin.kind == "language_model" else origin.template
+        tokenizer = (load_tokenizer if theirs else model_folder.read_tokenizer)(source)
+        template = origin.template
+        if origin.kind == "language_model" or (theirs and not hf_folder.is_ours(Path(source))):
+            template = config.template.build(tokenizer, origin.ends)
+            if tokenizer.chat_template is not None and not config.template.own:
+                _log.info(
+                    "%s has a chat template of its own; turns are written with %r here, template=own keeps to it",
+                    source, template.turn_start,
+                )  # fmt: skip
         card = dataclasses.replace(origin, kind=cls.kind, schema=schema, template=template)
-        load = load_tokenizer if theirs else model_folder.read_tokenizer
-        model = _make(cls, config, _with_head(card, config), load(source))
+        model = _make(cls, config, _with_head(card, config), tokenizer)
         if theirs:
             model.build(initialise=False)
             fresh, outputs = model.fresh_parameters(origin), hf_folder.outputs_of(origin)

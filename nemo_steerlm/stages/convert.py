@@ -14,6 +14,7 @@ import torch
 from nemo_steerlm.attributes import Attribute, AttributeSchema
 from nemo_steerlm.calibration import FILE as CORRECTION
 from nemo_steerlm.calibration import Calibration
+from nemo_steerlm.chat_template import own_strings
 from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.integrity import listing
@@ -44,8 +45,10 @@ def import_main(config: ImportConfig) -> str:
 
     Args:
         config: `input` (a Hugging Face folder, a .gguf file or a llama2.c .bin file), `output`, `tokenizer` (a folder
-            or a SentencePiece file; None: the input's own), `attributes` and `template` (names of the outputs and
-            prompt of a sequence classifier of others), `trainer` and `parallel` (each process reads only its part).
+            or a SentencePiece file; None: the input's own), `attributes` (names of the outputs of a sequence
+            classifier of others), `template` (the prompt of a model of others; None: a language model's own chat
+            template where that can be written, else SteerLM's), `trainer` and `parallel` (each process reads only its
+            part).
 
     Returns:
         One line that says what was written.
@@ -54,10 +57,12 @@ def import_main(config: ImportConfig) -> str:
         CheckpointError: the input is of no family this package knows (`families.FAMILIES`), or is incomplete.
         ConfigError: the tokenizer is missing or has more tokens than the model, or the attributes do not fit it.
     """
-    source, card = open_checkpoint(Path(config.input), config.template.build(), config.attributes.load())
+    source, card = open_checkpoint(Path(config.input), config.attributes.load())
     outputs = hf_folder.outputs_of(card)
     hf.check_tensors(source, card.architecture, outputs)
     tokenizer = _tokenizer(config, source, card.architecture)
+    if not (source.where.is_dir() and hf_folder.is_ours(source.where)):
+        card = dataclasses.replace(card, template=_template(config, source.where, card, tokenizer))
     output = _output(config.output, "model_config.yaml")
     parallel.initialize(config.parallel)
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
@@ -82,17 +87,14 @@ def import_main(config: ImportConfig) -> str:
     return f"{output}: {card.kind}{ranges} with {_count(card):,} parameters in {_name(dtype)}"
 
 
-def open_checkpoint(
-    path: Path, template: PromptTemplate | None = None, schema: AttributeSchema | None = None
-) -> tuple[hf.TensorSource, ModelCard]:
+def open_checkpoint(path: Path, schema: AttributeSchema | None = None) -> tuple[hf.TensorSource, ModelCard]:
     """Open a Hugging Face folder, a GGUF file or a llama2.c file without reading its weights.
 
     A policy or regressor that `export_main` wrote is known as one again, with its attributes and template. A sequence
     classifier of others is a regressor.
 
     Args:
-        template: the prompt of a sequence classifier of others.
-        schema: the names of its outputs, in order; None: its own labels.
+        schema: the names of a sequence classifier's outputs, in order; None: its own labels.
 
     Raises:
         CheckpointError: there is nothing, or nothing that this package reads.
@@ -104,13 +106,13 @@ def open_checkpoint(
             return file, ModelCard(kind="language_model", architecture=file.architecture)
         if path.suffix == gguf.SUFFIX:
             packed = gguf.GgufFile(path)
-            return packed, ModelCard(kind="language_model", architecture=packed.architecture)
+            return packed, ModelCard(kind="language_model", architecture=packed.architecture, ends=packed.ends)
         raise CheckpointError(f"{path}: expected a Hugging Face folder, a .gguf file or a llama2.c .bin file")
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder or file")
     if model_folder.is_model_folder(path):
         raise CheckpointError(f"{path}: already a model folder; use it as it is")
-    card = hf_folder.read_card(path, template)
+    card = hf_folder.read_card(path)
     return hf.SafetensorsFolder(path), _named(card, path, schema)
 
 
@@ -242,6 +244,20 @@ def _to_scalar(card: ModelCard, chunks: list[Any], weights: torch.Tensor) -> Mod
     low, high = math.floor(sum(low for low, _ in ends)), math.ceil(sum(high for _, high in ends))
     reward = Attribute("reward", low, max(high, low + 1), description="weighted sum of a regressor's attributes")
     return dataclasses.replace(card, schema=AttributeSchema([reward]))
+
+
+def _template(config: ImportConfig, where: Path, card: ModelCard, tokenizer: Tokenizer) -> PromptTemplate:
+    """The prompt of a model of others."""
+    if config.template is not None:
+        return config.template.build(tokenizer, card.ends)
+    if card.kind != "language_model":
+        return PromptTemplate()
+    try:
+        strings = own_strings(tokenizer)
+    except ConfigError as error:
+        logger.info("%s: prompted with SteerLM's markers: %s", where, error)
+        return PromptTemplate()
+    return PromptTemplate(**strings)
 
 
 def _tokenizer(config: ImportConfig, source: hf.TensorSource, architecture: Architecture) -> Tokenizer:

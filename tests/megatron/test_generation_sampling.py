@@ -201,6 +201,15 @@ def test_end_of_text_token_ends(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert (found.tokens, found.finish) == ([9, 8], "eos")
 
 
+def test_the_models_own_ends_of_text_end_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ends, tokens in (((7, 12), [9, 8]), ((12, 10**6), [9, 8, 7, 11])):  # ids beyond the vocabulary mean nothing
+        script = iter([9, 8, 7, 11, 12, 6])
+        monkeypatch.setattr(generation, "draw", lambda *_, script=script: torch.tensor([next(script)]))
+        settings = SamplingSettings(max_new_tokens=6)
+        (found,) = generate(world.model, world.tokenizer, [[5]], settings, vocab_size=world.vocab_size, ends=ends)
+        assert (found.tokens, found.finish) == (tokens, "eos")
+
+
 def test_ids_without_a_token_are_never_drawn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SamplingSettings(max_new_tokens=12)
 

@@ -407,7 +407,9 @@ def test_smollm2(tmp_path: Path) -> None:
     ]
     mine, expected = greedy_rows(tmp_path / "model", theirs, prompts, 16)
     assert mine == expected
-    assert "Paris" in ours.decode(mine[0])
+    policy = AttributeConditionedGPT.from_pretrained(tmp_path / "model")  # prompts in the model's own format
+    answers = policy.generate(list(QUESTIONS), max_new_tokens=16)
+    assert answers == [ours.decode_continuation(row) for row in expected] and "Paris" in answers[0]
 
     to_hf(tmp_path / "model", tmp_path / "hf")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
