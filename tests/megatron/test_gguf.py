@@ -360,8 +360,11 @@ def test_a_file_that_is_cut_off_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_where_a_model_folder_belongs_a_file_is_told_to_be_imported(verb: str, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(b"GGUF")
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"from": "User", "value": "Hi"}, {"from": "Assistant", "value": "Hi", "label": "quality:4"}]
+    rows.write_text(json.dumps({"conversations": turns}))
     words = {
-        "train-sft": [f"model.init={path}", "attributes=helpsteer", f"data.train={path}", f"output={tmp_path}/run",
+        "train-sft": [f"model.init={path}", "attributes=helpsteer", f"data.train={rows}", f"output={tmp_path}/run",
                       "trainer=cpu", "trainer.max_steps=1", "optimizer.lr=1e-3"],
         "generate": [f"checkpoint={path}", "prompt=Hello"],
     }[verb]  # fmt: skip
