@@ -300,6 +300,7 @@ class Quickstart:
     def _report(self) -> dict[str, Any]:
         data = {
             "title": "SteerLM quickstart",
+            "summary": f"The policy {self.figures['verdict']['words']}.",
             "attributes": self.schema.to_dict(),
             **self.figures,
             "seconds": self.seconds,
