@@ -144,13 +144,17 @@ class GgufFile:
             theirs = AutoTokenizer.from_pretrained(where.parent, gguf_file=where.name, local_files_only=True)
         except Exception as error:  # noqa: BLE001 - transformers raises whatever the file led to
             why = " ".join(str(error).split())[:200]
-            raise ConfigError(f"{where}: no tokenizer can be made of it ({why})") from None
+            raise ConfigError(
+                f"{where}: no tokenizer can be made of it ({why}); name the original model's with tokenizer=FOLDER"
+            ) from None
         state, tokens = json.loads(theirs.backend_tokenizer.to_str()), self._fields["tokenizer.ggml.tokens"]
         # transformers' classes bring tokens of their own along, for which the model has no row
         state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens)]
-        backend = Tokenizer.from_str(json.dumps(state))
         if get("tokenizer.ggml.model") == "gpt2":
-            backend.pre_tokenizer = _word_borders(get("tokenizer.ggml.pre"), where)
+            state |= _byte_level(get("tokenizer.ggml.pre"), where)
+        if get("tokenizer.ggml.add_bos_token") is False:
+            state["post_processor"] = None
+        backend = Tokenizer.from_str(json.dumps(state))
         ids = {name: get(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL.items()}
         names = {f"{name}_token": tokens[id_] for name, id_ in ids.items() if id_ is not None}
         ours = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=get("tokenizer.chat_template"), **names)
@@ -224,6 +228,14 @@ def _hf_name(name: str) -> str:
     if block and block[2] in _LAYER:
         return f"model.layers.{block[1]}.{_LAYER[block[2]]}.{block[3]}"
     return _OUTER.get(name, name)
+
+
+def _byte_level(name: str | None, where: Path) -> dict[str, Any]:
+    """The parts of a byte-level BPE's tokenizer.json around the BPE itself."""
+    from tokenizers import decoders
+
+    parts = {"pre_tokenizer": _word_borders(name, where), "decoder": decoders.ByteLevel()}
+    return {"normalizer": None, **{key: json.loads(part.__getstate__()) for key, part in parts.items()}}
 
 
 def _word_borders(name: str | None, where: Path) -> Any:

@@ -65,7 +65,8 @@ def test_an_imported_chat_model_is_prompted_in_its_own_format(chat_model: Path, 
             [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.no_grad():
-            whole = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
+            whole = model.generate(ids["input_ids"], max_new_tokens=24, do_sample=False)[0]
+        whole = whole[ids["input_ids"].shape[1] :].tolist()
         ends = [at for at, token in enumerate(whole) if token in model.generation_config.eos_token_id]
         finishes += [whole[ends[0]]] if ends else [None]
         assert answer == tokenizer.decode_continuation(whole[: ends[0]] if ends else whole), question
