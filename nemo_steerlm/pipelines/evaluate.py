@@ -39,9 +39,9 @@ def main(config: EvaluateConfig) -> str:
     for key, task, unused in own:
         if config.task != task and getattr(config, key) != unused:
             raise ConfigError(f"{key} is for task={task}; task={config.task} has no use for it: leave it out")
-    parallel.start(config)
     if config.task == "steerability":
         return steerability.evaluate(config)
+    parallel.start(config)
     if config.checkpoint is None:
         return TASKS[config.task](None, config)
     model = AttributeRegressor.from_pretrained(

@@ -12,10 +12,7 @@ from typing import Any
 
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import (
-    EvaluateConfig,
-    SteerabilityConfig,
-)
+from nemo_steerlm.config import EvaluateConfig, SteerabilityConfig
 from nemo_steerlm.conversation import Conversation, write_conversations
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 from nemo_steerlm.evaluate.bars import mean_spearman
@@ -34,7 +31,7 @@ from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.pipelines.steering import answer, answered, held_out, listening, measure
+from nemo_steerlm.pipelines.steering import answer, answered, check_scorers, held_out, listening, measure
 from nemo_steerlm.provenance import plain, versions, write_run_json
 
 _SHOWN_PROMPTS = 3  # whose answers stand on the page
@@ -137,7 +134,11 @@ def evaluate(config: EvaluateConfig) -> str:
         DataError: no labelled row and no prompt is short enough.
     """
     settings, started = config.steerability, time.perf_counter()
+    names = settings.scorers or ["text"]
     _check(settings)
+    if settings.prompts:
+        check_scorers(names)
+    parallel.start(config)
     model = AttributeConditionedGPT.from_pretrained(
         str(config.checkpoint), parallel=config.parallel, precision=config.trainer.precision
     )
@@ -152,7 +153,6 @@ def evaluate(config: EvaluateConfig) -> str:
         swept = sweep(model, prompts, ways, sampling, settings.batch_size)
     if not rows and not prompts:
         raise DataError(f"{config.inputs()[0]}: no row with labels, and no prompt, is short enough for the model")
-    names = settings.scorers or ["text"]
     answers = [row for one in swept.values() for row in answered(prompts, one.requests, one.texts)]
     columns: dict[str, Floats] = {}
     if answers:

@@ -181,23 +181,49 @@ def measure(
     return {name: columns[name] for name in (*ordered, *(key for key in columns if key not in ordered))}
 
 
+def check_scorers(names: Sequence[str]) -> None:
+    """Refuse, before anything is computed, a scorer that cannot work.
+
+    Raises:
+        ConfigError: there is no such scorer, or a library of the text measures is missing.
+        CheckpointError: the model folder is damaged, or of no regressor.
+    """
+    for name in names:
+        kind = _kind(name)
+        if kind == "text":
+            scorers.text_measures([], len)
+        elif kind == "python":
+            scorers.from_python(name)
+        elif kind == "regressor" and Path(name).is_dir():
+            AttributeRegressor.check_kind(model_folder.read(name), Path(name))
+
+
+def _kind(name: str) -> str:
+    if name in ("text", "oracle"):
+        return name
+    if name.startswith(("http://", "https://")):
+        return "service"
+    if model_folder.is_model_folder(name) or (name.endswith(".nemo") and Path(name).is_file()):
+        return "regressor"
+    if ":" in name and not Path(name).exists():
+        return "python"
+    raise ConfigError(
+        f"scorer {name}: expected the model folder of a regressor, text, oracle, MODULE:FUNCTION or http://..."
+    )
+
+
 def _scores(
     name: str, rows: Sequence[Conversation], model: AttributeConditionedGPT, compute: ComputeConfig,
     layout: ParallelConfig,
 ) -> Scores:  # fmt: skip
-    if name == "text":
-        return scorers.text_measures(rows, lambda text: len(model.tokenizer.encode(text)))
-    if name == "oracle":
-        return scorers.oracle_scores(rows)
-    if name.startswith(("http://", "https://")):
-        return scorers.from_service(name)(rows)
-    if model_folder.is_model_folder(name) or name.endswith(".nemo"):
+    kind = _kind(name)
+    if kind == "regressor":
         return _regressor_scores(name, rows, compute, layout)
-    if ":" in name and not Path(name).exists():
-        return scorers.from_python(name)(rows)
-    raise ConfigError(
-        f"scorer {name}: expected the model folder of a regressor, text, oracle, MODULE:FUNCTION or http://..."
-    )
+    if kind == "text":
+        return scorers.text_measures(rows, lambda text: len(model.tokenizer.encode(text)))
+    if kind == "oracle":
+        return scorers.oracle_scores(rows)
+    return (scorers.from_service if kind == "service" else scorers.from_python)(name)(rows)
 
 
 def _regressor_scores(

@@ -214,10 +214,27 @@ def test_figures_are_the_same_at_any_layout(world: Path, reports: dict[str, Any]
 
 
 def test_what_makes_no_sense_is_refused(world: Path) -> None:
-    from nemo_steerlm.errors import ConfigError, DataError
+    from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
     from nemo_steerlm.evaluate import scorers
+    from nemo_steerlm.pipelines import evaluate, train_sft
+
+    def refused(scorer: str) -> None:
+        """Before a model is loaded, and before a training begins."""
+        steering = c.SteerabilityConfig(scorers=[scorer])
+        evaluate.main(
+            c.EvaluateConfig(
+                task="steerability", checkpoint="nowhere", input="nowhere", output="nowhere", steerability=steering
+            )
+        )
 
     rows = _rows(3, 5)
+    with pytest.raises(ConfigError, match="scorer nothing: expected the model folder of a regressor, text, oracle"):
+        refused("nothing")
+    with pytest.raises(ConfigError, match="no_such_module"):
+        train_sft.main(config(world, "never", steering=c.SteeringCheckConfig(scorers=["no_such_module:score"])))
+    with pytest.raises(CheckpointError, match="this is a policy, expected a regressor"):
+        refused(str(world / "good" / "model"))
+    assert not (world / "never").exists()
     with pytest.raises(ConfigError, match="no_such_module"):
         scorers.from_python("no_such_module:score")
     with pytest.raises(DataError, match="gave 1 scores for 3 answers"):
