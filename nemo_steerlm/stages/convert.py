@@ -66,7 +66,8 @@ def import_main(config: ImportConfig) -> str:
     output = _output(config.output, "model_config.yaml")
     parallel.initialize(config.parallel)
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
-    logger.info("%s: %s, read as %s", source.where, source.format, _name(dtype))
+    if isinstance(source, gguf.GgufFile):  # quantised weights do not come out as they were before
+        logger.info("%s: %s, read as %s", source.where, source.format, _name(dtype))
     chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
     finite.check(source.where, finite.parameters(chunks), finite.DAMAGED)
@@ -250,7 +251,7 @@ def _template(config: ImportConfig, where: Path, card: ModelCard, tokenizer: Tok
     """The prompt of a model of others."""
     if config.template is not None:
         return config.template.build(tokenizer, card.ends)
-    if card.kind != "language_model":
+    if card.kind != "language_model" or tokenizer.chat_template is None:
         return PromptTemplate()
     try:
         strings = own_strings(tokenizer)
