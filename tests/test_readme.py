@@ -91,7 +91,7 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     if not layout:
         _measured_and_improved(tmp_path, environment)
         printed = _run(_block(" too -->"), tmp_path, environment)
-        assert re.search(r"^quality .*\n(.+\n)*labels are worth .* nats a response .*\n(.+\n)*verdict: ", printed)
+        assert re.search(r"\nquality .*\n(.+\n)*labels are worth .* nats a response .*\n(.+\n)*verdict: ", printed)
         assert (tmp_path / "steering" / "report.html").stat().st_size > 10_000
 
 

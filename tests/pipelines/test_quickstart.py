@@ -48,8 +48,11 @@ def test_the_readmes_python_runs_in_a_notebook(folder: Path) -> None:
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = notebook.cells[0].outputs
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout").splitlines()
-    assert "'humor': 4.0, 'toxicity': 0.0}" in printed[-3] and len(printed[-3].split("{")[0].strip()) > 1
-    assert all(f"'{name}': " in printed[-2] for name in ("quality", "humor", "toxicity"))
+    [steered] = [line for line in printed if "'humor': 4.0, 'toxicity': 0.0}" in line]
+    assert len(steered.split("{")[0].strip()) > 1
+    scores = printed[printed.index(steered) + 1]
+    assert all(f"'{name}': " in scores for name in ("quality", "humor", "toxicity"))
+    assert any(line.startswith("verdict: ") for line in printed)  # of the training
     assert printed[-1] == f"{folder}/policy-2/model" and Path(printed[-1], "model_config.yaml").is_file()
     said = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert "policy-2: steps 2 of 2, loss " in said and "Error" not in said
