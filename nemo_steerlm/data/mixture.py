@@ -13,6 +13,7 @@ from nemo_steerlm.data.regression_dataset import RegressionDataset
 from nemo_steerlm.data.units import EMPTY, unit_lengths
 
 _log = logging.getLogger(__name__)
+MANY = 20  # one sample in so many left out is said when a training starts
 
 class Mixture:
     """The data sets of several files as one.
@@ -78,6 +79,12 @@ def _announce(name: str, report: Mapping[str, Any]) -> None:
         _log.warning(
             '%s: %d labelled rows have "type": null, so they are trained on without their labels; "VALUE_TO_TEXT" '
             "shows them", name, hidden,
+        )  # fmt: skip
+    dropped, rows = report.get("dropped_overlong", 0), report["conversations"]
+    if dropped * MANY > rows:
+        _log.warning(
+            "%s: %d over-long samples of %d conversations are left out; a larger data.max_length keeps them",
+            name, dropped, rows,
         )  # fmt: skip
     if keys := report.get("unused_keys"):
         listed = ", ".join(f"{key} ({count})" for key, count in sorted(keys.items()))

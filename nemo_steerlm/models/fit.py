@@ -97,6 +97,9 @@ class JSONLLogger(Logger):
             file.writelines(kept)
 
 
+_SHOWN_FIGURES = ("val/loss", "val/label_information")  # of a validation, in a line of the log
+
+
 class _ShowProgress(Callback):
     """Says where a training is: step, losses, learning rate, speed, time left.
 
@@ -123,7 +126,8 @@ class _ShowProgress(Callback):
 
     def on_validation_end(self, trainer: Any, model: Any) -> None:
         """Lightning's hook after each validation."""
-        self.validated = f"val/loss {model.validated['val/loss']:.4g}"
+        shown = {name: model.validated[name] for name in _SHOWN_FIGURES if name in model.validated}
+        self.validated = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self._show(0, now=True)
 
     def _show(self, count: int, now: bool) -> None:

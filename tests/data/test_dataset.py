@@ -188,6 +188,15 @@ def test_labels_that_are_not_shown_and_keys_without_a_use_are_announced(tokenize
     assert said == [hidden, keys, keys]
 
 
+def test_many_samples_left_out_as_over_long_are_announced(tokenizer, caplog):
+    rows = [row("a", "b"), row("a", "b " * 400)]
+    for kind in (PolicyDataset, RegressionDataset):
+        Mixture([build(kind, rows, tokenizer, 200)], names=["data/a.jsonl"])
+        Mixture([build(kind, [*rows[:1] * 30, rows[1]], tokenizer, 200)], names=["few.jsonl"])
+    found = "data/a.jsonl: 1 over-long samples of 2 conversations are left out; a larger data.max_length keeps them"
+    assert caplog.messages == [found, found]
+
+
 def under_mask(item, tokenizer):
     tokens, mask = item["tokens"], item["loss_mask"]
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
