@@ -156,11 +156,24 @@ def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
                 linear.register_forward_hook(
                     lambda _, inputs, output, adapter=adapter: (output[0] + adapter(inputs[0]), output[1])
                 )
+        if chunk.post_process and getattr(chunk, "output_layer", None) is not None:
+            chunk.output_layer.register_forward_hook(lambda _, __, output: (_in_order(output[0]), *output[1:]))
         if chunk.pre_process and chunk.config.recompute_granularity == "full":
             # A recomputed layer learns only where its input asks for a gradient, which a frozen embedding does not.
             chunk.embedding.register_forward_hook(
                 lambda _, __, output: output.requires_grad_() if torch.is_grad_enabled() else None
             )
+
+
+def _in_order(logits: torch.Tensor) -> torch.Tensor:
+    """Lay the gradient of logits `[seq, batch, vocab]` out as they are.
+
+    It comes transposed. Of one packed row that is the same memory under other strides, at which torch multiplies it
+    with a frozen weight token by token (`matmul` becomes `bmm` over copies of the weight).
+    """
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: gradient.reshape(-1, gradient.shape[-1]).view(gradient.shape))
+    return logits
 
 
 def merged_state(chunks: list[Any]) -> dict[str, Any]:

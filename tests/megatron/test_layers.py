@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.megatron import gpt, layers, parallel
@@ -31,6 +32,32 @@ def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
     torch.testing.assert_close(pair.grad.double(), exact.grad, **tolerance)
     if dtype == torch.float64:
         assert torch.autograd.gradcheck(SwiGLU(None), (pair,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rms_norm_and_its_gradient(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(num_layers=1, hidden_size=48, num_attention_heads=2, params_dtype=dtype)
+    norm = layers.TorchRMSNorm(config, 48, eps=1e-5)
+    with torch.no_grad():
+        norm.weight.copy_(1 + 0.1 * torch.randn(48))
+    x = (3 * torch.randn(5, 2, 48)).to(dtype).requires_grad_()
+    toward = torch.randn(5, 2, 48).to(dtype)
+    exact, weight = (one.detach().double().requires_grad_() for one in (x, norm.weight))
+    expected = exact / (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    (expected * toward.double()).sum().backward()
+    found = norm(x)
+    (found * toward).sum().backward()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for one, other in ((found, expected), (x.grad, exact.grad), (norm.weight.grad, weight.grad)):
+        assert one is not None and one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(norm, (x,))
+    norm.weight.requires_grad_(False)  # under adapters
+    again = x.detach().requires_grad_()
+    (norm(again) * toward).sum().backward()
+    assert torch.equal(again.grad, x.grad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("half", [4, 2])  # of heads of 8: all of them, or their first half

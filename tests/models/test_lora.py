@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,8 +94,29 @@ def train_alone(folder: str) -> dict:
             "buffers": sum(buffer.numel for buffer in model._wrapped[0][0].buffers),
         }
 
+    with _frozen_gradients() as strides:
+        _run("policy", root, "packed", steps=1, pack_length=64)
+    found["frozen gradients"] = strides
     found["head only curve"] = _run("regressor", root, "head", lora={}, freeze="trunk", inspect=head_only)
     return found
+
+
+@contextlib.contextmanager
+def _frozen_gradients() -> Iterator[list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Shape and strides of every gradient that meets a frozen weight."""
+    from megatron.core.tensor_parallel.layers import LinearWithFrozenWeight
+
+    own, found = LinearWithFrozenWeight.backward, []
+
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        found.append((tuple(gradient.shape), gradient.stride()))
+        return own(ctx, gradient)
+
+    LinearWithFrozenWeight.backward = staticmethod(backward)
+    try:
+        yield found
+    finally:
+        LinearWithFrozenWeight.backward = staticmethod(own)
 
 
 def _norm(model: Any) -> float:
@@ -198,6 +221,14 @@ def test_adapters_train_alike_at_every_layout(found: dict, kind: str, layout: st
 
 def test_adapters_train_alike_in_virtual_stages(found: dict) -> None:
     _same(found["deep vpp2"], found["deep"])
+
+
+def test_gradients_meet_frozen_weights_in_order(found: dict) -> None:
+    """Under other strides torch multiplies token by token, even where a packed row makes them mean the same memory."""
+    vocabulary = 512
+    assert {shape[-1] for shape, _ in found["frozen gradients"]} > {TIED.hidden_size, vocabulary}
+    for shape, strides in found["frozen gradients"]:
+        assert tuple(strides) == torch.empty(shape, device="meta").stride()
 
 
 @pytest.mark.parametrize("kind", KINDS)

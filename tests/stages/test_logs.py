@@ -14,8 +14,8 @@ import pytest
 from tests.stages.helpers import make_world
 
 LINE = re.compile(
-    r"policy: steps \d of 4, loss [\d.]+(, val/loss [\d.]+, val/label_information -?[\d.e-]+)?, rate [\d.e-]+, [\d,]+ tokens/s, "
-    r"(\d\d:\d\d left|took \d\d:\d\d)"
+    r"policy: steps \d of 4, loss [\d.]+(, val/loss [\d.]+, val/label_information -?[\d.e-]+)?, rate [\d.e-]+, "
+    r"[\d,]+ tokens/s, (\d\d:\d\d left|took \d\d:\d\d)"
 )
 
 
