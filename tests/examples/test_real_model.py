@@ -91,8 +91,22 @@ def test_levels_are_where_a_measure_lies_among_the_answers(tmp_path: Path, monke
         label = found.turns[1].label
         assert label is not None and label["quality"] == 3
         assert label["verbosity"] == sum(border <= len(text.split()) for border in borders["verbosity"])
-        assert (label["positivity"] == 0) <= ("hate" in text) and (label["positivity"] == 4) <= ("great" in text)
+        assert (label["positivity"] == 0) == ("hate" in text) and (label["positivity"] >= 2) == ("great" in text)
         assert found.turns[1].label_human == label
+
+
+def test_predictions_are_spread_over_all_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row("Why?", f"Because of {n}.") for n in range(20)]
+    for n, one in enumerate(rows):
+        one.turns[1].label, one.turns[1].label_model = {"quality": 2.0, "humor": 1.0}, "a regressor"
+        one.turns[1].label_predicted = {"quality": 2 + n / 100, "humor": 1 + n / 100}
+    write_conversations(tmp_path / "train.jsonl", rows)
+    words = [str(tmp_path / "train.jsonl"), "--spread", "quality", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["label", *words])
+    script("label_texts").main()
+    labels = [one.turns[1].label or {} for one in read_conversations(tmp_path / "out" / "train.jsonl")]
+    assert [label["quality"] for label in labels] == [n // 4 for n in range(20)]
+    assert {label["humor"] for label in labels} == {1.0}
 
 
 def _run_folder(folder: Path, schema: AttributeSchema, seed: int) -> None:
