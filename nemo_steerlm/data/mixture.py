@@ -83,8 +83,8 @@ def _announce(name: str, report: Mapping[str, Any]) -> None:
     dropped, rows = report.get("dropped_overlong", 0), report["conversations"]
     if dropped * MANY > rows:
         _log.warning(
-            "%s: %d over-long samples of %d conversations are left out; a larger data.max_length keeps them",
-            name, dropped, rows,
+            "%s: %d over-long samples are left out, %d of %d conversations are used; a larger data.max_length keeps "
+            "more", name, dropped, report["kept"], rows,
         )  # fmt: skip
     if keys := report.get("unused_keys"):
         listed = ", ".join(f"{key} ({count})" for key, count in sorted(keys.items()))
