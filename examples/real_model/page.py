@@ -61,7 +61,7 @@ def collect(folder: Path, schema: AttributeSchema) -> Figures:
     policies = sorted(folder.glob("steering-policy-*/answers.jsonl"))
     answers = [list(read_conversations(path)) for path in policies]
     found: Figures = {"seeds": len(policies), "attributes": schema.to_dict(), "versions": versions()}
-    for way in ("default", "alone"):
+    for way in ("default", "all"):
         found[way] = pooled(answers, way, schema)
     found["each"] = [pooled([one], "default", schema)["steerability"] for one in answers]
     found["listening"] = [load(path.parent / "report.json")["listening"] for path in policies]
@@ -92,7 +92,8 @@ def pooled(answers: Sequence[Sequence[Conversation]], way: str, schema: Attribut
     for row in (row for one in answers for row in one if row.extra["way"] == way):
         place = places.setdefault(tuple(turn.text for turn in row.turns[:-1]), len(places))
         name, values = row.extra["attribute"], row.extra["requested"]
-        requests.append(Request(attribute=name, level=int(values[name]), prompt=place, values=values))
+        level = None if name is None else int(values[name])
+        requests.append(Request(attribute=name, level=level, prompt=place, values=values))
         rows.append(row.extra["measured"])
         texts.append(row.turns[-1].text)
     names = [name for name in rows[0] if name in schema or name in FROM_DATA]
@@ -170,24 +171,25 @@ def bars(found: Figures, _: Any) -> Section:
 
 def steering(found: Figures, pictures: Any) -> Section:
     """Requested against measured."""
-    asked, alone = found["default"], found["alone"]["steerability"]
+    asked, together = found["default"], found["all"]["steerability"]
     rows = [
         [
             escape(name), escape(SCALES.get(name, "the regressor")), with_interval(one, "spearman"),
             "&ensp;".join(number(each[name]["spearman"], 2) for each in found["each"]), number(one["per_prompt"]),
-            with_interval(alone.get(name) or {}, "spearman"), f"{one['identical']:.0%}",
+            with_interval(together.get(name) or {}, "spearman"), f"{one['identical']:.0%}",
             "&ensp;".join(number(point["mean"], 1) for point in one["curve"]),
         ]
         for name, one in asked["steerability"].items()
     ]  # fmt: skip
-    heads = ["Attribute", "Measured by", "#Spearman", "#Each seed", "#Within a prompt", "#Asked alone", "#Same answer"]
+    heads = ["Attribute", "Measured by", "#Spearman", "#Each seed", "#Within a prompt", "#All at random levels"]
+    heads += ["#Same answer", "#Mean at each level"]
     text = (
         f"<p>{asked['answers']:,} greedy answers of {found['seeds']} policies, one a seed, to {asked['prompts']} "
         "prompts. Each attribute is asked for at each of its levels, the others at their default. Spearman is over "
         f"single answers, intervals resample the prompts. {asked['empty']} answers are empty.</p>"
     )
     drawn = picture("measured value at each requested level of each attribute", pictures.get("steerability"))
-    return "steering", "Requested against measured", text + drawn + table([*heads, "#Mean at each level"], rows)
+    return "steering", "Requested against measured", text + drawn + table(heads, rows)
 
 
 def costs(_: Figures, pictures: Any) -> Section | None:

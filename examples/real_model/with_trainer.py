@@ -30,7 +30,7 @@ from nemo_steerlm.models.policy import AttributeConditionedGPT
 
 MEASURES = {"verbosity": "words", "grade": "reading_grade", "positivity": "sentiment"}
 LONGEST = 512
-BATCH = 16
+BATCH = 4
 
 
 def main() -> None:
@@ -83,12 +83,12 @@ def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def train(model: Any, rows: list[dict[str, list[int]]], arguments: argparse.Namespace) -> None:
-    """`arguments.steps` optimizer steps of 16 rows."""
+    """`arguments.steps` optimizer steps of 4 rows."""
     set_seed(arguments.seed)
     settings = TrainingArguments(
-        output_dir=arguments.output, max_steps=arguments.steps, per_device_train_batch_size=BATCH // 2,
-        gradient_accumulation_steps=2, learning_rate=arguments.rate, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=10, adam_beta2=0.98, weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True,
+        output_dir=arguments.output, max_steps=arguments.steps, per_device_train_batch_size=BATCH,
+        learning_rate=arguments.rate, lr_scheduler_type="cosine",
+        warmup_steps=20, adam_beta2=0.98, weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True,
         train_sampling_strategy="group_by_length", save_strategy="no", report_to=[], logging_steps=10,
         seed=arguments.seed, dataloader_pin_memory=False,
     )  # fmt: skip

@@ -112,7 +112,7 @@ def test_predictions_are_spread_over_all_levels(tmp_path: Path, monkeypatch: pyt
 def _run_folder(folder: Path, schema: AttributeSchema, seed: int) -> None:
     """What a policy of one seed leaves: it obeys in verbosity, its quality is noise."""
     random, rows = np.random.default_rng(seed), []
-    for way in ("default", "alone"):
+    for way in ("default", "all"):
         for request in plan_requests(schema, 4, way=way):
             asked = request.values.get("verbosity", 2)
             measured = {"verbosity": 10 * asked + random.normal(), "quality": random.normal(), "tokens": 1.0}
