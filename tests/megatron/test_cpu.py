@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
+from nemo_steerlm.megatron import cpu
 from tests.distributed import run_distributed
 
 
 def check_groups() -> dict[str, list]:
     """Collectives in a group of one and of two, patched and torch's own; the names of the threads."""
-    from nemo_steerlm.megatron import cpu, parallel
+    from nemo_steerlm.megatron import parallel
 
     parallel.initialize()
     groups = [dist.new_group([rank]) for rank in range(2)]
@@ -51,3 +55,19 @@ def test_a_group_of_one_copies_and_one_device_serves_all_groups() -> None:
     assert found["untouched"] == [0.0] * 4  # by a group this process is no part of
     # All of megatron-core's groups share a device with the world's; the test's own group has another.
     assert sum(name.startswith("gloo_tcp_loop") for name in found["threads"]) == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    give_back = cpu.MemoryReturn()
+    blocks: list[torch.Tensor | None] = [torch.ones(25_000) for _ in range(2000)]  # 100 kB each: no mapping of its own
+    blocks[::2] = [None] * 1000  # holes between what stays
+    held = resident()
+    give_back()
+    assert resident() > held - 20e6, "only once in a while"
+    monkeypatch.setattr(give_back, "_last", -1e9)
+    give_back()
+    assert resident() < held - 80e6
