@@ -77,7 +77,7 @@ def config(folder: Path, output: str, steps: int = 300, **changes: Any) -> c.Tra
             max_steps=steps, global_batch_size=32, micro_batch_size=32, val_every=max(1, steps // 4),
             progress_bar=False,
         ),
-        optimizer=c.OptimizerConfig(lr=8e-3, warmup_steps=10, schedule="cosine"),
+        optimizer=c.OptimizerConfig(lr=5e-3, warmup_steps=10, schedule="cosine"),
         logging=c.LoggingConfig(tensorboard=False), seed=3, **changes,
     )  # fmt: skip
 
