@@ -80,11 +80,11 @@ def _announce(name: str, report: Mapping[str, Any]) -> None:
             '%s: %d labelled rows have "type": null, so they are trained on without their labels; "VALUE_TO_TEXT" '
             "shows them", name, hidden,
         )  # fmt: skip
-    dropped, rows = report.get("dropped_overlong", 0), report["conversations"]
-    if dropped * MANY > rows:
+    dropped = report.get("dropped_overlong", 0)
+    if dropped * MANY > (count := dropped + report["kept"]):
         _log.warning(
-            "%s: %d over-long samples are left out, %d of %d conversations are used; a larger data.max_length keeps "
-            "more", name, dropped, report["kept"], rows,
+            "%s: %d of %d samples are over-long and left out; a larger data.max_length keeps more",
+            name, dropped, count,
         )  # fmt: skip
     if keys := report.get("unused_keys"):
         listed = ", ".join(f"{key} ({count})" for key, count in sorted(keys.items()))

@@ -193,10 +193,7 @@ def test_many_samples_left_out_as_over_long_are_announced(tokenizer, caplog):
     for kind in (PolicyDataset, RegressionDataset):
         Mixture([build(kind, rows, tokenizer, 200)], names=["data/a.jsonl"])
         Mixture([build(kind, [*rows[:1] * 30, rows[1]], tokenizer, 200)], names=["few.jsonl"])
-    found = (
-        "data/a.jsonl: 1 over-long samples are left out, 1 of 2 conversations are used; "
-        "a larger data.max_length keeps more"
-    )
+    found = "data/a.jsonl: 1 of 2 samples are over-long and left out; a larger data.max_length keeps more"
     assert caplog.messages == [found, found]
 
 
