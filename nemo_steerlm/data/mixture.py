@@ -13,7 +13,8 @@ from nemo_steerlm.data.regression_dataset import RegressionDataset
 from nemo_steerlm.data.units import EMPTY, unit_lengths
 
 _log = logging.getLogger(__name__)
-MANY = 20  # one sample in so many left out is said when a training starts
+_MANY = 20  # one sample in so many left out is said when a training starts
+
 
 class Mixture:
     """The data sets of several files as one.
@@ -81,7 +82,7 @@ def _announce(name: str, report: Mapping[str, Any]) -> None:
             "shows them", name, hidden,
         )  # fmt: skip
     dropped = report.get("dropped_overlong", 0)
-    if dropped * MANY > (count := dropped + report["kept"]):
+    if dropped * _MANY > (count := dropped + report["kept"]):
         _log.warning(
             "%s: %d of %d samples are over-long and left out; a larger data.max_length keeps more",
             name, dropped, count,

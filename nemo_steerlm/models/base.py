@@ -25,7 +25,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig, check_inference
 from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import checkpoint, cpu, finite, gpt, lora, model_folder, optim, parallel
+from nemo_steerlm.megatron import checkpoint, finite, gpt, lora, model_folder, optim, parallel
 from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.megatron.parallel import resolve_precision
@@ -83,7 +83,6 @@ class MegatronModel(ModelPT):
         self.validation_batches: StepBatches | None = None
         self.beside: dict[str, StepBatches] = {}  # what a model's own validation metrics read, by name
         self.bad_steps = BadSteps()
-        self._return_memory = cpu.MemoryReturn()
         self._first_step = 0
 
     # ---------------------------------------------------------------- construction
@@ -372,7 +371,6 @@ class MegatronModel(ModelPT):
             "train/pack_efficiency": tokens / max(computed, 1.0),  # 1 = no padding
         }
         self.trained = metrics
-        self._return_memory()
         # As tensors, which stay on the host: Lightning sends numbers to the device and reads them back one by one.
         self.log_dict({name: torch.tensor(value) for name, value in metrics.items()}, batch_size=1)
 

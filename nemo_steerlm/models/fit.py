@@ -30,7 +30,7 @@ from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron import checkpoint, gpt, lora, parallel
+from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.models.bad_steps import BadSteps
@@ -97,9 +97,6 @@ class JSONLLogger(Logger):
             file.writelines(kept)
 
 
-_SHOWN_FIGURES = ("val/loss", "val/label_information")  # of a validation, in a line of the log
-
-
 class _ShowProgress(Callback):
     """Says where a training is: step, losses, learning rate, speed, time left.
 
@@ -126,7 +123,8 @@ class _ShowProgress(Callback):
 
     def on_validation_end(self, trainer: Any, model: Any) -> None:
         """Lightning's hook after each validation."""
-        shown = {name: model.validated[name] for name in _SHOWN_FIGURES if name in model.validated}
+        names = ("val/loss", "val/label_information")
+        shown = {name: model.validated[name] for name in names if name in model.validated}
         self.validated = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self._show(0, now=True)
 
@@ -140,6 +138,17 @@ class _ShowProgress(Callback):
     def on_exception(self, *_: Any) -> None:
         """Lightning's hook when the training fails."""
         self.progress.close(failed=True)
+
+
+class _ReturnMemory(Callback):
+    """Gives freed memory back to the system while a training runs on a CPU."""
+
+    def __init__(self) -> None:
+        self.give_back = cpu.MemoryReturn()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Lightning's hook after each optimizer step."""
+        self.give_back()
 
 
 def _loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
@@ -374,6 +383,7 @@ def fit(
             checkpoints,
             *([best] if best is not None else []),
             _ShowProgress(output.name, trainer_config, step, last),
+            _ReturnMemory(),
         ],
         enable_checkpointing=False,
         enable_progress_bar=False,
