@@ -8,23 +8,27 @@ report.html, report.json and the pictures.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import yaml
 
+from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import Conversation, read_conversations
+from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.page import picture, render, table, with_interval, write_folder
 from nemo_steerlm.evaluate.pictures import DARK, LIGHT, draw
-from nemo_steerlm.evaluate.steerability import Request, setting_costs, steerability
+from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
 from nemo_steerlm.evaluate.tables import number, text_table
+from nemo_steerlm.pipelines.steerability import read_answers
 from nemo_steerlm.provenance import versions
 
 SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment"}
@@ -59,13 +63,16 @@ def main(folder: Path) -> None:
 def collect(folder: Path, schema: AttributeSchema) -> Figures:
     """All figures of the run."""
     policies = sorted(folder.glob("steering-policy-*/answers.jsonl"))
-    answers = [list(read_conversations(path)) for path in policies]
     found: Figures = {"seeds": len(policies), "attributes": schema.to_dict(), "versions": versions()}
     for way in ("default", "all"):
-        found[way] = pooled(answers, way, schema)
-    found["each"] = [pooled([one], "default", schema)["steerability"] for one in answers]
+        found[way] = pooled([read_answers(path, way) for path in policies], schema)
+    each = [read_answers(path, "default") for path in policies]
+    found["each"] = [pooled([one], schema)["steerability"] for one in each]
+    for name, one in found["default"]["steerability"].items():  # not between answers of different policies
+        one["identical"] = fmean(steered[name]["identical"] for steered in found["each"])
+    found["default"]["costs"] = costs_of(each, schema)
     found["listening"] = [load(path.parent / "report.json")["listening"] for path in policies]
-    found["answers"] = default_answers(answers[0], schema)
+    found["answers"] = default_answers(*each[0], schema)
     found["curve"] = [grown(path.parent.parent / path.parent.name.removeprefix("steering-")) for path in policies]
     for name, path in {"regressor": "regressor.json", "trainer": "trainer/steering.json"}.items():
         if (folder / path).is_file():
@@ -86,33 +93,41 @@ def load(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def pooled(answers: Sequence[Sequence[Conversation]], way: str, schema: AttributeSchema) -> Figures:
+Answers = tuple[list[Request], list[Conversation]]
+
+
+def pooled(answers: Sequence[Answers], schema: AttributeSchema) -> Figures:
     """Requested against measured over the policies of all seeds; the intervals resample the prompts."""
-    requests, rows, texts, places = [], [], [], {}
-    for row in (row for one in answers for row in one if row.extra["way"] == way):
-        place = places.setdefault(tuple(turn.text for turn in row.turns[:-1]), len(places))
-        name, values = row.extra["attribute"], row.extra["requested"]
-        level = None if name is None else int(values[name])
-        requests.append(Request(attribute=name, level=level, prompt=place, values=values))
-        rows.append(row.extra["measured"])
-        texts.append(row.turns[-1].text)
-    names = [name for name in rows[0] if name in schema or name in FROM_DATA]
-    columns = {name: np.array([one.get(name, np.nan) for one in rows], np.float64) for name in names}
+    requests = [request for one, _ in answers for request in one]
+    rows = [row for _, one in answers for row in one]
+    texts, prompts = [row.turns[-1].text for row in rows], len({request.prompt for request in requests})
+    names = [name for name in rows[0].extra["measured"] if name in schema or name in FROM_DATA]
+    columns = {name: measured(rows, name) for name in names}
     found = steerability(requests, columns, schema, seed=0, answers=texts)
-    found |= {"prompts": len(places), "answers": len(texts), "empty": sum(not text.strip() for text in texts)}
-    if "quality" in columns and way == "default":
-        found["costs"] = setting_costs(requests, columns["quality"], schema, seed=0)
-    return found
+    return found | {"prompts": prompts, "answers": len(texts), "empty": describe_answers(texts)["empty"]}
 
 
-def default_answers(rows: Sequence[Conversation], schema: AttributeSchema) -> list[dict[str, str]]:
+def measured(rows: Sequence[Conversation], name: str) -> Floats:
+    """One score of all answers, NaN where there is none."""
+    return np.array([row.extra["measured"].get(name) for row in rows], np.float64)
+
+
+def costs_of(answers: Sequence[Answers], schema: AttributeSchema) -> dict[str, Any]:
+    """Change of the regressor's quality against the defaults, each policy's prompt against itself."""
+    requests, values = [], []
+    for place, (asked, rows) in enumerate(answers):
+        prompts = len({request.prompt for request in asked})
+        requests += [dataclasses.replace(one, prompt=place * prompts + one.prompt) for one in asked]
+        values.append(measured(rows, "quality"))
+    return setting_costs(requests, np.concatenate(values), schema, seed=0)
+
+
+def default_answers(
+    requests: Sequence[Request], rows: Sequence[Conversation], schema: AttributeSchema
+) -> list[dict[str, str]]:
     """What the first policy answers where every attribute is at its default."""
-    found = {
-        row.turns[-2].text: row.turns[-1].text
-        for row in rows
-        if row.extra["way"] == "default" and row.extra["requested"] == schema.defaults()
-    }
-    return [{"prompt": prompt, "answer": answer} for prompt, answer in list(found.items())[:SHOWN]]
+    asked = {row.turns[-2].text: row for one, row in zip(requests, rows) if one.values == schema.defaults()}
+    return [{"prompt": prompt, "answer": row.turns[-1].text} for prompt, row in list(asked.items())[:SHOWN]]
 
 
 # -- the bars ---------------------------------------------------------------------------------------------------------

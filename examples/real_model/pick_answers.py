@@ -1,8 +1,6 @@
 """Collect short question-and-answer rows out of conversations: the first question of each and its answer.
 
-    python examples/real_model/pick_answers.py --most-words 120 --output picked oasst answers
-
-Reads train.jsonl and val.jsonl of each folder. Answers of one question stay together in one split, as they were.
+    python examples/real_model/pick_answers.py trees/train.jsonl answers/train.jsonl --most-words 80 --output a.jsonl
 """
 
 from __future__ import annotations
@@ -34,17 +32,16 @@ def picked(paths: list[Path], most_words: int) -> list[Conversation]:
 
 
 def main() -> None:
-    """Write the rows of both splits."""
+    """Write the rows of all files into one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--most-words", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for name in ("train.jsonl", "val.jsonl"):
-        rows = picked([folder / name for folder in arguments.folders], arguments.most_words)
-        write_conversations(arguments.output / name, rows)
-        sys.stdout.write(f"{arguments.output / name}: {len(rows):,} answers\n")
+    rows = picked(arguments.files, arguments.most_words)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_conversations(arguments.output, rows)
+    sys.stdout.write(f"{arguments.output}: {len(rows):,} answers\n")
 
 
 if __name__ == "__main__":

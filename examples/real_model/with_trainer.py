@@ -1,7 +1,7 @@
 """Train the same rows, for the same steps, with transformers' Trainer, and steer what comes of it with transformers.
 
     python examples/real_model/with_trainer.py --base HF-FOLDER --policy policy/model --train labelled/train.jsonl \\
-        --answers steering/answers.jsonl --steps 160 --output trainer
+        --answers steering/answers.jsonl --steps 720 --longest 160 --output trainer
 
 The prompts, requests, template, samples, loss mask, rate and batch size are the policy's. Training, weights and
 generation are transformers': whether steering is the recipe's doing or the engine's shows here. Writes
@@ -11,15 +11,16 @@ steering.json: requested against measured, as `evaluate task=steerability` does.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from label_texts import MEASURES
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
 from nemo_steerlm.conversation import Conversation, Turn, read_conversations
@@ -27,10 +28,11 @@ from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.scorers import text_measures
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, steerability
 from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.pipelines.steerability import read_answers
 
-MEASURES = {"verbosity": "words", "grade": "reading_grade", "positivity": "sentiment"}
 LONGEST = 512
 BATCH = 4
+ANSWERED = 32  # at once
 
 
 def main() -> None:
@@ -39,6 +41,7 @@ def main() -> None:
     for name in ("base", "policy", "answers", "train", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--longest", type=int, required=True, help="answer, tokens")
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -47,8 +50,8 @@ def main() -> None:
     started = time.perf_counter()
     train(model, samples(policy, arguments.train), arguments)
     seconds = {"train": round(time.perf_counter() - started, 1)}
-    requests, rows = asked(policy, arguments.answers)
-    texts = list(answer(model, policy, requests, rows))
+    requests, rows = read_answers(arguments.answers, "default")
+    texts = answer(model, policy, requests, rows, arguments.longest)
     seconds["answer"] = round(time.perf_counter() - started - seconds["train"], 1)
     found = text_measures([Conversation([Turn("Assistant", text)]) for text in texts], len)
     columns = {name: np.array([one[key] for one in found]) for name, key in MEASURES.items() if name in policy.schema}
@@ -87,52 +90,40 @@ def train(model: Any, rows: list[dict[str, list[int]]], arguments: argparse.Name
     set_seed(arguments.seed)
     settings = TrainingArguments(
         output_dir=arguments.output, max_steps=arguments.steps, per_device_train_batch_size=BATCH,
-        learning_rate=arguments.rate, lr_scheduler_type="cosine",
-        warmup_steps=20, adam_beta2=0.98, weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True,
+        learning_rate=arguments.rate, lr_scheduler_type="cosine", warmup_steps=20, adam_beta2=0.98, weight_decay=0.01,
+        max_grad_norm=1.0, bf16=True, use_cpu=True,
         train_sampling_strategy="group_by_length", save_strategy="no", report_to=[], logging_steps=10,
         seed=arguments.seed, dataloader_pin_memory=False,
     )  # fmt: skip
     Trainer(model, settings, train_dataset=rows, data_collator=padded).train()
 
 
-def asked(policy: AttributeConditionedGPT, path: str) -> tuple[list[Request], list[Conversation]]:
-    """What the policy was asked in the way "default", and the conversations without its answers."""
-    requests, rows, places = [], [], {}
-    for row in read_conversations(path):
-        if row.extra["way"] != "default":
-            continue
-        turns = row.turns[:-1]
-        place = places.setdefault(tuple(turn.text for turn in turns), len(places))
-        values, name = row.extra["requested"], row.extra["attribute"]
-        requests.append(Request(attribute=name, level=int(values[name]), prompt=place, values=values))
-        rows.append(Conversation(turns, system=row.system, id=row.id, mask=row.mask, type=row.type))
-    return requests, rows
-
-
 @torch.inference_mode()
 def answer(
-    model: Any, policy: AttributeConditionedGPT, requests: list[Request], rows: list[Conversation], size: int = 32
-) -> Iterator[str]:
-    """Greedy answers; equal requests are answered once."""
+    model: Any, policy: AttributeConditionedGPT, requests: list[Request], rows: list[Conversation], longest: int
+) -> list[str]:
+    """Greedy answers to rows that end with one; equal requests are answered once."""
     model.eval()
-    pad = policy.tokenizer.pad_id if hasattr(policy.tokenizer, "pad_id") else 0
-    tokens = [policy.prompt_tokens(row, request.values) for row, request in zip(rows, requests, strict=True)]
-    wanted = sorted({tuple(one) for one in tokens}, key=len)
+    pad, ends = policy.tokenizer.pad_id, [policy.tokenizer.eos_id, *policy.card.ends]
+    prompts = [dataclasses.replace(row, turns=row.turns[:-1]) for row in rows]
+    tokens = [tuple(policy.prompt_tokens(row, one.values)) for row, one in zip(prompts, requests, strict=True)]
+    wanted = sorted(set(tokens), key=len)
     found: dict[tuple[int, ...], str] = {}
-    for start in range(0, len(wanted), size):
-        part = wanted[start : start + size]
-        longest = max(map(len, part))
-        ids = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in part])
-        there = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part])
+    for start in range(0, len(wanted), ANSWERED):
+        part = wanted[start : start + ANSWERED]
+        width = max(map(len, part))
+        ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in part])
+        there = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in part])
         out = model.generate(
-            ids, attention_mask=there, max_new_tokens=256, do_sample=False, pad_token_id=pad,
-            eos_token_id=sorted(policy.card.ends) or None, repetition_penalty=1.0,
+            ids, attention_mask=there, max_new_tokens=longest, do_sample=False, pad_token_id=pad, eos_token_id=ends,
+            repetition_penalty=1.0,
         )  # fmt: skip
-        for one, row in zip(part, out[:, longest:].tolist(), strict=True):
-            found[one] = policy.card.template.parse_response(policy.tokenizer.decode(row), cut=False)
-        sys.stdout.write(f"answers {min(start + size, len(wanted))} of {len(wanted)}\n")
+        for one, drawn in zip(part, out[:, width:].tolist(), strict=True):
+            end = next((place for place, token in enumerate(drawn) if token in ends), len(drawn))
+            found[one] = policy.card.template.parse_response(policy.tokenizer.decode(drawn[:end]))
+        sys.stdout.write(f"answers {min(start + ANSWERED, len(wanted))} of {len(wanted)}\n")
         sys.stdout.flush()
-    return (found[tuple(one)] for one in tokens)
+    return [found[one] for one in tokens]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig, SteerabilityConfig
-from nemo_steerlm.conversation import Conversation, write_conversations
+from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 from nemo_steerlm.evaluate.bars import mean_spearman
 from nemo_steerlm.evaluate.metrics import json_ready
@@ -206,6 +206,19 @@ def _write_answers(
         extra = {"way": way, "attribute": request.attribute, "requested": request.values, "measured": measured}
         rows.append(dataclasses.replace(row, id=f"{row.id}/{place}", extra=extra))
     write_conversations(path, rows)
+
+
+def read_answers(path: str | Path, way: str) -> tuple[list[Request], list[Conversation]]:
+    """What was asked in one way, and the rows of `answers.jsonl` that answer it, with their scores in `extra`."""
+    rows = [row for row in read_conversations(path) if row.extra["way"] == way]
+    places: dict[tuple[str, ...], int] = {}
+    requests = []
+    for row in rows:
+        name, values = row.extra["attribute"], row.extra["requested"]
+        prompt = places.setdefault(tuple(turn.text for turn in row.turns[:-1]), len(places))
+        level = None if name is None else int(values[name])
+        requests.append(Request(attribute=name, level=level, prompt=prompt, values=values))
+    return requests, rows
 
 
 def summary(

@@ -49,8 +49,10 @@ def test_every_command_of_the_makefile_composes(tmp_path: Path, fast: str) -> No
     made = subprocess.run([*words, "-n"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     commands = [shlex.split(line) for line in made.replace("\\\n", " ").splitlines()]
     verbs = [words[3:] for words in commands if words[1:3] == ["-m", "nemo_steerlm"]]
-    for verb, *keys in verbs:
-        compose.load(verb, getattr(config, VERBS[verb][1]), keys)
+    settings = {verb: compose.load(verb, getattr(config, VERBS[verb][1]), keys) for verb, *keys in verbs}
+    held_out = f"{tmp_path}/out/labelled/report.jsonl"  # nothing is trained on the prompts of the report
+    assert settings["evaluate"].input == settings["bootstrap"].data.change_prompts == held_out
+    assert settings["bootstrap"].data.prompts == f"{tmp_path}/out/labelled/val.jsonl"
     told = {keys[0] for keys in verbs}
     assert told >= {"import", "prepare", "train-regressor", "annotate", "train-sft", "bootstrap", "evaluate"}
     assert sum(keys[0] == "train-sft" for keys in verbs) >= (1 if fast == "true" else 3)
@@ -69,13 +71,16 @@ def test_picked_rows_are_first_answers_without_labels(tmp_path: Path, monkeypatc
     rows = [row("Why?", "It is so.", "And?", label={"quality": 2}), row("Why?", "It is so."), row("How?", long)]
     write_conversations(tmp_path / "train.jsonl", [*rows, row("When?", "No."), row(long, "A fine question.")])
     write_conversations(tmp_path / "val.jsonl", [row("Who?", "You and me.")])
-    words = [str(tmp_path), "--most-words", "20", "--output", str(tmp_path / "out")]
+    files = [str(tmp_path / "train.jsonl"), str(tmp_path / "val.jsonl")]
+    words = [*files, "--most-words", "20", "--output", str(tmp_path / "out" / "picked.jsonl")]
     monkeypatch.setattr(sys, "argv", ["pick_answers.py", *words])
     script("pick_answers").main()
-    (found,) = read_conversations(tmp_path / "out" / "train.jsonl")
+    found, other = read_conversations(tmp_path / "out" / "picked.jsonl")
+    if other.turns[0].text == "Why?":
+        found, other = other, found
     assert [turn.text for turn in found.turns] == ["Why?", "It is so."] and found.system == SYSTEM
     assert found.turns[1].label is None and found.turns[1].label_human is None and found.type == "VALUE_TO_TEXT"
-    assert len(list(read_conversations(tmp_path / "out" / "val.jsonl"))) == 1
+    assert [turn.text for turn in other.turns] == ["Who?", "You and me."]
 
 
 def test_levels_are_where_a_measure_lies_among_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
