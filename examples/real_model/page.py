@@ -31,7 +31,7 @@ from nemo_steerlm.evaluate.tables import number, text_table
 from nemo_steerlm.pipelines.steerability import read_answers
 from nemo_steerlm.provenance import versions
 
-SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment"}
+SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment", "quality": "predicted quality"}
 FROM_DATA = ("quality", "toxicity", "humor", "creativity", "helpfulness")
 BAR = 0.8
 SHOWN = 20
@@ -156,7 +156,7 @@ def best_of_the_data(steered: Mapping[str, Figures]) -> str | None:
 
 def bar(measure: str, value: float, bound: str, reached: bool) -> Figures:
     """A line of the table."""
-    return {"measure": measure, "value": round(float(value), 3), "bar": bound, "reached": bool(reached)}
+    return {"measure": measure, "value": value, "bar": bound, "reached": reached}
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def steering(found: Figures, pictures: Any) -> Section:
     asked, together = found["default"], found["all"]["steerability"]
     rows = [
         [
-            escape(name), escape(SCALES.get(name, "the regressor")), with_interval(one, "spearman"),
+            escape(name), escape(SCALES[name]), with_interval(one, "spearman"),
             "&ensp;".join(number(each[name]["spearman"], 2) for each in found["each"]), number(one["per_prompt"]),
             with_interval(together.get(name) or {}, "spearman"), f"{one['identical']:.0%}",
             "&ensp;".join(number(point["mean"], 1) for point in one["curve"]),

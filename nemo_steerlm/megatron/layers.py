@@ -59,8 +59,8 @@ class TorchRMSNorm(torch.nn.RMSNorm):
 class _RMSNorm(torch.autograd.Function):
     """`x / sqrt(mean(x^2) + eps) * weight` in fp32 at least, which torch puts together from ten operations on a CPU.
 
-    It keeps its input and one number a token for the backward pass, a quarter of what they keep. With
-    `h = x / sqrt(...)` and the gradient `g` of the result, that of `x` is `(g w - h mean(g w h)) / sqrt(...)`.
+    It keeps its input and one number a token for the backward pass: a quarter of what they keep in bf16, half in fp32.
+    With `h = x / sqrt(...)` and the gradient `g` of the result, that of `x` is `(g w - h mean(g w h)) / sqrt(...)`.
     """
 
     @staticmethod

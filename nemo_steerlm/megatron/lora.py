@@ -168,8 +168,8 @@ def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
 def _in_order(logits: torch.Tensor) -> torch.Tensor:
     """Lay the gradient of logits `[seq, batch, vocab]` out as they are.
 
-    It comes transposed. Of one packed row that is the same memory under other strides, at which torch multiplies it
-    with a frozen weight token by token (`matmul` becomes `bmm` over copies of the weight).
+    In bf16 it comes transposed. `[n, 1, vocab]` is then the same memory under other strides, at which torch multiplies
+    it with a frozen weight token by token (`matmul` becomes `bmm` over copies of the weight).
     """
     if logits.requires_grad:
         logits.register_hook(lambda gradient: gradient.reshape(-1, gradient.shape[-1]).view(gradient.shape))
