@@ -33,6 +33,7 @@ from nemo_steerlm.provenance import versions
 
 SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment", "quality": "predicted quality"}
 FROM_DATA = ("quality", "toxicity", "humor", "creativity", "helpfulness")
+PARTS = {"regressor": "regressor.json", "bootstrap": "bootstrap/report.json", "trainer": "trainer/steering.json"}
 BAR = 0.8
 SHOWN = 20
 
@@ -50,7 +51,7 @@ def main(folder: Path) -> None:
     pictures = {name: (light[name], dark[name]) for name in light}
     write_folder(folder / "page", page(found, pictures), figures, pictures)
     rows = [
-        [one["measure"], one["value"], one["bar"], "reached" if one["reached"] else "not reached"]
+        [one["measure"], number(one["value"]), one["bar"], "reached" if one["reached"] else "not reached"]
         for one in found["bars"]
     ]
     told = text_table(rows, ["measure", "value", "bar", "result"])
@@ -74,7 +75,7 @@ def collect(folder: Path, schema: AttributeSchema) -> Figures:
     found["listening"] = [load(path.parent / "report.json")["listening"] for path in policies]
     found["answers"] = default_answers(*each[0], schema)
     found["curve"] = [grown(path.parent.parent / path.parent.name.removeprefix("steering-")) for path in policies]
-    for name, path in {"regressor": "regressor.json", "trainer": "trainer/steering.json"}.items():
+    for name, path in PARTS.items():
         if (folder / path).is_file():
             found[name] = load(folder / path)
     return found
@@ -166,7 +167,7 @@ Section = tuple[str, str, str]  # anchor, title, body
 
 def page(found: Figures, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
     """The page as HTML."""
-    makers = (bars, steering, costs, listening, regressor, trainer, cross_talk, answers)
+    makers = (bars, steering, costs, listening, regressor, bootstrap, trainer, cross_talk, answers)
     parts = [part for part in (make(found, pictures) for make in makers) if part]
     lead = (
         "SmolLM2-135M-Instruct, steered by attributes: the four steps on real text, on two CPU cores. Everything was "
@@ -241,6 +242,21 @@ def regressor(found: Figures, _: Any) -> Section | None:
     return "regressor", "The regressor", text + table(["Attribute", "#Regressor", "#TF-IDF", "#Length"], rows)
 
 
+def bootstrap(found: Figures, _: Any) -> Section | None:
+    """What step 4 changed."""
+    if "bootstrap" not in found:
+        return None
+    kept = found["bootstrap"]["rounds"][-1]["kept"]
+    rows = [
+        [escape(name), with_interval(one, "gain", sign=True)] for name, one in found["bootstrap"]["attributes"].items()
+    ]
+    text = (
+        f"<p>Policy 1 went on with {kept:,} of its own answers, the best ones of each prompt for development by their "
+        "predicted quality. Change of what the regressor predicts for its answers on held-out trees.</p>"
+    )
+    return "bootstrap", "What the bootstrap changed", text + table(["Predicted", "#Change"], rows)
+
+
 def trainer(found: Figures, _: Any) -> Section | None:
     """The same training by transformers."""
     if "trainer" not in found:
@@ -249,7 +265,7 @@ def trainer(found: Figures, _: Any) -> Section | None:
     rows = [[escape(name), *(with_interval(one[name], "spearman") for one in (ours, theirs))] for name in theirs]
     text = (
         "<p>The same rows, template, rate, batch and number of steps with transformers' Trainer, answered by "
-        "transformers: the recipe steers, whoever runs it.</p>"
+        "transformers. Where both follow alike, it is the recipe that steers and not the engine.</p>"
     )
     return "trainer", "Beside transformers' Trainer", text + table(["Attribute", "#Policy, seed 1", "#Trainer"], rows)
 

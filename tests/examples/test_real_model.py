@@ -142,6 +142,11 @@ def test_the_page_tells_what_was_reached_and_what_was_not(tmp_path: Path, capsys
         _run_folder(tmp_path, schema, seed)
     one: dict[str, Any] = {"pearson": 0.5, "interval": [0.4, 0.6], "words": 0.3, "length": 0.2}
     (tmp_path / "regressor.json").write_text(json.dumps(dict.fromkeys("abcde", one)))
+    (tmp_path / "bootstrap").mkdir()
+    change = {"gain": 0.25, "interval": [0.1, 0.4], "n": 9}
+    (tmp_path / "bootstrap" / "report.json").write_text(
+        json.dumps({"rounds": [{"kept": 7}], "attributes": {"quality": change}})
+    )
     script("page").main(tmp_path)
     report = json.loads((tmp_path / "page" / "report.json").read_text())
     reached = {bar["measure"].partition(":")[0]: bar["reached"] for bar in report["bars"]}
@@ -150,5 +155,7 @@ def test_the_page_tells_what_was_reached_and_what_was_not(tmp_path: Path, capsys
     assert report["default"]["prompts"] == 4 and report["default"]["answers"] == 2 * 2 * 5 * 4
     assert report["curve"] == [{"120": 0.5}] * 2
     html = (tmp_path / "page" / "report.html").read_text()
+    assert "7 of its own answers" in html and "+0.250<small>+0.100 to +0.400</small>" in html
     assert "Question 3?" in html and "&lt;b&gt;2&lt;/b&gt; words" in html
+    assert "transformers" not in html.partition("What the bootstrap changed")[2]  # a part that did not run
     assert "not reached" in capsys.readouterr().out and (tmp_path / "page" / "steerability.png").is_file()
