@@ -42,7 +42,7 @@ test-gpu: install
 
 # The engine and the models again on Python 3.12, where megatron-core is the newest below 0.20.
 test-compat: $(COMPAT)/.installed
-	$(COMPAT)/bin/python -m pytest tests/megatron tests/models tests/fake_gpu $(PYTEST_ARGS)
+	$(COMPAT)/bin/python -m pytest tests/megatron tests/formats tests/models tests/train tests/fake_gpu $(PYTEST_ARGS)
 
 # Before a release: the wheel as a stranger on Python 3.12 installs it, with the newest torch and its CUDA libraries (6 GB).
 # WHEEL_PYTHON= and WHEEL_ARGS= choose another interpreter and narrow what pip takes.

@@ -45,7 +45,8 @@ def rows(folder: Path, runs: int) -> Iterator[Row]:
 def ours(model: Path, batch: int, top_k: int) -> Iterator[float]:
     """Tokens a second of `nemo_steerlm.megatron.generation.generate`."""
     from nemo_steerlm.config import ParallelConfig
-    from nemo_steerlm.megatron import gpt, hf, hf_config, parallel
+    from nemo_steerlm.formats import hf, hf_config
+    from nemo_steerlm.megatron import gpt, parallel
     from nemo_steerlm.megatron.drawing import SamplingSettings
     from nemo_steerlm.megatron.generation import generate
 
@@ -125,8 +126,8 @@ def _stories(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from nemo_steerlm.megatron.hf_config import config_from_architecture
-    from nemo_steerlm.megatron.llama2c import Llama2cFile
+    from nemo_steerlm.formats.hf_config import config_from_architecture
+    from nemo_steerlm.formats.llama2c import Llama2cFile
     from nemo_steerlm.tokenizer import load_tokenizer
 
     source = Llama2cFile(STORIES / "stories260K.bin")

@@ -138,7 +138,7 @@ from nemo_steerlm import config as configs
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.models.start import start_model
+from nemo_steerlm.train.start import start_model
 folder, layers, preset = sys.argv[1:]
 parallel.initialize()
 shape = dict(hidden_size=256, ffn_hidden_size=768, num_attention_heads=8)

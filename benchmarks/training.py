@@ -115,10 +115,10 @@ def passes(
     from nemo_steerlm.data.mixture import Mixture
     from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models import batches
-    from nemo_steerlm.models.fit import train
     from nemo_steerlm.models.policy import AttributeConditionedGPT
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.models.start import start_model
+    from nemo_steerlm.train.fit import train
+    from nemo_steerlm.train.start import start_model
 
     policy = kind == "policy"
     trainer = configs.TrainerConfig(

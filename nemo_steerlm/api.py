@@ -18,8 +18,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemo_steerlm import compose, config
+from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS, set_up, work
+from nemo_steerlm.config import compose
 from nemo_steerlm.errors import ConfigError
 
 

@@ -113,7 +113,8 @@ def _working() -> list[str]:
 def _run(verb: str, *words: str) -> int:
     if verb not in _working():
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
-    from nemo_steerlm import compose, config  # 0.3 s that `steerlm --help` does without
+    from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
+    from nemo_steerlm.config import compose
 
     target, schema, help_text = VERBS[verb]
     keys, config_dir, asked = compose.split(words)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import re
 
-from nemo_steerlm import compose, config
+from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
+from nemo_steerlm.config import compose
 from tests.distributed import ROOT
 
 KEY = re.compile(r"(?<![\w/.{])([a-z_]+(?:\.[a-z_]+)+)=(?!=)")

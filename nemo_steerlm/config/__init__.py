@@ -1,8 +1,8 @@
 """Every setting of every verb: typed, with help text, default and range. conf/ holds values for these fields only.
 
 `verbs.py` has one dataclass a verb (`TrainSftConfig`, ...), built from the shared ones in the files beside it.
-`nemo_steerlm.compose` turns a command line into one of them and checks the ranges given here; Python code builds them
-itself. Others import all names from here.
+`compose.py` turns a command line into one of them and checks the ranges given here; Python code builds them itself.
+Others import all names from here.
 """
 
 from nemo_steerlm.config.checks import check_inference, check_trainable, default_rate

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_steerlm.evaluate.comparisons import Comparison
+from nemo_steerlm.data.benchmarks import Comparison
 from nemo_steerlm.evaluate.preference import Floats, Scores
 
 FOLDS = 5

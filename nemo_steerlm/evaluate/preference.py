@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.data.benchmarks import PRIOR_SETS, RM_BENCH, Comparison
 from nemo_steerlm.errors import ConfigError, suggest
-from nemo_steerlm.evaluate.comparisons import PRIOR_SETS, RM_BENCH, Comparison
 
 Floats = NDArray[np.float64]
 #: Of each comparison the scores of the chosen answers and of the rejected ones.

@@ -25,9 +25,10 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, LoRAConfig, OptimizerConfig, ParallelConfig, check_inference
 from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import checkpoint, finite, gpt, lora, model_folder, optim, parallel
+from nemo_steerlm.formats import model_folder
+from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.megatron import checkpoint, finite, gpt, lora, optim, parallel
 from nemo_steerlm.megatron.average import WeightAverage
-from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.megatron.parallel import resolve_precision
 from nemo_steerlm.models.bad_steps import BadSteps
 from nemo_steerlm.models.batches import MicroBatch, StepBatches, loader, to_device

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 
 from nemo_steerlm.data.label_string import LabelString
 from nemo_steerlm.errors import CheckpointError, ConfigError
+from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.decoding import Decoder, serving
 from nemo_steerlm.megatron.inference import batch_tokens_by_default, broadcast_from_last_stage
-from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.batches import Item, MicroBatch, collate_regression
 from nemo_steerlm.models.losses import cross_entropy
 from nemo_steerlm.models.regressor import AttributeRegressor

@@ -13,12 +13,12 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn
 from nemo_steerlm.data.prefixes import shared_rows
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.decoding import project, serving, to_device
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.megatron.generation import Generation, generate
 from nemo_steerlm.megatron.inference import batch_tokens_by_default, broadcast_from_last_stage, read
-from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import MicroBatch
 from nemo_steerlm.models.losses import cross_entropy, token_losses

@@ -18,10 +18,11 @@ from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.prefixes import shared_rows
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
-from nemo_steerlm.megatron import hf_folder, parallel
+from nemo_steerlm.formats import hf_folder
+from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.decoding import serving, to_device
 from nemo_steerlm.megatron.inference import batch_tokens_by_default, broadcast_from_last_stage, read
-from nemo_steerlm.megatron.model_folder import ModelCard
 from nemo_steerlm.models.base import MegatronModel, rows_over_ranks, sum_over_ranks
 from nemo_steerlm.models.batches import Item, MicroBatch, collate_regression
 from nemo_steerlm.models.heads import LevelHead, make_head

@@ -30,7 +30,8 @@ from nemo_steerlm.conversation import Conversation, atomic_writer, read_conversa
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.evaluate.metrics import json_ready, paired_difference
 from nemo_steerlm.evaluate.tables import interval, number, text_table
-from nemo_steerlm.megatron import checkpoint, model_folder, parallel
+from nemo_steerlm.formats import model_folder
+from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.pipelines.steering_check import check
 from nemo_steerlm.provenance import write_run_json

@@ -12,10 +12,10 @@ import numpy as np
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig, PreferenceConfig
 from nemo_steerlm.conversation import atomic_writer
+from nemo_steerlm.data.benchmarks import Benchmark, Comparison, check_held_out, read_benchmark
 from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.evaluate import floors
-from nemo_steerlm.evaluate.comparisons import Benchmark, Comparison, check_held_out, read_benchmark
 from nemo_steerlm.evaluate.preference import (
     PRESETS,
     Floats,

@@ -24,7 +24,8 @@ from nemo_steerlm.errors import ConfigError, DataError, suggest
 from nemo_steerlm.evaluate import scorers
 from nemo_steerlm.evaluate.scorers import Scores
 from nemo_steerlm.evaluate.steerability import Request, label_information
-from nemo_steerlm.megatron import model_folder, parallel
+from nemo_steerlm.formats import model_folder
+from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.models.regressor import AttributeRegressor

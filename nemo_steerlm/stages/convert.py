@@ -17,20 +17,10 @@ from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.chat_template import own_strings
 from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
+from nemo_steerlm.formats import gguf, hf, hf_config, hf_folder, llama2c, model_folder
+from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.integrity import listing
-from nemo_steerlm.megatron import (
-    checkpoint,
-    finite,
-    gguf,
-    gpt,
-    hf,
-    hf_config,
-    hf_folder,
-    llama2c,
-    model_folder,
-    parallel,
-)
-from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.megatron import checkpoint, finite, gpt, parallel
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.template import PromptTemplate

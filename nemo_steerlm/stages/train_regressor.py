@@ -12,12 +12,12 @@ from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.data.regression_dataset import RegressionDataset
 from nemo_steerlm.data.units import require_pairs
 from nemo_steerlm.megatron import parallel
-from nemo_steerlm.models.fit import train
 from nemo_steerlm.models.generative import GenerativeRegressor
 from nemo_steerlm.models.losses import Objective, attribute_weights, mean_target
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.models.start import start_model
 from nemo_steerlm.provenance import write_run_json
+from nemo_steerlm.train.fit import train
+from nemo_steerlm.train.start import start_model
 
 
 def main(config: TrainRegressorConfig) -> None:

@@ -13,10 +13,10 @@ from nemo_steerlm.data.policy_dataset import PolicyDataset, trained_turns, with_
 from nemo_steerlm.data.tokenise import draw
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.batches import collate_policy
-from nemo_steerlm.models.fit import train
 from nemo_steerlm.models.policy import OTHER, OWN, AttributeConditionedGPT
-from nemo_steerlm.models.start import start_model
 from nemo_steerlm.provenance import write_run_json
+from nemo_steerlm.train.fit import train
+from nemo_steerlm.train.start import start_model
 
 
 def main(config: TrainSftConfig) -> None:

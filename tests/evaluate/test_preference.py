@@ -13,9 +13,9 @@ import pytest
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn
+from nemo_steerlm.data.benchmarks import Comparison, check_held_out, read_benchmark
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.evaluate import floors, preference
-from nemo_steerlm.evaluate.comparisons import Comparison, check_held_out, read_benchmark
 from tests.tokenizers import real_data
 
 HH = [

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_steerlm import compose, config
+from nemo_steerlm import config
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.cli import VERBS
+from nemo_steerlm.config import compose
 from nemo_steerlm.conversation import Conversation, Turn, read_conversations, write_conversations
 from nemo_steerlm.evaluate.steerability import plan_requests
 

@@ -6,8 +6,8 @@ import functools
 from typing import Any
 
 from nemo_steerlm.megatron import gpt, optim
-from nemo_steerlm.megatron.strategy import MegatronStrategy
 from nemo_steerlm.models.base import MegatronModel
+from nemo_steerlm.train.strategy import MegatronStrategy
 from tests.fake_gpu.mode import FakeGpu
 
 PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "parameters", "gradient buffers", "optimizer", "activations"

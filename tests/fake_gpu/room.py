@@ -96,7 +96,7 @@ def _serve() -> None:
     guard.load()
     cuda.install()
     groups.install()
-    import nemo_steerlm.models.fit  # noqa: F401  (imported once, for all)
+    import nemo_steerlm.train.fit  # noqa: F401  (imported once, for all)
     from tests.fake_gpu import parts
 
     groups.write_alone()

@@ -38,7 +38,7 @@ def generate(gpu: FakeGpu, layout: dict[str, Any], precision: str) -> list[list[
 
 def through_a_folder(gpu: FakeGpu, folder: str, kind: str, layout: dict[str, Any]) -> int:
     """Write a model folder, read it again, and convert its weights to fp32 on the way."""
-    from nemo_steerlm.megatron import model_folder
+    from nemo_steerlm.formats import model_folder
 
     model = steps.build(kind, layout)
     model.save_pretrained(Path(folder) / "model")

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from nemo_steerlm.config import Architecture, ParallelConfig
-from nemo_steerlm.megatron import gpt, hf, parallel
+from nemo_steerlm.formats import hf
+from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.megatron.generation import Generation, generate
 from nemo_steerlm.tokenizer import load_tokenizer

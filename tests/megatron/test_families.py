@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from nemo_steerlm import config
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import families, generation, gpt, hf, hf_config, model_folder, parallel
+from nemo_steerlm.formats import hf, hf_config, model_folder
+from nemo_steerlm.megatron import families, generation, gpt, parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.stages import convert
 from nemo_steerlm.tokenizer import load_tokenizer

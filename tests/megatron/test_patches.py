@@ -24,7 +24,7 @@ from torch.distributed import distributed_c10d
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import checkpoint, cpu, decoding, gpt, layers, optim, parallel, patches
-from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStrategy
+from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
 from tests.models.helpers import ARCHITECTURE
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="most of the patches stand in for CUDA")

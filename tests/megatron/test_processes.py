@@ -22,7 +22,7 @@ from nemo_steerlm import environment
 from nemo_steerlm.config import ComputeConfig, ParallelConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
-from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStrategy
+from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
 from tests.distributed import ROOT, run_distributed
 
 JOB = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")

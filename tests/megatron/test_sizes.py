@@ -26,7 +26,7 @@ COUNTS = {
 
 
 def _parameters(name: str) -> int:
-    from nemo_steerlm.megatron.hf_config import tensor_shapes
+    from nemo_steerlm.formats.hf_config import tensor_shapes
 
     values = OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml").architecture
     architecture = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Architecture), values))

@@ -93,7 +93,7 @@ def make_model(
     from omegaconf import OmegaConf
 
     from nemo_steerlm.attributes import AttributeSchema
-    from nemo_steerlm.megatron.model_folder import ModelCard
+    from nemo_steerlm.formats.model_folder import ModelCard
     from nemo_steerlm.models.base import model_config
 
     schema = AttributeSchema.load({name: {"low": 0, "high": 4} for name in ("quality", "humor", "verbosity")})
@@ -179,7 +179,7 @@ def train(
     `prepare` sees the model before, `inspect` the trained one; of the items `pairs` are preferred to another.
     """
     from nemo_steerlm.megatron import parallel as processes
-    from nemo_steerlm.models.fit import fit
+    from nemo_steerlm.train.fit import fit
 
     processes.initialize(parallel, seed=1)
     model = make_model(kind, parallel, precision=precision, max_steps=steps, **training)

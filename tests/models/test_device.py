@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_steerlm.config import OptimizerConfig, ParallelConfig, PolicyDataConfig, TrainerConfig, TrainSftConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import gpt, optim, parallel
-from nemo_steerlm.models import base, fit
+from nemo_steerlm.models import base
 from nemo_steerlm.models.batches import collate_policy, loader, to_device
 from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.train import fit
 from tests.models.helpers import ARCHITECTURE, make_batches, make_model, random_items, train
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron import model_folder
+from nemo_steerlm.formats import model_folder
 from nemo_steerlm.models.regressor import AttributeRegressor
 
 CARD = """\

@@ -54,8 +54,8 @@ def train_alone(folder: str) -> dict:
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("nemo_steerlm.models.fit").addHandler(handler)
-    logging.getLogger("nemo_steerlm.models.fit").setLevel(logging.INFO)
+    logging.getLogger("nemo_steerlm.train.fit").addHandler(handler)
+    logging.getLogger("nemo_steerlm.train.fit").setLevel(logging.INFO)
     for kind in KINDS:
         parallel.initialize(ONE, seed=1)
         chunks = make_built(kind)

@@ -168,7 +168,7 @@ def _trained_parts(folder: str, case: str) -> tuple[list[str], list[str]]:
 
 def _reopened(folder: Path, head: str) -> dict:
     """Save, load, predict in batches, values and probabilities; whether the next training keeps the head."""
-    from nemo_steerlm.megatron import model_folder
+    from nemo_steerlm.formats import model_folder
     from nemo_steerlm.models import regressor
     from nemo_steerlm.models.base import model_config
     from tests.models.helpers import NumberTokenizer

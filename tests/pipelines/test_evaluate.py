@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_steerlm import compose
 from nemo_steerlm.agreement import attribute_metrics
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import AnnotateConfig, EvaluateConfig, PreferenceConfig
+from nemo_steerlm.config import AnnotateConfig, EvaluateConfig, PreferenceConfig, compose
 from nemo_steerlm.conversation import read_conversations, write_conversations
 from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.provenance import write_run_json

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_steerlm import compose
-from nemo_steerlm.config import EvaluateConfig
+from nemo_steerlm.config import EvaluateConfig, compose
 from tests.distributed import run_distributed
 from tests.tokenizers import real_data
 

@@ -11,7 +11,7 @@ import torch
 
 from nemo_steerlm.cli import main
 from nemo_steerlm.conversation import Conversation, Turn, write_conversations
-from nemo_steerlm.megatron import model_folder
+from nemo_steerlm.formats import model_folder
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer

@@ -21,16 +21,17 @@ from nemo_steerlm.attributes import Attribute, AttributeSchema, parse_label
 from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import gpt, model_folder, parallel
-from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.formats import model_folder
+from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.models.start import start_model
 from nemo_steerlm.stages import annotate, convert, train_regressor
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer
+from nemo_steerlm.train.start import start_model
 from tests import tokenizers
-from tests.megatron.test_hf import all_tensors, differing
+from tests.formats.test_hf import all_tensors, differing
 from tests.test_template import CHAT_MARKERS, CHATML, LLAMA3
 
 SCHEMA = AttributeSchema([Attribute("quality"), Attribute("humor", 0, 9), Attribute("verbosity")])
@@ -227,7 +228,7 @@ SPACES = {"normalization_rule_name": "nmt_nfkc_cf", "remove_extra_whitespaces": 
 def test_a_converted_sentencepiece_model_reads_alike(tmp_path: Path, settings: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
-    from nemo_steerlm.megatron.hf_folder import _convert_sentencepiece
+    from nemo_steerlm.formats.hf_folder import _convert_sentencepiece
 
     reference = load_tokenizer(tokenizers.sentencepiece_model(tmp_path, **settings))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False}))

@@ -194,9 +194,9 @@ def _stoppable(work: Callable[[], None], words: Path) -> Callable[[], None]:
 
 def _signals(folder: Path) -> dict:
     """Two ranks of which one gets a signal, twice; checkpoints by the clock; a bootstrap that is interrupted."""
-    from nemo_steerlm.models import saving
     from nemo_steerlm.pipelines import bootstrap
     from nemo_steerlm.stages import train_sft
+    from nemo_steerlm.train import saving
 
     def work(output: str, seconds: float = saving.SECONDS) -> Callable[[], None]:
         config = policy_config(folder, output, steps=16)

@@ -77,7 +77,7 @@ def _annotated(world: Path, name: str) -> dict[str, Any]:
 
 def _old_folder(world: Path) -> list[str]:
     """Head and pooling of a model folder that names neither."""
-    from nemo_steerlm.megatron import model_folder
+    from nemo_steerlm.formats import model_folder
 
     shutil.copytree(world / "plain/model", world / "old")
     (world / "old/SHA256SUMS").unlink()  # as in folders of that time

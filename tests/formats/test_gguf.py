@@ -15,14 +15,14 @@ import torch
 from nemo_steerlm.cli import main
 from nemo_steerlm.config import ImportConfig, ParallelConfig, RopeScaling
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import model_folder
+from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.stages import convert
 from nemo_steerlm.tokenizer import load_tokenizer
 from tests import tokenizers
 from tests.distributed import run_distributed
-from tests.megatron.test_hf import differing, megatron_logits, to_hf
+from tests.formats.test_hf import differing, megatron_logits, to_hf
 
 gguf = pytest.importorskip("gguf")
 

@@ -20,14 +20,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from nemo_steerlm import config as configs
-from nemo_steerlm import overrides
+from nemo_steerlm.config import overrides
 from nemo_steerlm.errors import ConfigError, suggest
 from nemo_steerlm.terminal import shell_word
 
 
 def conf_folder() -> Path:
     """conf/ inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 

@@ -7,8 +7,9 @@ import subprocess
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_steerlm import compose, config
+from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
+from nemo_steerlm.config import compose
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.terminal import shell_word
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron.hf_config import EMBEDDING, HEAD, architecture_from_config, head_size
-from nemo_steerlm.megatron.llama2c import ROTATED, halves
+from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, architecture_from_config, head_size
+from nemo_steerlm.formats.llama2c import ROTATED, halves
 
 SUFFIX = ".gguf"
 _ONLY = "llama"

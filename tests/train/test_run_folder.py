@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.models.fit import JSONLLogger, _enter_run_folder
+from nemo_steerlm.train.fit import JSONLLogger, _enter_run_folder
 from tests.stages.helpers import policy_config
 
 

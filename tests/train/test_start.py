@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from nemo_steerlm import config as configs
-from nemo_steerlm.megatron import model_folder, parallel
+from nemo_steerlm.formats import model_folder
+from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.base import model_config
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.models.start import start_model
 from nemo_steerlm.stages import convert
+from nemo_steerlm.train.start import start_model
 from tests.tokenizers import bpe
 
 

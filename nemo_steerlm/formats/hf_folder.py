@@ -11,8 +11,8 @@ from typing import Any
 from nemo_steerlm.attributes import Attribute, AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import hf_config
-from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.formats import hf_config
+from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 

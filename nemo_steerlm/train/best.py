@@ -15,9 +15,9 @@ from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import ConfigError, suggest
 from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, parallel
-from nemo_steerlm.megatron.strategy import DistributedCheckpointIO
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.ownership import UNFINISHED
+from nemo_steerlm.train.strategy import DistributedCheckpointIO
 
 _log = logging.getLogger(__name__)
 FILE = "best.json"  # in a model folder: {"metric", "step", "value"}

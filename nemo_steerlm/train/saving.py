@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from nemo_steerlm.errors import Stopped
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
-from nemo_steerlm.megatron.strategy import DistributedCheckpointIO
+from nemo_steerlm.train.strategy import DistributedCheckpointIO
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECONDS = 15 * 60.0  # between checkpoints, where no number of steps is given

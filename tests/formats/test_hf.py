@@ -26,7 +26,8 @@ from nemo_steerlm.config import (
     TrainSftConfig,
 )
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import gpt, hf, hf_config, inference, model_folder, parallel
+from nemo_steerlm.formats import hf, hf_config, model_folder
+from nemo_steerlm.megatron import gpt, inference, parallel
 from nemo_steerlm.provenance import sha256_file
 from nemo_steerlm.stages import convert
 from nemo_steerlm.tokenizer import load_tokenizer
@@ -282,7 +283,7 @@ def test_an_export_is_for_all_to_read_and_to_generate_with(models: dict[str, Pat
 def test_ids_beyond_the_true_vocabulary_are_refused_everywhere(models: dict[str, Path], tmp_path: Path) -> None:
     """250 rows of the model are padded to 256; the tokenizer gets 251 tokens."""
     from nemo_steerlm.models.policy import AttributeConditionedGPT
-    from nemo_steerlm.models.start import start_model
+    from nemo_steerlm.train.start import start_model
 
     to_folder(models["llama2"], tmp_path / "model")
     card = model_folder.read(tmp_path / "model")

@@ -19,8 +19,9 @@ from nemo_steerlm.config import (
     default_rate,
 )
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.megatron import finite, hf, hf_folder, model_folder
-from nemo_steerlm.megatron.model_folder import ModelCard
+from nemo_steerlm.formats import hf, hf_folder, model_folder
+from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.megatron import finite
 from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.models.base import MegatronModel, model_config
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer

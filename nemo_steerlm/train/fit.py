@@ -32,14 +32,14 @@ from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
-from nemo_steerlm.megatron.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.models.bad_steps import BadSteps
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
-from nemo_steerlm.models.best import BestStep, check_metric
-from nemo_steerlm.models.saving import Checkpoints
 from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import plain
+from nemo_steerlm.train.best import BestStep, check_metric
+from nemo_steerlm.train.saving import Checkpoints
+from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.yaml_file import read_yaml
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import torch
 
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron.hf_config import EMBEDDING, HEAD, head_size, tensor_shapes
+from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, head_size, tensor_shapes
 
 _HEADER = 7
 _VERSIONED = 0x616B3432  # "ak42": versions 1 (other order) and 2 (int8)
