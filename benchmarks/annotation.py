@@ -44,8 +44,8 @@ def ours(folder: Path) -> Iterator[float]:
     from nemo_steerlm.attributes import AttributeSchema
     from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.stages.annotate import annotate
     from nemo_steerlm.train.start import start_model
+    from nemo_steerlm.verbs.annotate import annotate
 
     parallel.initialize()
     if not (folder / "regressor").is_dir():

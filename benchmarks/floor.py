@@ -88,7 +88,7 @@ def oasst(folder: Path, recipe: Recipe = Recipe(), parts: Sequence[int] = range(
     """
     from nemo_steerlm.config import AttributeOptions, AttributesConfig, ImportConfig, PrepareConfig
     from nemo_steerlm.data import prepare
-    from nemo_steerlm.stages import convert
+    from nemo_steerlm.verbs import convert
 
     attributes = AttributesConfig(schema={name: AttributeOptions(low=0, high=4) for name in OASST})
     prepare.main(
@@ -128,7 +128,7 @@ def oasst(folder: Path, recipe: Recipe = Recipe(), parts: Sequence[int] = range(
 def synthetic(folder: Path) -> dict[str, Any]:
     """The quickstart's world and regressor, more data and steps; the oracle judges the test answers."""
     from nemo_steerlm.config import QuickstartConfig, QuickstartRecipe
-    from nemo_steerlm.pipelines.quickstart import Quickstart
+    from nemo_steerlm.verbs.quickstart import Quickstart
 
     # Twice the steps of what was level on seed 3; nothing was chosen on seed 1. The quickstart's 600 test answers tell
     # two correlations of .98 apart to .003 only.
@@ -192,7 +192,7 @@ def _regressor(
         TrainerConfig,
         TrainRegressorConfig,
     )
-    from nemo_steerlm.stages import annotate, train_regressor
+    from nemo_steerlm.verbs import annotate, train_regressor
 
     write_conversations(folder / "train.jsonl", _excerpts(train, recipe))
     write_conversations(folder / "test.jsonl", _excerpts(test, recipe))

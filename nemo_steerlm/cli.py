@@ -19,17 +19,17 @@ from nemo_steerlm.terminal import readable
 
 # verb: (function, its dataclass in config/verbs.py, help)
 VERBS = {
-    "quickstart": ("pipelines.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world"),
-    "prepare": ("pipelines.prepare:main", "PrepareConfig", "turn a dataset into conversations"),
-    "import": ("stages.convert:import_main", "ImportConfig", "turn Hugging Face, GGUF or llama2.c weights into ours"),
-    "train-regressor": ("stages.train_regressor:main", "TrainRegressorConfig", "step 1: learn to predict attributes"),
-    "annotate": ("stages.annotate:main", "AnnotateConfig", "step 2: label conversations with a regressor"),
-    "train-sft": ("pipelines.train_sft:main", "TrainSftConfig", "step 3: train a policy that follows attributes"),
-    "sample": ("stages.sample:main", "SampleConfig", "step 4a: draw responses at the best attribute values"),
-    "bootstrap": ("pipelines.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
-    "generate": ("stages.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
-    "evaluate": ("pipelines.evaluate:main", "EvaluateConfig", "measure a model against people's judgement"),
-    "export": ("stages.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
+    "quickstart": ("verbs.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world"),
+    "prepare": ("verbs.prepare:main", "PrepareConfig", "turn a dataset into conversations"),
+    "import": ("verbs.convert:import_main", "ImportConfig", "turn Hugging Face, GGUF or llama2.c weights into ours"),
+    "train-regressor": ("verbs.train_regressor:main", "TrainRegressorConfig", "step 1: learn to predict attributes"),
+    "annotate": ("verbs.annotate:main", "AnnotateConfig", "step 2: label conversations with a regressor"),
+    "train-sft": ("verbs.train_sft:main", "TrainSftConfig", "step 3: train a policy that follows attributes"),
+    "sample": ("verbs.sample:main", "SampleConfig", "step 4a: draw responses at the best attribute values"),
+    "bootstrap": ("verbs.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
+    "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
+    "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a model against people's judgement"),
+    "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
 

@@ -28,7 +28,7 @@ def verb(monkeypatch):
 
     def put(code):
         monkeypatch.setattr(cli, "_working", lambda: ["prepare"])
-        module = types.ModuleType("nemo_steerlm.pipelines.prepare")
+        module = types.ModuleType("nemo_steerlm.verbs.prepare")
         exec(code, module.__dict__)
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -59,7 +59,7 @@ def test_help_lists_the_verbs_that_work(monkeypatch, capsys):
     for name, (target, _, help_text) in cli.VERBS.items():
         there = (folder / (target.partition(":")[0].replace(".", "/") + ".py")).is_file()
         assert (f"  {name} " in text and help_text in text) == there
-    monkeypatch.setitem(cli.VERBS, "juggle", ("stages.juggle:main", "X", "not written yet"))
+    monkeypatch.setitem(cli.VERBS, "juggle", ("verbs.juggle:main", "X", "not written yet"))
     assert "juggle" not in cli._working()
 
 

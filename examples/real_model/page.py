@@ -28,8 +28,8 @@ from nemo_steerlm.evaluate.page import picture, render, table, with_interval, wr
 from nemo_steerlm.evaluate.pictures import DARK, LIGHT, draw
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
 from nemo_steerlm.evaluate.tables import number, text_table
-from nemo_steerlm.pipelines.steerability import read_answers
 from nemo_steerlm.provenance import versions
+from nemo_steerlm.verbs.evaluate_steerability import read_answers
 
 SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment", "quality": "predicted quality"}
 FROM_DATA = ("quality", "toxicity", "humor", "creativity", "helpfulness")

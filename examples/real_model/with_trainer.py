@@ -28,7 +28,7 @@ from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.scorers import text_measures
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, steerability
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.pipelines.steerability import read_answers
+from nemo_steerlm.verbs.evaluate_steerability import read_answers
 
 LONGEST = 512
 BATCH = 4

@@ -15,7 +15,7 @@ from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.data.report import LabelFigures
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.evaluate.data_page import data_page
-from nemo_steerlm.pipelines import prepare as pipeline
+from nemo_steerlm.verbs import prepare as pipeline
 from tests.tokenizers import bpe
 
 

@@ -18,8 +18,8 @@ from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.stages import convert
 from nemo_steerlm.tokenizer import load_tokenizer
+from nemo_steerlm.verbs import convert
 from tests import tokenizers
 from tests.distributed import run_distributed
 from tests.formats.test_hf import differing, megatron_logits, to_hf

@@ -29,8 +29,8 @@ from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf, hf_config, model_folder
 from nemo_steerlm.megatron import gpt, inference, parallel
 from nemo_steerlm.provenance import sha256_file
-from nemo_steerlm.stages import convert
 from nemo_steerlm.tokenizer import load_tokenizer
+from nemo_steerlm.verbs import convert
 from tests.distributed import run_distributed
 from tests.megatron.reference import forward
 

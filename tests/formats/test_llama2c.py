@@ -14,7 +14,7 @@ import torch
 
 from nemo_steerlm.config import ImportConfig, ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.stages import convert
+from nemo_steerlm.verbs import convert
 from tests import tokenizers
 from tests.distributed import run_distributed
 from tests.formats.test_hf import all_tensors, differing, make_tokenizer, megatron_logits, to_hf

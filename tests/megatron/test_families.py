@@ -17,10 +17,10 @@ from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf, hf_config, model_folder
 from nemo_steerlm.megatron import families, generation, gpt, parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
-from nemo_steerlm.stages import convert
 from nemo_steerlm.tokenizer import load_tokenizer
+from nemo_steerlm.verbs import convert
 from tests.distributed import run_distributed
-from tests.megatron.test_hf import differing, make_tokenizer, megatron_logits, to_folder, to_hf
+from tests.formats.test_hf import differing, make_tokenizer, megatron_logits, to_folder, to_hf
 from tests.models.helpers import make_batches, make_model, random_items
 
 VOCABULARY, NEW = 500, 8

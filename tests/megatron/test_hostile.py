@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from nemo_steerlm.config import AnnotateConfig, ExportConfig, RegressorModelConfig
 from nemo_steerlm.integrity import write_sums
 from tests.distributed import run_distributed
-from tests.stages.helpers import make_world, regressor_config
+from tests.verbs.helpers import make_world, regressor_config
 
 CRAFTS = ("index", "object", "extra state", "tensor as object", "common")
 WAYS = (
@@ -66,7 +66,7 @@ def craft(weights: Path, kind: str, marker: Path) -> None:
 def open_all(folder: str) -> dict[str, str]:
     """Train two steps; then every craft over every way in: the error, or "read"."""
     root = Path(folder)
-    from nemo_steerlm.stages import train_regressor
+    from nemo_steerlm.verbs import train_regressor
 
     make_world(root)
     train_regressor.main(regressor_config(root, steps=2))
@@ -94,7 +94,7 @@ def open_all(folder: str) -> dict[str, str]:
 def _ways(root: Path, run: Path) -> dict[str, Callable[[], Any]]:
     from nemo_steerlm.megatron import checkpoint
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.stages import annotate, convert, train_regressor
+    from nemo_steerlm.verbs import annotate, convert, train_regressor
 
     model, data = str(run / "model"), str(root / "data/test.jsonl")
     init = RegressorModelConfig(init=model)

@@ -16,7 +16,7 @@ import pytest
 from nemo_steerlm.errors import CheckpointError, SteerLMError
 from nemo_steerlm.integrity import SUMS, check, listing, read_sums, write_sums
 from tests.distributed import run_distributed
-from tests.stages.helpers import make_world, regressor_config
+from tests.verbs.helpers import make_world, regressor_config
 
 
 def damages(folder: Path, seed: int) -> Iterator[str]:
@@ -38,7 +38,7 @@ def damage_all(folder: str) -> dict[str, Any]:
     from nemo_steerlm.megatron import checkpoint
     from nemo_steerlm.megatron.checkpoint import CheckpointFolder
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.stages import train_regressor
+    from nemo_steerlm.verbs import train_regressor
 
     root = Path(folder)
     make_world(root)

@@ -13,7 +13,7 @@ import pytest
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.conversation import Conversation, Turn
 from tests.distributed import run_distributed
-from tests.stages.helpers import make_world, policy_config, regressor_config
+from tests.verbs.helpers import make_world, policy_config, regressor_config
 
 QUESTIONS = ("What should I cook?", "Hi", "Tell me about my garden, please. " * 12)
 
@@ -44,12 +44,12 @@ def train_both(folder: str) -> dict:
     """Train small models; score and generate with them in the same process."""
     from nemo_steerlm.models.policy import AttributeConditionedGPT
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.stages import train_regressor, train_sft
+    from nemo_steerlm.verbs import train_regressor, train_sft
 
     world = Path(folder)
     make_world(world)
     train_regressor.main(regressor_config(world, steps=3))
-    train_sft.main(policy_config(world, steps=3))
+    train_sft.train(policy_config(world, steps=3))
     _train_with_loggers(world)
     regressor = AttributeRegressor.from_pretrained(world / "regressor/model")
     regressor.save_to(str(world / "regressor.nemo"))
@@ -105,7 +105,7 @@ def _train_with_loggers(world: Path) -> None:
     import importlib.util
 
     from nemo_steerlm.config import LoggingConfig
-    from nemo_steerlm.stages import train_regressor
+    from nemo_steerlm.verbs import train_regressor
 
     loggers = LoggingConfig(tensorboard=True, wandb=importlib.util.find_spec("wandb") is not None)
     train_regressor.main(regressor_config(world, "logged", steps=2, logging=loggers))

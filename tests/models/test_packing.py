@@ -197,8 +197,8 @@ def _check_contents(kind: str, batch: dict, items: list[dict]) -> None:
 
 def _train_both_ways(world: Path) -> dict:
     """The two verbs on real conversations, with and without packing; metrics."""
-    from nemo_steerlm.stages import train_regressor, train_sft
-    from tests.stages.helpers import make_world, policy_config, regressor_config
+    from nemo_steerlm.verbs import train_regressor, train_sft
+    from tests.verbs.helpers import make_world, policy_config, regressor_config
 
     make_world(world)
     metrics: dict = {}
@@ -212,7 +212,7 @@ def _train_both_ways(world: Path) -> dict:
             config.trainer.micro_batch_size = 3  # divides nothing; not read
         return config
 
-    for main, make in ((train_regressor.main, regressor_config), (train_sft.main, policy_config)):
+    for main, make in ((train_regressor.main, regressor_config), (train_sft.train, policy_config)):
         for packing in (False, True):
             name = f"{make.__name__} {packing}"
             main(settings(make, name, packing))

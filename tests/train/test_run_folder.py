@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.train.fit import JSONLLogger, _enter_run_folder
-from tests.stages.helpers import policy_config
+from tests.verbs.helpers import policy_config
 
 
 def test_another_run_is_refused_by_the_key_that_differs(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.base import model_config
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.stages import convert
 from nemo_steerlm.train.start import start_model
+from nemo_steerlm.verbs import convert
 from tests.tokenizers import bpe
 
 

@@ -17,7 +17,7 @@ from nemo_steerlm.config import AnnotateConfig, DataConfig, LossConfig, Optimize
 from nemo_steerlm.conversation import Pair, Turn, read_conversations, write_conversations
 from nemo_steerlm.errors import SteerLMError
 from tests.distributed import run_distributed
-from tests.stages.helpers import make_world, regressor_config, weights_of
+from tests.verbs.helpers import make_world, regressor_config, weights_of
 
 SCALED = dict(preference="scaled", preference_attribute="helpfulness")
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -63,7 +63,7 @@ def _silent(world: Path, output: str) -> None:
 def _annotated(world: Path, name: str) -> dict[str, Any]:
     """What `annotate` writes with a model folder, against the model itself."""
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.stages import annotate
+    from nemo_steerlm.verbs import annotate
 
     source, output = world / "data/test.jsonl", world / f"{name}.jsonl"
     checkpoint = world / name / "model"
@@ -91,7 +91,7 @@ def _old_folder(world: Path) -> list[str]:
 
 def train_all(folder: str) -> dict[str, Any]:
     """In one process: every run of this module."""
-    from nemo_steerlm.stages import train_regressor
+    from nemo_steerlm.verbs import train_regressor
 
     world = Path(folder)
     make_world(world)

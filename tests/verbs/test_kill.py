@@ -21,8 +21,8 @@ from nemo_steerlm.config import (
 )
 from nemo_steerlm.errors import ConfigError, Stopped
 from tests.distributed import run_distributed
-from tests.stages.forks import finish, kill_when, signal_when, start
-from tests.stages.helpers import make_world, policy_config, regressor_config, weights_of
+from tests.verbs.forks import finish, kill_when, signal_when, start
+from tests.verbs.helpers import make_world, policy_config, regressor_config, weights_of
 
 
 def _run_and_kill(work: Callable[[], None], moment: Callable[[], bool]) -> bool:
@@ -45,12 +45,12 @@ def _metrics(folder: Path) -> list[dict]:
 
 def _training(folder: Path) -> dict:
     """Both trainings, uninterrupted and killed at five moments each."""
-    from nemo_steerlm.stages import train_regressor, train_sft
+    from nemo_steerlm.verbs import train_regressor, train_sft
 
     result = {}
     for name, make, main in (
         ("regressor", regressor_config, train_regressor.main),
-        ("policy", policy_config, train_sft.main),
+        ("policy", policy_config, train_sft.train),
     ):
         _run(lambda: main(make(folder, f"{name}-whole")))
         run = folder / f"{name}-killed"
@@ -75,7 +75,7 @@ def _training(folder: Path) -> dict:
 
 def _rows(folder: Path) -> dict:
     """Annotation and sampling, uninterrupted and killed after each of the first parts."""
-    from nemo_steerlm.stages import annotate, sample
+    from nemo_steerlm.verbs import annotate, sample
 
     def annotation(output: str) -> Callable[[], None]:
         return lambda: annotate.main(
@@ -136,7 +136,7 @@ def _best(root: Path) -> dict:
     """The same training without and with the metric, killed, ended twice, and with metrics that do not exist."""
     import torch
 
-    from nemo_steerlm.stages import train_regressor
+    from nemo_steerlm.verbs import train_regressor
 
     main = train_regressor.main
     _run(lambda: main(_best_config(root, "best-plain", None)))
@@ -194,9 +194,8 @@ def _stoppable(work: Callable[[], None], words: Path) -> Callable[[], None]:
 
 def _signals(folder: Path) -> dict:
     """Two ranks of which one gets a signal, twice; checkpoints by the clock; a bootstrap that is interrupted."""
-    from nemo_steerlm.pipelines import bootstrap
-    from nemo_steerlm.stages import train_sft
     from nemo_steerlm.train import saving
+    from nemo_steerlm.verbs import bootstrap, train_sft
 
     def work(output: str, seconds: float = saving.SECONDS) -> Callable[[], None]:
         config = policy_config(folder, output, steps=16)
@@ -204,7 +203,7 @@ def _signals(folder: Path) -> dict:
 
         def run() -> None:
             saving.SECONDS = seconds
-            train_sft.main(config)
+            train_sft.train(config)
 
         return _stoppable(run, folder / "words")
 
@@ -249,7 +248,7 @@ def _bootstrap_config(folder: Path) -> BootstrapConfig:
 
 def kill_everything(folder: str) -> dict:
     """All of it in one process that imports once; every run is a forked child."""
-    import nemo_steerlm.pipelines.bootstrap  # noqa: F401  (imports every step)
+    import nemo_steerlm.verbs.bootstrap  # noqa: F401  (imports every step)
 
     make_world(Path(folder))
     found = {**_training(Path(folder)), **_rows(Path(folder)), "signals": _signals(Path(folder))}

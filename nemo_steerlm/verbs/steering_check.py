@@ -24,9 +24,9 @@ from nemo_steerlm.evaluate.steerability import verdict
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.pipelines.steerability import figures, summary, sweep
-from nemo_steerlm.pipelines.steering import answered, held_out, listening, measure
 from nemo_steerlm.provenance import sha256_file
+from nemo_steerlm.verbs.evaluate_steerability import figures, summary, sweep
+from nemo_steerlm.verbs.steering import answered, held_out, listening, measure
 
 _WORDS = "ridge regression on the words of the training answers"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_distributed
-from tests.stages.helpers import make_world
+from tests.verbs.helpers import make_world
 
 SIZE = (
     "model=llama_tiny model.tokenizer={w}/tokenizer model.architecture.hidden_size=32 "

@@ -16,8 +16,8 @@ from nemo_steerlm.config import AnnotateConfig, ComputeConfig, SampleConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.stages import annotate, sample, train_regressor, train_sft
-from tests.stages.helpers import make_world, policy_config, regressor_config
+from nemo_steerlm.verbs import annotate, sample, train_regressor, train_sft
+from tests.verbs.helpers import make_world, policy_config, regressor_config
 
 SAID = "precision: fp32, as on every CPU; trainer.precision chooses another"
 
@@ -55,7 +55,7 @@ def test_runs_and_jobs_record_what_was_decided(tmp_path: Path, caplog: pytest.Lo
         config = policy_config(tmp_path, output="undistributed", steps=steps)
         config.optimizer.distributed, config.trainer.precision = False, precision
         with contextlib.nullcontext() if steps == 1 else pytest.raises(ConfigError, match="or resume=false"):
-            train_sft.main(config)
+            train_sft.train(config)
 
     def label(precision: str | None) -> None:
         annotate.main(

@@ -133,7 +133,7 @@ def test_validation_shows_when_a_policy_begins_to_listen(world: Path) -> None:
 
 def evaluate_all(folder: str, layout: dict) -> dict[str, Any]:
     """`evaluate task=steerability` with every kind of scorer; returns what is printed."""
-    from nemo_steerlm.pipelines import evaluate
+    from nemo_steerlm.verbs import evaluate
 
     world = Path(folder)
     methods = {"do_POST": _serve, "log_message": lambda *_: None}
@@ -141,7 +141,7 @@ def evaluate_all(folder: str, layout: dict) -> dict[str, Any]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     kinds = {
-        "python": {"scorers": ["tests.pipelines.test_steering:score", "text"]},
+        "python": {"scorers": ["tests.verbs.test_steering:score", "text"]},
         "text": {"scorers": ["text"], "measures": {"praise": "words"}, "ways": ["default"]},
         "http": {"scorers": [f"http://127.0.0.1:{server.server_address[1]}/score"], "ways": ["default"]},
     }
@@ -214,9 +214,11 @@ def test_figures_are_the_same_at_any_layout(world: Path, reports: dict[str, Any]
 
 
 def test_what_makes_no_sense_is_refused(world: Path) -> None:
+    from nemo_steerlm.pipelines import train_sft
+
     from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
     from nemo_steerlm.evaluate import scorers
-    from nemo_steerlm.pipelines import evaluate, train_sft
+    from nemo_steerlm.verbs import evaluate
 
     def refused(scorer: str) -> None:
         """Before a model is loaded, and before a training begins."""
@@ -238,9 +240,9 @@ def test_what_makes_no_sense_is_refused(world: Path) -> None:
     with pytest.raises(ConfigError, match="no_such_module"):
         scorers.from_python("no_such_module:score")
     with pytest.raises(DataError, match="gave 1 scores for 3 answers"):
-        scorers.from_python("tests.pipelines.test_steering:too_few")(rows)
+        scorers.from_python("tests.verbs.test_steering:too_few")(rows)
     with pytest.raises(DataError, match="expected a mapping of names to numbers"):
-        scorers.from_python("tests.pipelines.test_steering:no_numbers")(rows)
+        scorers.from_python("tests.verbs.test_steering:no_numbers")(rows)
     with pytest.raises(DataError, match="http://127.0.0.1:9/.*URLError"):
         scorers.from_service("http://127.0.0.1:9/")(rows)
 

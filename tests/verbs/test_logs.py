@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.helpers import make_world
+from tests.verbs.helpers import make_world
 
 LINE = re.compile(
     r"policy: steps \d of 4, loss [\d.]+(, val/loss [\d.]+, val/label_information -?[\d.e-]+)?, rate [\d.e-]+, "

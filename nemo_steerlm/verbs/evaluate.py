@@ -10,10 +10,10 @@ from nemo_steerlm.config import EvaluateConfig, PreferenceConfig, SteerabilityCo
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.pipelines import steerability
-from nemo_steerlm.pipelines.label_noise import label_noise
-from nemo_steerlm.pipelines.preference import preference
-from nemo_steerlm.pipelines.regressor_report import regressor
+from nemo_steerlm.verbs import evaluate_steerability as steerability
+from nemo_steerlm.verbs.evaluate_label_noise import label_noise
+from nemo_steerlm.verbs.evaluate_preference import preference
+from nemo_steerlm.verbs.evaluate_regressor import regressor
 
 #: Tasks of a regressor to what does them: (model, config) -> the lines to print. Every rank runs it; rank 0 writes.
 TASKS: dict[str, Callable[[Any, EvaluateConfig], str]] = {

@@ -12,8 +12,8 @@ from nemo_steerlm.evaluate.label_noise import measure, summary_table, write_repo
 from nemo_steerlm.evaluate.samples import Samples, collect, labelled_responses
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.pipelines.regressor_report import predict
 from nemo_steerlm.provenance import annotated_with, plain, versions, write_run_json
+from nemo_steerlm.verbs.evaluate_regressor import predict
 
 _CHUNK = 4096
 

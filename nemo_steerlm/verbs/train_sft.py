@@ -1,4 +1,7 @@
-"""Step 3: fine-tune a language model on answers that follow their attributes."""
+"""`steerlm train-sft`, step 3: fine-tune a language model on answers that follow their attributes.
+
+It ends with the verdict whether the policy listens and obeys.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,22 @@ from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.batches import collate_policy
 from nemo_steerlm.models.policy import OTHER, OWN, AttributeConditionedGPT
 from nemo_steerlm.provenance import write_run_json
-from nemo_steerlm.train.fit import train
+from nemo_steerlm.train import fit
 from nemo_steerlm.train.start import start_model
+from nemo_steerlm.verbs.steering import check_scorers
+from nemo_steerlm.verbs.steering_check import check
 
 
 def main(config: TrainSftConfig) -> None:
-    """`steerlm train-sft`: fill the run folder `config.output`."""
+    """`steerlm train-sft`: fill the run folder `config.output`, print the verdict on steering."""
+    if config.steering.check and config.steering.prompts:
+        check_scorers(config.steering.scorers or [])
+    train(config)
+    check(config, config.data.train_files(), config.data.val_files())
+
+
+def train(config: TrainSftConfig) -> None:
+    """Fill the run folder `config.output`."""
     schema = config.attributes.require()
     data = config.data
     files, held_out = data.train_files(), data.val_files()
@@ -39,7 +52,7 @@ def main(config: TrainSftConfig) -> None:
     validation = Mixture([tokenised(path) for path in held_out], names=held_out) if held_out else None
     compared = _compared(model, config, held_out)
     with contextlib.closing(model):
-        best = train(model, config, training, validation, collate_policy, compared)
+        best = fit.train(model, config, training, validation, collate_policy, compared)
     if parallel.is_rank_zero():
         report = {"train": training.report, "val": validation.report if validation else None}
         write_run_json(config.output, "train-sft", config, [*files, *held_out], schema, data=report, best=best)

@@ -16,7 +16,7 @@ from nemo_steerlm.conversation import read_conversations, write_conversations
 from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.provenance import write_run_json
 from tests.distributed import run_distributed
-from tests.stages.helpers import make_world, regressor_config
+from tests.verbs.helpers import make_world, regressor_config
 
 SCHEMA = AttributeSchema.load("synthetic")
 
@@ -46,8 +46,7 @@ def run_all(folder: str) -> dict:
     """On two ranks: train, evaluate with and without a correction, annotate with and without it."""
     from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.pipelines import evaluate
-    from nemo_steerlm.stages import annotate, train_regressor
+    from nemo_steerlm.verbs import annotate, evaluate, train_regressor
 
     parallel.initialize()
 
@@ -107,8 +106,7 @@ def run_all(folder: str) -> dict:
 
 def _levels(root: Path) -> str:
     """A regressor with distributions, given a temperature, whose probabilities annotation writes."""
-    from nemo_steerlm.pipelines import evaluate
-    from nemo_steerlm.stages import annotate, train_regressor
+    from nemo_steerlm.verbs import annotate, evaluate, train_regressor
 
     train_regressor.main(regressor_config(root, "spread", steps=3, head="distribution"))
     checkpoint = f"{root}/spread/model"

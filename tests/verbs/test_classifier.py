@@ -26,10 +26,10 @@ from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.models.regressor import AttributeRegressor
-from nemo_steerlm.stages import annotate, convert, train_regressor
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer
 from nemo_steerlm.train.start import start_model
+from nemo_steerlm.verbs import annotate, convert, train_regressor
 from tests import tokenizers
 from tests.formats.test_hf import all_tensors, differing
 from tests.test_template import CHAT_MARKERS, CHATML, LLAMA3

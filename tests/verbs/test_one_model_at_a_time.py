@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed import run_distributed
-from tests.stages.helpers import make_world, policy_config, regressor_config
+from tests.verbs.helpers import make_world, policy_config, regressor_config
 
 
 def run_every_stage(folder: str) -> dict[str, Any]:
@@ -19,8 +19,7 @@ def run_every_stage(folder: str) -> dict[str, Any]:
     """
     import nemo_steerlm.config as c
     from nemo_steerlm.models.base import MegatronModel
-    from nemo_steerlm.pipelines import bootstrap, evaluate
-    from nemo_steerlm.stages import annotate, train_regressor, train_sft
+    from nemo_steerlm.verbs import annotate, bootstrap, evaluate, train_regressor, train_sft
 
     world, build = Path(folder), MegatronModel.build
     parameters: list[weakref.ref] = []
@@ -40,7 +39,7 @@ def run_every_stage(folder: str) -> dict[str, Any]:
     MegatronModel.build = counted  # type: ignore[method-assign]
     make_world(world)
     train_regressor.main(regressor_config(world, steps=2))
-    train_sft.main(policy_config(world, steps=2))
+    train_sft.train(policy_config(world, steps=2))
     data, annotated = world / "data", str(world / "annotated.jsonl")
     regressor, policy = (str(world / name / "model") for name in ("regressor", "policy"))
     annotate.main(c.AnnotateConfig(checkpoint=regressor, input=str(data / "unlabelled.jsonl"), output=annotated))

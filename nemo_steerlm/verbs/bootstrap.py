@@ -33,9 +33,9 @@ from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.ownership import UNFINISHED
-from nemo_steerlm.pipelines.steering_check import check
 from nemo_steerlm.provenance import write_run_json
-from nemo_steerlm.stages import annotate, sample, train_sft
+from nemo_steerlm.verbs import annotate, sample, train_sft
+from nemo_steerlm.verbs.steering_check import check
 
 Measure = Callable[[Path], list[Conversation]]
 
@@ -175,7 +175,7 @@ class _Bootstrap:
         trainer = dataclasses.replace(config.trainer, max_steps=None if steps is None else steps * rounds)
         names = [f.name for f in dataclasses.fields(PolicyDataConfig)]
         settings = {**{n: getattr(config.data, n) for n in names}, "train": data}
-        train_sft.main(
+        train_sft.train(
             TrainSftConfig(
                 output=str(folder),
                 data=PolicyDataConfig(**settings),

@@ -25,7 +25,7 @@ TINY = dict(
 def run_twice(folder: str) -> None:
     """Two runs of one seed and one of another, the first with all label sources; then the README's code."""
     from nemo_steerlm.config import QuickstartConfig, QuickstartRecipe
-    from nemo_steerlm.pipelines.quickstart import main
+    from nemo_steerlm.verbs.quickstart import main
 
     for name, seed, compare in (("first", 7, True), ("again", 7, False), ("other", 8, False)):
         recipe = QuickstartRecipe(**TINY)
@@ -104,7 +104,7 @@ def test_a_seed_decides_every_figure(folder: Path) -> None:
 def test_a_stopped_quickstart_does_not_promise_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from nemo_steerlm.config import QuickstartConfig
     from nemo_steerlm.errors import Stopped
-    from nemo_steerlm.pipelines import quickstart
+    from nemo_steerlm.verbs import quickstart
 
     def stop(_: object) -> None:
         raise Stopped(15, "stopped at step 3 by SIGTERM; the same command goes on")

@@ -12,9 +12,9 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import AnnotateConfig
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.progress import Progress
-from nemo_steerlm.stages.annotate import _Annotator, _Moments
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer
+from nemo_steerlm.verbs.annotate import _Annotator, _Moments
 from tests.tokenizers import bpe
 
 

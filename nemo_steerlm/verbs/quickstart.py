@@ -48,12 +48,12 @@ from nemo_steerlm.evaluate.tables import text_table
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.pipelines.bootstrap import bootstrap
-from nemo_steerlm.pipelines.steerability import NOTHING, figures, sweep
-from nemo_steerlm.pipelines.steering import answer, answered, listening, measure
 from nemo_steerlm.provenance import plain, versions, write_run_json
-from nemo_steerlm.stages import annotate, train_regressor, train_sft
 from nemo_steerlm.template import PromptTemplate
+from nemo_steerlm.verbs import annotate, train_regressor, train_sft
+from nemo_steerlm.verbs.bootstrap import bootstrap
+from nemo_steerlm.verbs.evaluate_steerability import NOTHING, figures, sweep
+from nemo_steerlm.verbs.steering import answer, answered, listening, measure
 
 TARGET = ["quality", "helpfulness"]
 MAX_LENGTH = 512
@@ -191,7 +191,7 @@ class Quickstart:
             logging=LoggingConfig(tensorboard=True),
             seed=self.config.seed,
         )
-        train_sft.main(config)
+        train_sft.train(config)
 
     def _sweep(self, model: AttributeConditionedGPT, ways: Sequence[str]) -> dict[str, Any]:
         """Ask for every level of every attribute, measure the answers by the oracle."""

@@ -15,8 +15,8 @@ import pytest
 from nemo_steerlm.config import AnnotateConfig, ComputeConfig, ParallelConfig
 from nemo_steerlm.conversation import read_conversations, write_conversations
 from tests.distributed import run_distributed
-from tests.stages.forks import finish, kill_when, start
-from tests.stages.helpers import make_world, regressor_config
+from tests.verbs.forks import finish, kill_when, start
+from tests.verbs.helpers import make_world, regressor_config
 
 ROWS, KILLS, PART = 240, 10, 2
 
@@ -35,7 +35,7 @@ def _after_a_part(parts: Path, wait: float) -> Callable[[], bool]:
 
 def annotate_everything(folder: str) -> dict:
     """All of it in one process that imports once; every run is a set of forked children."""
-    from nemo_steerlm.stages import annotate, train_regressor
+    from nemo_steerlm.verbs import annotate, train_regressor
 
     world = Path(folder)
     make_world(world)

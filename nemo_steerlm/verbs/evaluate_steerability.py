@@ -31,8 +31,8 @@ from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
-from nemo_steerlm.pipelines.steering import answer, answered, check_scorers, held_out, listening, measure
 from nemo_steerlm.provenance import plain, versions, write_run_json
+from nemo_steerlm.verbs.steering import answer, answered, check_scorers, held_out, listening, measure
 
 _SHOWN_PROMPTS = 3  # whose answers stand on the page
 NOTHING = "nothing"  # a way of asking that is no sweep

@@ -40,9 +40,9 @@ def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
     from nemo_steerlm.errors import SteerLMError
     from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models.regressor import AttributeRegressor
-    from nemo_steerlm.pipelines.evaluate import main
-    from nemo_steerlm.stages import train_regressor
-    from tests.stages.helpers import regressor_config
+    from nemo_steerlm.verbs import train_regressor
+    from nemo_steerlm.verbs.evaluate import main
+    from tests.verbs.helpers import regressor_config
 
     home = Path(folder)
     train_regressor.main(regressor_config(home, steps=1))
@@ -88,7 +88,7 @@ def evaluate_all(folder: str, real: str | None) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.stages.helpers import make_world
+    from tests.verbs.helpers import make_world
 
     folder = tmp_path_factory.mktemp("preference")
     make_world(folder)

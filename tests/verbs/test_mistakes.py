@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import ROOT, run_distributed
-from tests.stages.helpers import make_world, policy_config, regressor_config
+from tests.verbs.helpers import make_world, policy_config, regressor_config
 
 SMALL = (
     "trainer.max_steps=1 trainer.global_batch_size=8 trainer.micro_batch_size=4 optimizer.lr=1e-3 "
@@ -118,12 +118,12 @@ def _bad_models(world: Path) -> None:
 def make_mistakes(folder: str) -> dict:
     """Run every mistake through the real command line, in one process."""
     from nemo_steerlm import cli
-    from nemo_steerlm.stages import train_regressor, train_sft
+    from nemo_steerlm.verbs import train_regressor, train_sft
 
     world = Path(folder)
     make_world(world)
     train_regressor.main(regressor_config(world, steps=1))
-    train_sft.main(policy_config(world, steps=1))
+    train_sft.train(policy_config(world, steps=1))
     _bad_files(world)
     _bad_models(world)
     before = sorted(str(p) for p in world.rglob("*"))

@@ -1,1 +1,0 @@
-"""Drivers that run several steps in one job."""
