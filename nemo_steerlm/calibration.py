@@ -22,8 +22,8 @@ import numpy as np
 
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import Attribute, AttributeSchema
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.integrity import listing
 
 METHODS = ("isotonic", "linear", "temperature")

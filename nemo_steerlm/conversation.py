@@ -8,24 +8,19 @@ the file and the line.
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import functools
-import gzip
 import json
 import math
-import os
-import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
 from nemo_steerlm.attributes import AttributeSchema, format_number, parse_label
 from nemo_steerlm.errors import DataError
+from nemo_steerlm.files import atomic_writer, encodable, read_jsonl
 from nemo_steerlm.speakers import ASSISTANT, USER, masked, settle
 
 DEFAULT_SYSTEM = (
@@ -37,13 +32,11 @@ VALUE_TO_TEXT = "VALUE_TO_TEXT"
 _ROLES = {"user": USER, "assistant": ASSISTANT}
 _SYSTEM_ROLES = ("system", "developer")
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 _KNOWN_KEYS = ("id", "system", "mask", "type", "pair", "conversations", "messages")
 _TURN_KEYS = frozenset(
     "label label_human label_predicted label_model label_distribution label_count shared".split()
 )  # fmt: skip
 PAIR_ROLES = ("chosen", "rejected")
-_BUFFER = 1 << 18  # bytes read or written at once: many a row is longer than Python's 8 KiB
 
 
 @dataclass(slots=True)
@@ -252,15 +245,6 @@ def _text(value: Any, where: str) -> str:
     return encodable(value)
 
 
-def encodable(text: str) -> str:
-    """Return ``text`` with lone surrogates (a JSON escape can make them) as U+FFFD; no tokenizer takes them."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def _read_label(row: Mapping[str, Any], key: str, where: str) -> dict[str, float] | None:
     text = row.get(key)
     return None if text is None or text == "" else parse_label(text, f"{where}: {key}")
@@ -333,71 +317,6 @@ def _read_messages(rows: Any, where: str) -> tuple[list[Turn], str | None]:
     return turns, "\n".join(system) if system else None
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Stream the objects of a .jsonl or .jsonl.gz file with their 1-based line numbers; blank lines are skipped.
-
-    Raises:
-        DataError: No such file, not UTF-8, malformed JSON, not an object, or no row at all.
-    """
-    path = Path(path)
-    for number, line in read_lines(path):
-        yield number, parse_line(line, path, number)
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Stream the lines of :func:`read_jsonl` unparsed.
-
-    Raises:
-        DataError: No such file, a damaged gzip file, or no row at all.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    opener: Any = gzip.open if path.suffix == ".gz" else functools.partial(open, buffering=_BUFFER)
-    found = False
-    number = 0
-    with opener(path, "rb") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.isspace():
-                    continue
-                found = True
-                yield number, line
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}:{number + 1}: the gzip file is damaged or cut off ({error})") from None
-    if not found:
-        raise DataError(f"{path}: the file holds no row")
-
-
-def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """Return the JSON object of one line; errors (DataError) name ``path`` and ``number``.
-
-    msgspec reads what is plain (thrice as fast, the same values); json reads, or refuses, what msgspec does not take:
-    a byte order mark, a lone surrogate, NaN.
-    """
-    if number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        raise DataError(
-            f"{path}:1: a JSON list, expected one object a line (JSON lines); convert it with `jq -c '.[]' FILE`"
-        )
-    try:
-        row = _decode(line)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        row = _parse_unusual(line, f"{path}:{number}", number)
-    if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-    return row
-
-
-def _parse_unusual(line: bytes, where: str, number: int) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 (byte {error.start} of the line); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end
-        raise DataError(f"{where}: JSON that cannot be read: {error}") from None
-
-
 def read_conversations(path: str | Path, schema: AttributeSchema | None = None) -> Iterator[Conversation]:
     """Stream the conversations of a file.
 
@@ -432,49 +351,6 @@ def check_labels(conversation: Conversation, schema: AttributeSchema, where: str
                 schema.check(label, here)
         if turn.label_predicted:  # a regressor may overshoot the range; its floats are kept as they are
             schema.clamp(turn.label_predicted, here)
-
-
-def open_text(path: str | Path | int) -> IO[str]:
-    """Open a UTF-8 text file for writing; a lone surrogate becomes its JSON escape."""
-    return open(path, "w", _BUFFER, encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
-@contextlib.contextmanager
-def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
-    """Open a UTF-8 text file that appears under ``path`` only once it is complete and on disk.
-
-    The text goes to a temporary name in the same folder; on an error it is removed and ``path`` is untouched.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with open_text(descriptor) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        open_to_others(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def open_to_others(path: str | Path) -> None:
-    """Give a file the mode that the umask asks for; tempfile and safetensors make files for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
-
-
-def sync_folder(folder: str | Path) -> None:
-    """Flush a folder's entries to disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> int:

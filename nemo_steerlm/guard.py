@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from nemo_steerlm.conversation import encodable
+from nemo_steerlm.files import encodable
 from nemo_steerlm.tokenizer import Tokenizer
 
 # Letters without a glyph: general category "other letter", yet ignorable by Unicode. Cleaners drop U+FFFD too.

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.provenance import sha256_file
 
 SUMS = "SHA256SUMS"

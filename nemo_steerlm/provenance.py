@@ -13,8 +13,8 @@ from typing import Any
 
 from nemo_steerlm import __version__
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import DataError
+from nemo_steerlm.files import atomic_writer
 
 _PACKAGES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "tokenizers", "numpy")
 

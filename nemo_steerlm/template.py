@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation, Turn, encodable
+from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation, Turn
 from nemo_steerlm.errors import ConfigError, DataError, suggest
+from nemo_steerlm.files import encodable
 from nemo_steerlm.guard import Guard, TokenGuard, shared_guard
 from nemo_steerlm.speakers import ASSISTANT, USER
 from nemo_steerlm.tokenizer import Tokenizer

@@ -90,7 +90,8 @@ def train(model: Any, rows: list[dict[str, list[int]]], arguments: argparse.Name
     set_seed(arguments.seed)
     settings = TrainingArguments(
         output_dir=arguments.output, max_steps=arguments.steps, per_device_train_batch_size=BATCH,
-        learning_rate=arguments.rate, lr_scheduler_type="cosine", warmup_steps=20, adam_beta2=0.98, weight_decay=0.01,
+        learning_rate=arguments.rate, lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": arguments.rate / 2}, warmup_steps=20, adam_beta2=0.98, weight_decay=0.01,
         max_grad_norm=1.0, bf16=True, use_cpu=True,
         train_sampling_strategy="group_by_length", save_strategy="no", report_to=[], logging_steps=10,
         seed=arguments.seed, dataloader_pin_memory=False,

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_steerlm.conversation import Conversation, Turn, encodable, read_jsonl
+from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.errors import DataError
+from nemo_steerlm.files import encodable, read_jsonl
 from nemo_steerlm.provenance import sha256_file
 
 Row = Mapping[str, Any]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_steerlm.conversation import sync_folder
+from nemo_steerlm.files import sync_folder
 from nemo_steerlm.provenance import sha256_file
 
 logger = logging.getLogger(__name__)

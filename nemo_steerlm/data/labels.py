@@ -19,8 +19,9 @@ import msgspec
 
 from nemo_steerlm.attributes import AttributeSchema, parse_label
 from nemo_steerlm.config import BootstrapConfig, EvaluateConfig, SampleConfig, TrainConfig, TrainRegressorConfig
-from nemo_steerlm.conversation import Conversation, parse_line, read_lines
+from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import DataError, SteerLMError, nearest
+from nemo_steerlm.files import parse_line, read_lines
 from nemo_steerlm.provenance import annotated_with, check_attributes
 
 _log = logging.getLogger(__name__)

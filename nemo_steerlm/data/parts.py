@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.provenance import sha256_file
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import PrepareConfig
-from nemo_steerlm.conversation import Conversation, open_text, sync_folder
+from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.inputs import input_files
 from nemo_steerlm.data.report import Report
 from nemo_steerlm.data.scratch import Seen
@@ -46,6 +46,7 @@ from nemo_steerlm.data.sources import (
 from nemo_steerlm.data.sources.answers import without_empty
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import ConfigError, DataError, suggest
+from nemo_steerlm.files import open_text, sync_folder
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.tokenizer import load_tokenizer
 

@@ -30,8 +30,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nemo_steerlm.config import Architecture
-from nemo_steerlm.conversation import open_to_others
 from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.files import open_to_others
 from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, SCORE, head_size, read_config, tensor_shapes
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.parallel import is_rank_zero

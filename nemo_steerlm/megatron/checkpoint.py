@@ -29,8 +29,8 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from nemo_steerlm import integrity
-from nemo_steerlm.conversation import sync_folder
 from nemo_steerlm.errors import CheckpointError
+from nemo_steerlm.files import sync_folder
 from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
 from nemo_steerlm.megatron.reading import reading

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.models.base import MegatronModel

@@ -26,10 +26,10 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import DataConfig, LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 from nemo_steerlm.models.bad_steps import BadSteps

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from nemo_steerlm.config import AnnotateConfig
-from nemo_steerlm.conversation import VALUE_TO_TEXT, Conversation, Turn, atomic_writer, read_conversations
+from nemo_steerlm.conversation import VALUE_TO_TEXT, Conversation, Turn, read_conversations
 from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
 from nemo_steerlm.models.regressor import AttributeRegressor

@@ -26,10 +26,11 @@ from nemo_steerlm.config import (
     SampleConfig,
     TrainSftConfig,
 )
-from nemo_steerlm.conversation import Conversation, atomic_writer, read_conversations, write_conversations
+from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.evaluate.metrics import json_ready, paired_difference
 from nemo_steerlm.evaluate.tables import interval, number, text_table
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.ownership import UNFINISHED

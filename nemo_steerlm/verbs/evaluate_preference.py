@@ -11,7 +11,6 @@ import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig, PreferenceConfig
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.data.benchmarks import Benchmark, Comparison, check_held_out, read_benchmark
 from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError, DataError
@@ -27,6 +26,7 @@ from nemo_steerlm.evaluate.preference import (
 )
 from nemo_steerlm.evaluate.report import write_report
 from nemo_steerlm.evaluate.tables import interval, number, text_table
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import fingerprint_folder, plain, versions, write_run_json

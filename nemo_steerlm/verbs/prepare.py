@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from nemo_steerlm.config import PrepareConfig
-from nemo_steerlm.conversation import atomic_writer
 from nemo_steerlm.data import prepare
 from nemo_steerlm.evaluate.data_page import data_page
+from nemo_steerlm.files import atomic_writer
 
 
 def main(config: PrepareConfig) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import BootstrapConfig, TrainSftConfig
-from nemo_steerlm.conversation import Conversation, atomic_writer, read_conversations
+from nemo_steerlm.conversation import Conversation, read_conversations
 from nemo_steerlm.data.policy_dataset import trained_turns
 from nemo_steerlm.data.tokenise import draw
 from nemo_steerlm.evaluate import scorers
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.samples import Response
 from nemo_steerlm.evaluate.steerability import verdict
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT

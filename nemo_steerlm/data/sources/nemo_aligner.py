@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation, open_text, parse_line
+from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation
 from nemo_steerlm.data.sources import oasst
 from nemo_steerlm.data.sources.steerlm import regression_row
 from nemo_steerlm.errors import DataError
+from nemo_steerlm.files import open_text, parse_line
 
 ATTRIBUTES = ("quality", "toxicity", "humor", "creativity")
 _HIGH = 4

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import Conversation, Turn, encodable, read_jsonl
+from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.data.sources.rows import other_language
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
+from nemo_steerlm.files import encodable, read_jsonl
 
 SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 

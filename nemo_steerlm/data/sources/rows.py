@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from nemo_steerlm.conversation import encodable, read_jsonl
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.files import encodable, read_jsonl
 
 #: The csv module refuses cells above 128 KiB unless told otherwise; whole dialogues stand in cells here.
 _LONGEST_CELL = 1 << 30
