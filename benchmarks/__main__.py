@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks import inputs
 from benchmarks.measure import Row
-from nemo_steerlm.evaluate.tables import text_table
 from nemo_steerlm.provenance import versions
+from nemo_steerlm.report.tables import text_table
 
 NAMES = ("training", "annotation", "generation", "preparation", "growth")
 _HEAD = ["measurement", "ours / peer", "spread", "target", "", "ours", "peer", "unit", "runs"]

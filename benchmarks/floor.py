@@ -23,7 +23,7 @@ from nemo_steerlm.agreement import pearson
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.evaluate.metrics import bootstrap_interval, json_ready
-from nemo_steerlm.evaluate.tables import interval, number, text_table
+from nemo_steerlm.report.tables import interval, number, text_table
 
 OASST = ("quality", "toxicity", "humor", "creativity", "helpfulness")
 CHECKPOINT = inputs.REAL_DATA / "stories260K"

@@ -15,7 +15,7 @@ from pathlib import Path
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn, read_conversations, write_conversations
 from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer
-from nemo_steerlm.evaluate.tables import text_table
+from nemo_steerlm.report.tables import text_table
 from nemo_steerlm.template import PromptTemplate
 
 _REGRESSOR = (

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
-from nemo_steerlm.evaluate.tables import text_table
 from nemo_steerlm.megatron.layers import TorchRMSNorm
+from nemo_steerlm.report.tables import text_table
 
 SHAPE = (740, 1, 576)  # [seq, batch, hidden]
 CALLS, TURNS = 60, 5

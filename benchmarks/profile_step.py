@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import inputs, training
 from benchmarks.measure import Side, in_turn
-from nemo_steerlm.evaluate.tables import text_table
+from nemo_steerlm.report.tables import text_table
 
 SLEEPS = "voluntary context switches"
 

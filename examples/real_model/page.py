@@ -24,11 +24,11 @@ from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.evaluate.metrics import json_ready
-from nemo_steerlm.evaluate.page import picture, render, table, with_interval, write_folder
-from nemo_steerlm.evaluate.pictures import DARK, LIGHT, draw
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
-from nemo_steerlm.evaluate.tables import number, text_table
 from nemo_steerlm.provenance import versions
+from nemo_steerlm.report.page import picture, render, table, with_interval, write_folder
+from nemo_steerlm.report.pictures import DARK, LIGHT, draw
+from nemo_steerlm.report.tables import number, text_table
 from nemo_steerlm.verbs.evaluate_steerability import read_answers
 
 SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment", "quality": "predicted quality"}

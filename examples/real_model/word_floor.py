@@ -21,7 +21,7 @@ from sklearn.linear_model import Ridge
 from nemo_steerlm.agreement import pearson
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.evaluate.samples import Response, labelled_responses
-from nemo_steerlm.evaluate.tables import number, text_table
+from nemo_steerlm.report.tables import number, text_table
 
 
 def main() -> None:

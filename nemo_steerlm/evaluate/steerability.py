@@ -345,3 +345,9 @@ def _slope(level: Floats, value: Floats) -> float:
         return float("nan")
     x = x - x.mean()
     return float(x @ (y - y.mean()) / (x @ x))
+
+
+def mean_spearman(figures: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Mean of the attributes' "spearman"; None when one of them does not exist."""
+    values = [one["spearman"] for one in figures.values()]
+    return fmean(values) if values and None not in values else None

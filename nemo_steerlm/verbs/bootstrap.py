@@ -29,12 +29,12 @@ from nemo_steerlm.config import (
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.evaluate.metrics import json_ready, paired_difference
-from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
+from nemo_steerlm.report.tables import interval, number, text_table
 from nemo_steerlm.verbs import annotate, sample, train_sft
 from nemo_steerlm.verbs.steering_check import check
 

@@ -8,11 +8,12 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig
 from nemo_steerlm.data.parts import chunks
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.evaluate.label_noise import measure, summary_table, write_report
+from nemo_steerlm.evaluate.label_noise import measure
 from nemo_steerlm.evaluate.samples import Samples, collect, labelled_responses
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import annotated_with, plain, versions, write_run_json
+from nemo_steerlm.report.label_noise_page import summary_table, write_report
 from nemo_steerlm.verbs.evaluate_regressor import predict
 
 _CHUNK = 4096

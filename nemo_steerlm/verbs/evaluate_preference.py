@@ -24,12 +24,12 @@ from nemo_steerlm.evaluate.preference import (
     default_weights,
     scalar,
 )
-from nemo_steerlm.evaluate.report import write_report
-from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import fingerprint_folder, plain, versions, write_run_json
+from nemo_steerlm.report.results_page import write_report
+from nemo_steerlm.report.tables import interval, number, text_table
 
 #: What is unusual in a file, in words.
 _COUNTS = {

@@ -15,12 +15,13 @@ from nemo_steerlm.config import EvaluateConfig
 from nemo_steerlm.data.parts import chunks
 from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.evaluate.regressor import cross_fitted, measure, summary_table, write_report
+from nemo_steerlm.evaluate.regressor import cross_fitted, measure
 from nemo_steerlm.evaluate.samples import Response, Samples, collect, labelled_responses
-from nemo_steerlm.evaluate.tables import number
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import plain, sha256_file, versions, write_run_json
+from nemo_steerlm.report.regressor_page import summary_table, write_report
+from nemo_steerlm.report.tables import number
 
 _CHUNK = 4096  # responses read, tokenised and predicted at a time
 

@@ -15,23 +15,23 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig, SteerabilityConfig
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import ConfigError, DataError, suggest
-from nemo_steerlm.evaluate.bars import mean_spearman
 from nemo_steerlm.evaluate.metrics import json_ready
-from nemo_steerlm.evaluate.report import write_report
 from nemo_steerlm.evaluate.steerability import (
     WAYS,
     Request,
     describe_answers,
+    mean_spearman,
     plan_requests,
     setting_costs,
     steerability,
     verdict,
 )
-from nemo_steerlm.evaluate.tables import interval, number, text_table
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.provenance import plain, versions, write_run_json
+from nemo_steerlm.report.results_page import write_report
+from nemo_steerlm.report.tables import interval, number, text_table
 from nemo_steerlm.verbs.steering import answer, answered, check_scorers, held_out, listening, measure
 
 _SHOWN_PROMPTS = 3  # whose answers stand on the page

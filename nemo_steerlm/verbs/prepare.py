@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nemo_steerlm.config import PrepareConfig
 from nemo_steerlm.data import prepare
-from nemo_steerlm.evaluate.data_page import data_page
 from nemo_steerlm.files import atomic_writer
+from nemo_steerlm.report.data_page import data_page
 
 
 def main(config: PrepareConfig) -> str:

@@ -41,14 +41,14 @@ from nemo_steerlm.data.sources import synthetic
 from nemo_steerlm.data.synthetic.oracle import oracle
 from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer
 from nemo_steerlm.errors import Stopped
-from nemo_steerlm.evaluate.bars import bar_rows, check_bars
-from nemo_steerlm.evaluate.report import write_report
 from nemo_steerlm.evaluate.steerability import WAYS, Request, describe_answers, verdict
-from nemo_steerlm.evaluate.tables import text_table
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.provenance import plain, versions, write_run_json
+from nemo_steerlm.report.bars import bar_rows, check_bars
+from nemo_steerlm.report.results_page import write_report
+from nemo_steerlm.report.tables import text_table
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.verbs import annotate, train_regressor, train_sft
 from nemo_steerlm.verbs.bootstrap import bootstrap

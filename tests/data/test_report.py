@@ -14,7 +14,7 @@ from nemo_steerlm.data.near import PromptSample, leaks
 from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.data.report import LabelFigures
 from nemo_steerlm.errors import DataError
-from nemo_steerlm.evaluate.data_page import data_page
+from nemo_steerlm.report.data_page import data_page
 from nemo_steerlm.verbs import prepare as pipeline
 from tests.tokenizers import bpe
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.evaluate.label_noise import measure, summary_table, write_report
+from nemo_steerlm.evaluate.label_noise import measure
 from nemo_steerlm.evaluate.samples import Samples
+from nemo_steerlm.report.label_noise_page import summary_table, write_report
 
 SCHEMA = AttributeSchema.load({"quality": {"low": 0, "high": 4}, "humor": {"low": 0, "high": 4}})
 NOISE = 0.9

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from nemo_steerlm.evaluate.page import render, table
-from nemo_steerlm.evaluate.tables import number
+from nemo_steerlm.report.page import render, table
+from nemo_steerlm.report.tables import number
 
 Data = Mapping[str, Any]
 _SIDES = ("train", "val")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemo_steerlm.evaluate.bars import Bars, bar_rows, check_bars
+from nemo_steerlm.report.bars import Bars, bar_rows, check_bars
 
 
 def steering(*values: float | None, monotone: bool = True) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from nemo_steerlm.evaluate.metrics import json_ready
-from nemo_steerlm.evaluate.tables import NOTHING, interval, number
+from nemo_steerlm.evaluate.steerability import mean_spearman
+from nemo_steerlm.report.tables import NOTHING, interval, number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,12 +148,6 @@ _CHECKS: dict[str, Callable[[Any, Bars], list[dict[str, Any]]]] = {
     "label_source": _label_source,
     "bootstrap": _bootstrap,
 }
-
-
-def mean_spearman(figures: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Mean of the attributes' "spearman"; None when one of them does not exist."""
-    values = [one["spearman"] for one in figures.values()]
-    return fmean(values) if values and None not in values else None
 
 
 def _minus(first: float | None, second: float | None) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_steerlm.evaluate.tables import number
+from nemo_steerlm.report.tables import number
 
 DOTS_PER_INCH = 144  # one and a half times a screen's 96, so that text stays sharp
 COLUMNS = 3  # panels in a row

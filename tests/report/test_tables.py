@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from nemo_steerlm.evaluate.tables import interval, number, text_table
+from nemo_steerlm.report.tables import interval, number, text_table
 
 
 @pytest.mark.parametrize(

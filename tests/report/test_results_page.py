@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from nemo_steerlm.evaluate.report import write_report
-from tests.evaluate.report_data import NAMES, report_data
+from nemo_steerlm.report.results_page import write_report
+from tests.report.report_data import NAMES, report_data
 
 PICTURES = [
     f"{name}.png"
@@ -196,5 +196,5 @@ def test_twice_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_matplotlib_loads_only_when_something_is_drawn() -> None:
-    code = "import sys, nemo_steerlm.evaluate.report; assert not {'matplotlib', 'torch'} & sys.modules.keys()"
+    code = "import sys, nemo_steerlm.report.results_page; assert not {'matplotlib', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

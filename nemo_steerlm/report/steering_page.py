@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from nemo_steerlm.evaluate.bars import mean_spearman
-from nemo_steerlm.evaluate.page import table, with_interval
-from nemo_steerlm.evaluate.pictures import unlike_scales
-from nemo_steerlm.evaluate.steerability import WAYS
-from nemo_steerlm.evaluate.tables import NOTHING, number
+from nemo_steerlm.evaluate.steerability import WAYS, mean_spearman
+from nemo_steerlm.report.page import table, with_interval
+from nemo_steerlm.report.pictures import unlike_scales
+from nemo_steerlm.report.tables import NOTHING, number
 
 Data = Mapping[str, Any]
 
