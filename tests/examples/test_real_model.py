@@ -67,21 +67,38 @@ def test_without_trees_the_makefile_says_what_is_missing(tmp_path: Path) -> None
     assert made.returncode == 2 and "trees is missing: say trees=FILE" in made.stderr
 
 
-def test_picked_rows_are_first_answers_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_picked_rows_are_starts_of_first_answers_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "word " * 50
     rows = [row("Why?", "It is so.", "And?", label={"quality": 2}), row("Why?", "It is so."), row("How?", long)]
     write_conversations(tmp_path / "train.jsonl", [*rows, row("When?", "No."), row(long, "A fine question.")])
-    write_conversations(tmp_path / "val.jsonl", [row("Who?", "You and me.")])
+    write_conversations(tmp_path / "val.jsonl", [row("Who?", "You and me. " + long)])
     files = [str(tmp_path / "train.jsonl"), str(tmp_path / "val.jsonl")]
-    words = [*files, "--most-words", "20", "--output", str(tmp_path / "out" / "picked.jsonl")]
+    words = [*files, "--most-words", "20", "--draws", "9", "--output", str(tmp_path / "out" / "picked.jsonl")]
     monkeypatch.setattr(sys, "argv", ["pick_answers.py", *words])
     script("pick_answers").main()
-    found, other = read_conversations(tmp_path / "out" / "picked.jsonl")
-    if other.turns[0].text == "Why?":
-        found, other = other, found
-    assert [turn.text for turn in found.turns] == ["Why?", "It is so."] and found.system == SYSTEM
-    assert found.turns[1].label is None and found.turns[1].label_human is None and found.type == "VALUE_TO_TEXT"
-    assert [turn.text for turn in other.turns] == ["Who?", "You and me."]
+    found = {one.turns[0].text: one for one in read_conversations(tmp_path / "out" / "picked.jsonl")}
+    assert {question: one.turns[1].text for question, one in found.items()} == {
+        "Why?": "It is so.", "Who?": "You and me."
+    }  # fmt: skip
+    one = found["Why?"]
+    assert len(one.turns) == 2 and one.turns[1].label is None and one.turns[1].label_human is None
+    assert one.system == SYSTEM and one.type == "VALUE_TO_TEXT"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "start"),
+    [
+        ("One two. Three four! Five.", 4, "One two. Three four!"),
+        ("One two. Three four! Five.", 3, None),
+        ("One two three. Four.", 3, "One two three."),
+        ("First of all:\n1. Go home now. 2. Sleep.", 7, "First of all:\n1. Go home now."),
+        ('He said "no way." Then he left us.', 5, 'He said "no way."'),
+        ("Version 3.5 is out today. More follows.", 6, "Version 3.5 is out today."),
+        ("no sentence at all", 4, "no sentence at all"),
+    ],
+)
+def test_an_answer_is_cut_where_a_sentence_ends(text: str, words: int, start: str | None) -> None:
+    assert script("pick_answers").start_of(text, words) == start
 
 
 def test_levels_are_where_a_measure_lies_among_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
