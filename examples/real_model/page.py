@@ -231,7 +231,7 @@ def listening(found: Figures, _: Any) -> Section:
 
 
 def regressor(found: Figures, _: Any) -> Section | None:
-    """The regressor beside its floors."""
+    """The regressor beside its baselines."""
     if "regressor" not in found:
         return None
     rows = [

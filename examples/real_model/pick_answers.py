@@ -2,8 +2,8 @@
 
     python examples/real_model/pick_answers.py trees/train.jsonl answers/train.jsonl --most-words 80 --output a.jsonl
 
-An answer ends where one of its sentences ends, at a length drawn evenly on a logarithmic scale; `--draws 2` draws twice.
-So answers of all lengths begin alike, and what a policy can tell them apart by is the label.
+An answer is cut where one of its sentences ends, at a length drawn evenly on a logarithmic scale; `--draws 2` draws
+twice. So answers of all lengths begin alike, and only the label tells them apart.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ class PreferenceConfig:
         None, "published weights, on HelpSteer2's attributes", choices=("nemotron_4_340b", "llama3_70b")
     )
     fit: str | None = option(None, "held-out pairs to fit the weights on; never those of the input")
-    floor_train: str | None = option(None, "held-out pairs for the TF-IDF floor; null = cross-fit on the input")
+    floor_train: str | None = option(None, "held-out pairs for the TF-IDF baseline; null = cross-fit on the input")
 
 
 @dataclass(kw_only=True)

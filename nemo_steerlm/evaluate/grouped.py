@@ -45,12 +45,12 @@ def by_the_other_folds(fold: np.ndarray, fit: Any, x: Floats, y: Floats) -> Floa
     return result
 
 
-def mean_floor(x: Floats, y: Floats) -> Any:
+def mean_baseline(x: Floats, y: Floats) -> Any:
     """Predicts the mean label."""
     return lambda new: np.full(len(new), y.mean())
 
 
-def line_floor(x: Floats, y: Floats) -> Any:
+def line_baseline(x: Floats, y: Floats) -> Any:
     """Predicts by least squares on `x`."""
     slope, intercept = least_squares(x, y)
     return lambda new: slope * new + intercept
@@ -66,7 +66,7 @@ def figures(
         predicted, label: `[n]`, without NaN.
         length: characters of each response.
         group: what is resampled together.
-        fold: from `folds`, for the floors.
+        fold: from `folds`, for the baselines.
         attribute: name and range.
         seed, resamples: of the intervals; none with `resamples` 0.
 
@@ -75,23 +75,23 @@ def figures(
         predictions are shrunk to their mean, below 1 they are spread too far); spread (standard deviation of the
         predictions over that of the labels); ece (expected calibration error, in levels: the mean distance of mean
         prediction and mean label in a bin, weighted by its rows); skill_mean, skill_length (1 - MSE over that of the
-        floor); length_label, length_predicted (Pearson with log length), length_partial (of prediction and log length
-        given the label). `interval` has [low, high] of each, `floor` the figures of the floors, each row of which
-        is predicted from the other folds, `bins` the reliability diagram.
+        baseline); length_label, length_predicted (Pearson with log length), length_partial (of prediction and log
+        length given the label). `interval` has [low, high] of each, `floor` the figures of the baselines, each row of
+        which is predicted from the other folds, `bins` the reliability diagram.
     """
     log_length = np.log(np.maximum(length, 1.0))
-    floors = {
-        "mean": by_the_other_folds(fold, mean_floor, log_length, label),
-        "length": by_the_other_folds(fold, line_floor, log_length, label),
+    baselines = {
+        "mean": by_the_other_folds(fold, mean_baseline, log_length, label),
+        "length": by_the_other_folds(fold, line_baseline, log_length, label),
     }
-    columns = _columns(predicted, label, log_length, floors, attribute)
+    columns = _columns(predicted, label, log_length, baselines, attribute)
     result: dict[str, Any] = agreement(predicted, label, attribute)
     exact = _statistics({name: column.sum() for name, column in columns.items()})
     result |= {name: float(value) for name, value in exact.items() if name not in result}
     result["groups"] = len(np.unique(group))
     if resamples:
         result["interval"] = _intervals(columns, predicted, label, group, seed, resamples)
-    result["floor"] = {name: agreement(values, label, attribute) for name, values in floors.items()}
+    result["floor"] = {name: agreement(values, label, attribute) for name, values in baselines.items()}
     for name in ("pearson", "spearman"):
         del result["floor"]["mean"][name]  # five constants: an artefact of the folds
     result["bins"] = reliability(predicted, label, attribute)
@@ -121,7 +121,7 @@ def _centred(values: Floats) -> Floats:
 
 
 def _columns(
-    predicted: Floats, label: Floats, length: Floats, floors: Mapping[str, Floats], attribute: Attribute
+    predicted: Floats, label: Floats, length: Floats, baselines: Mapping[str, Floats], attribute: Attribute
 ) -> dict[str, Floats]:
     """What has to be summed, `[n]` each: moments about a middle near the mean, so that no digits are lost."""
     x, y, z = _centred(predicted), _centred(label), _centred(length)
@@ -130,7 +130,7 @@ def _columns(
     columns = {"n": np.ones(len(x)), "x": x, "y": y, "z": z, "a": a, "b": b}
     columns |= {p + q: columns[p] * columns[q] for p, q in ("xx", "yy", "zz", "xy", "xz", "yz", "aa", "bb", "ab")}
     columns |= {"error": error, "absolute": np.abs(error), "square": error**2, "same": (a == b).astype(np.float64)}
-    columns |= {f"floor_{name}": (values - label) ** 2 for name, values in floors.items()}
+    columns |= {f"baseline_{name}": (values - label) ** 2 for name, values in baselines.items()}
     return columns | {f"bin{number}": np.where(place == number, error, 0.0) for number in range(BINS)}
 
 
@@ -161,7 +161,7 @@ def _statistics(s: Mapping[str, Any]) -> dict[str, Any]:
             "spread": np.sqrt(xx / yy),
             "ece": sum(np.abs(s[f"bin{number}"]) for number in range(BINS)) / n,
             **{
-                f"skill_{name}": 1 - s["square"] / np.where(s[f"floor_{name}"] > 0, s[f"floor_{name}"], np.nan)
+                f"skill_{name}": 1 - s["square"] / np.where(s[f"baseline_{name}"] > 0, s[f"baseline_{name}"], np.nan)
                 for name in ("mean", "length")
             },
             "length_predicted": xz,

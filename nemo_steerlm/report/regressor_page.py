@@ -55,7 +55,7 @@ def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
     )
     parts = [
         ("agreement", "Agreement with people", _agreement(datasets, pictures.get("agreement"))),
-        ("floors", "Beside the floors", _floors(datasets)),
+        ("baselines", "Beside the baselines", _baselines(datasets)),
         ("calibration", "Calibration", _calibration(datasets, report, pictures.get("reliability"))),
         ("length", "Length", _length(datasets)),
         ("settings", "Settings", "".join(settings_section(report))),
@@ -93,11 +93,11 @@ def _agreement(datasets: Mapping[str, Any], pair: tuple[bytes, bytes] | None) ->
     return text + picture(alt, pair) + rows
 
 
-def _floors(datasets: Mapping[str, Any]) -> str:
+def _baselines(datasets: Mapping[str, Any]) -> str:
     text = (
         "<p>What needs no model: the mean label, and least squares on the logarithm of the response's characters, "
-        "fitted on four fifths of the prompts and judged on the rest. A gain is the share of the floor's squared "
-        "error that the regressor saves; below zero the floor is better.</p>"
+        "fitted on four fifths of the prompts and judged on the rest. A gain is the share of the baseline's squared "
+        "error that the regressor saves; below zero the baseline is better.</p>"
     )
     head = ["#MSE", "#MSE of the mean", "#Gain over it", "#MSE of length", "#Gain over it", "#Pearson of length"]
 

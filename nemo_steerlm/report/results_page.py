@@ -195,7 +195,7 @@ def _preference(data: Data) -> tuple[str, str]:
     notes = "".join(f"<li>{escape(note)}</li>" for note in found["notes"])
     text = (
         "<p>The share of comparisons in which the preferred answer scores best, with its 95% interval, beside two "
-        "floors that need no model: the longer answer, and the words of the answer.</p>"
+        "baselines that need no model: the longer answer, and the words of the answer.</p>"
     )
     head = ["", *(f"#{title[0].upper()}{title[1:]}" for title in scores.values()), "#n", "#Ties", "#Strict"]
     return text, table(head, rows) + f"<ul>{notes}</ul>"
@@ -271,7 +271,7 @@ _ALT = {
     "cross_talk": "Slopes of the measured attributes for each requested one; figures in report.json",
     "label_source": "Spearman for each attribute and source of labels; figures in the table below",
     "bootstrap": "Gain of step 4 and of the control arm with intervals; figures in the table below",
-    "preference": "Accuracy of the regressor and of the floors with intervals; figures in the table below",
+    "preference": "Accuracy of the regressor and of the baselines with intervals; figures in the table below",
 }
 
 

@@ -1,4 +1,4 @@
-"""`steerlm evaluate task=preference`: how often a regressor prefers what people prefer, beside two floors."""
+"""`steerlm evaluate task=preference`: how often a regressor prefers what people prefer, beside two baselines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_steerlm.config import EvaluateConfig, PreferenceConfig
 from nemo_steerlm.data.benchmarks import Benchmark, Comparison, check_held_out, read_benchmark
 from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.evaluate import floors
+from nemo_steerlm.evaluate import baselines
 from nemo_steerlm.evaluate.preference import (
     PRESETS,
     Floats,
@@ -38,7 +38,7 @@ _COUNTS = {
     "same_answers": "rows whose chosen answer is also the rejected one: kept, a tie",
     "rows_without_pair": "rows without a pair: left out",
     "shortened": "answers too long to be read whole: their oldest turns were dropped",
-    "left_out": "rows with an answer that cannot be read within max_length: left out, of the floors too",
+    "left_out": "rows with an answer that cannot be read within max_length: left out, of the baselines too",
 }
 
 
@@ -65,9 +65,9 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
     scores = [_split(scalar(values[i], weights, model.schema), test.comparisons[i]) for i in kept]
     if not parallel.is_rank_zero():
         return ""
-    floor = train.get("floor_train")
-    tables = {"model": scores, "longer": floors.longer(rows)}
-    words = floors.tfidf(rows, floor.comparisons if floor else None, config.seed)
+    baseline = train.get("floor_train")
+    tables = {"model": scores, "longer": baselines.longer(rows)}
+    words = baselines.tfidf(rows, baseline.comparisons if baseline else None, config.seed)
     if words is not None:
         tables["tfidf"] = words
     table = beside({key: accuracies(test.layout, rows, one, config.seed) for key, one in tables.items()})
@@ -77,7 +77,7 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
     said = [f"layout: {test.layout}{told}", f"score: {score} ({source})"]
     if model.calibration is not None:
         said.append(f"values after the model's stored {model.calibration.method} correction, as annotate gives them")
-    notes = _notes(test, [*said, _floor(floor, words is not None)], counts, options)
+    notes = _notes(test, [*said, _baseline(baseline, words is not None)], counts, options)
     figures = {
         "layout": test.layout, "rows": table, "notes": notes, "weights": weights,
         "weights_from": source, "counts": counts,
@@ -151,7 +151,7 @@ def _fitted(
     kept = [i for i, row in enumerate(values) if not np.isnan(row).any()]
     if not kept:
         raise DataError(f"preference.fit={train.path}: no row can be read within max_length")
-    fitted = floors.fit_pairs(np.concatenate([values[i] for i in kept]), [train.comparisons[i] for i in kept])
+    fitted = baselines.fit_pairs(np.concatenate([values[i] for i in kept]), [train.comparisons[i] for i in kept])
     return dict(zip(schema.names, map(float, fitted), strict=True))
 
 
@@ -159,12 +159,13 @@ def _split(scores: Floats, row: Comparison) -> tuple[Floats, Floats]:
     return scores[: len(row.chosen)], scores[len(row.chosen) :]
 
 
-def _floor(train: Benchmark | None, there: bool) -> str:
+def _baseline(train: Benchmark | None, there: bool) -> str:
     if train is not None:
-        return f"TF-IDF floor: fitted on the {len(train.comparisons)} pairs of {train.path}"
+        return f"TF-IDF baseline: fitted on the {len(train.comparisons)} pairs of {train.path}"
     if not there:
-        return f"TF-IDF floor: too few prompts to cross-fit ({floors.FOLDS} are needed); give preference.floor_train"
-    return f"TF-IDF floor: cross-fitted on this file, {floors.FOLDS} folds by prompt"
+        few = f"too few prompts to cross-fit ({baselines.FOLDS} are needed)"
+        return f"TF-IDF baseline: {few}; give preference.floor_train"
+    return f"TF-IDF baseline: cross-fitted on this file, {baselines.FOLDS} folds by prompt"
 
 
 def _notes(test: Benchmark, said: list[str], counts: dict[str, int], options: PreferenceConfig) -> list[str]:
@@ -177,8 +178,8 @@ def _notes(test: Benchmark, said: list[str], counts: dict[str, int], options: Pr
 
 
 def _text(table: list[dict[str, Any]]) -> str:
-    floors_there = ["longer", *(["TF-IDF"] if "tfidf" in table[0] else [])]
-    head = ["", "accuracy", "95% interval", "n", "ties", "strict", *floors_there]
+    baselines_there = ["longer", *(["TF-IDF"] if "tfidf" in table[0] else [])]
+    head = ["", "accuracy", "95% interval", "n", "ties", "strict", *baselines_there]
     rows = []
     for row in table:
         model = row["model"]

@@ -64,17 +64,17 @@ def test_reliability_and_expected_calibration_error() -> None:
     assert result["ece"] == pytest.approx(error)
 
 
-def test_floors_never_see_the_group_they_are_judged_on() -> None:
+def test_baselines_never_see_the_group_they_are_judged_on() -> None:
     predicted, label, length, group = rows()
     fold = folds(group)
     assert sorted(np.unique(fold)) == [0, 1, 2, 3, 4]
     assert all(len(np.unique(fold[group == one])) == 1 for one in np.unique(group))
-    floor, z = np.empty(len(label)), np.log(length)[:, None]
+    baseline, z = np.empty(len(label)), np.log(length)[:, None]
     for one in range(5):
-        floor[fold == one] = LinearRegression().fit(z[fold != one], label[fold != one]).predict(z[fold == one])
+        baseline[fold == one] = LinearRegression().fit(z[fold != one], label[fold != one]).predict(z[fold == one])
     result = everything()
-    assert result["floor"]["length"]["mse"] == pytest.approx(((floor - label) ** 2).mean())
-    assert result["floor"]["length"]["pearson"] == pytest.approx(stats.pearsonr(floor, label)[0])
+    assert result["floor"]["length"]["mse"] == pytest.approx(((baseline - label) ** 2).mean())
+    assert result["floor"]["length"]["pearson"] == pytest.approx(stats.pearsonr(baseline, label)[0])
     assert result["skill_length"] == pytest.approx(1 - result["mse"] / result["floor"]["length"]["mse"])
     assert result["floor"]["mean"]["mse"] > label.var()  # of other rows' mean
 

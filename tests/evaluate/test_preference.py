@@ -15,7 +15,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.data.benchmarks import Comparison, check_held_out, read_benchmark
 from nemo_steerlm.errors import ConfigError, DataError
-from nemo_steerlm.evaluate import floors, preference
+from nemo_steerlm.evaluate import baselines, preference
 from tests.tokenizers import real_data
 
 HH = [
@@ -302,7 +302,7 @@ def test_a_tie_is_lost_where_it_is_counted_strictly() -> None:
     assert shown[0]["model"]["strict"] == 0.5
 
 
-# -- weights and floors --------------------------------------------------------------------------------------------
+# -- weights and baselines --------------------------------------------------------------------------------------------
 
 
 def test_weights_by_name_by_preset_and_by_default() -> None:
@@ -327,7 +327,7 @@ def test_fitted_weights_are_the_minimum_of_the_logistic_loss() -> None:
     random = np.random.default_rng(0)
     rows = [comparison("", ["a"] * (1 + i % 2), ["b"] * (1 + i % 3), str(i)) for i in range(60)]
     features = random.normal(size=(sum(len(row.answers) for row in rows), 3))
-    weights = floors.fit_pairs(features, rows)
+    weights = baselines.fit_pairs(features, rows)
     gradient, start = weights.copy(), 0
     for row in rows:
         chosen = features[start : start + len(row.chosen)]
@@ -340,25 +340,25 @@ def test_fitted_weights_are_the_minimum_of_the_logistic_loss() -> None:
 
 def test_the_longer_answer_and_words_learnt_on_other_prompts() -> None:
     rows = [comparison("", [f"word{i} kind"], [f"other{i} rude words"], str(i)) for i in range(20)]
-    ((_, _, found),) = preference.accuracies("hh", rows, floors.longer(rows))
+    ((_, _, found),) = preference.accuracies("hh", rows, baselines.longer(rows))
     assert found.value == 0.0
-    ((_, _, found),) = preference.accuracies("hh", rows, floors.tfidf(rows))
+    ((_, _, found),) = preference.accuracies("hh", rows, baselines.tfidf(rows))
     assert found.value == 1.0
     # Words of one prompt only: whoever saw the prompt gets all right, a fit on the others cannot tell.
     rows = [comparison("", [f"up{i}"], [f"down{i}"], str(i)) for i in range(20)]
-    ((_, _, found),) = preference.accuracies("hh", rows, floors.tfidf(rows))
+    ((_, _, found),) = preference.accuracies("hh", rows, baselines.tfidf(rows))
     assert (found.value, found.ties) == (0.5, 20)
-    ((_, _, found),) = preference.accuracies("hh", rows, floors.tfidf(rows, rows))
+    ((_, _, found),) = preference.accuracies("hh", rows, baselines.tfidf(rows, rows))
     assert found.value == 1.0
-    assert floors.tfidf(rows[:3]) is None
+    assert baselines.tfidf(rows[:3]) is None
 
 
 @pytest.mark.real_data
-def test_the_real_hh_pairs_are_read_and_the_floors_are_those_known() -> None:
+def test_the_real_hh_pairs_are_read_and_the_baselines_are_those_known() -> None:
     found = read_benchmark(real_data("hh_harmless_base_test.dev.jsonl.gz"))
     assert (found.layout, len(found.comparisons)) == ("hh", 1167)
     assert found.counts == {"contexts_differ": 2, "empty_answers": 2}
-    ((_, _, words),) = preference.accuracies("hh", found.comparisons, floors.tfidf(found.comparisons))
+    ((_, _, words),) = preference.accuracies("hh", found.comparisons, baselines.tfidf(found.comparisons))
     assert 0.57 < words.value < 0.65  # published for these pairs: .618 +- .010
-    ((_, _, longer),) = preference.accuracies("hh", found.comparisons, floors.longer(found.comparisons))
+    ((_, _, longer),) = preference.accuracies("hh", found.comparisons, baselines.longer(found.comparisons))
     assert 0.42 < longer.value < 0.49

@@ -67,7 +67,7 @@ def test_without_trees_the_makefile_says_what_is_missing(tmp_path: Path) -> None
     assert made.returncode == 2 and "trees is missing: say trees=FILE" in made.stderr
 
 
-def test_picked_rows_are_starts_of_first_answers_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_picked_rows_are_starts_of_first_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "word " * 50
     rows = [row("Why?", "It is so.", "And?", label={"quality": 2}), row("Why?", "It is so."), row("How?", long)]
     write_conversations(tmp_path / "train.jsonl", [*rows, row("When?", "No."), row(long, "A fine question.")])

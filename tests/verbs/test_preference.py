@@ -141,7 +141,7 @@ def test_the_accuracy_is_that_of_the_weighted_values(name: str, weights: dict | 
         weights = report["weights"]
         assert set(weights) == {"quality", "helpfulness", "verbosity", "humor", "toxicity"} and any(weights.values())
         assert "fitted on the 9 pairs" in report["weights_from"]
-        assert any("TF-IDF floor: fitted on the 9 pairs" in note for note in report["notes"])
+        assert any("TF-IDF baseline: fitted on the 9 pairs" in note for note in report["notes"])
     else:
         assert report["weights"] == weights
         assert any("cross-fitted on this file, 5 folds" in note for note in report["notes"])

@@ -1,6 +1,6 @@
 """What words and length alone tell of the labels on which a regressor was measured.
 
-    python examples/real_model/word_floor.py --train trees/train.jsonl picked/train.jsonl --test trees/val.jsonl \\
+    python examples/real_model/word_baseline.py --train trees/train.jsonl picked/train.jsonl --test trees/val.jsonl \\
         --report regressor-report/report.json --attributes all.yaml --output regressor.json
 
 Words: ridge regression on TF-IDF of words and pairs of words, fitted on the regressor's own training rows. Length: the
@@ -36,7 +36,7 @@ def main() -> None:
     test = list(labelled_responses([arguments.test], schema))
     measured = next(iter(json.loads(Path(arguments.report).read_text())["datasets"].values()))["attributes"]
     found = {
-        name: {"pearson": one["pearson"], "interval": one["interval"]["pearson"], **floors(train, test, name)}
+        name: {"pearson": one["pearson"], "interval": one["interval"]["pearson"], **baselines(train, test, name)}
         for name, one in measured.items()
     }
     Path(arguments.output).write_text(json.dumps(found, indent=2) + "\n")
@@ -44,8 +44,8 @@ def main() -> None:
     sys.stdout.write(text_table(rows, ["attribute", "regressor", "words", "length"]) + "\n")
 
 
-def floors(train: list[Response], test: list[Response], name: str) -> dict[str, float]:
-    """Pearson of both floors with the labels of one attribute."""
+def baselines(train: list[Response], test: list[Response], name: str) -> dict[str, float]:
+    """Pearson of both baselines with the labels of one attribute."""
     train, test = ([one for one in part if name in one.label] for part in (train, test))
     label = np.array([one.label[name] for one in test])
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)

@@ -1,4 +1,4 @@
-"""The regressor beside a floor without a network, TF-IDF and ridge regression: `python -m benchmarks.floor`.
+"""The regressor beside a baseline without a network, TF-IDF and ridge regression: `python -m benchmarks.baseline`.
 
 Two tables, each with the Pearson correlation of every attribute. OASST: the trees in five folds, a regressor for each
 trained from a checkpoint of 260,000 parameters (stories260K); it may lose. The synthetic world: the regressor of the
@@ -29,13 +29,13 @@ OASST = ("quality", "toxicity", "humor", "creativity", "helpfulness")
 CHECKPOINT = inputs.REAL_DATA / "stories260K"
 FOLDS = 5
 #: What TF-IDF counts: words and pairs of words, or two to four characters inside words.
-FLOORS: dict[str, dict[str, Any]] = {
+BASELINES: dict[str, dict[str, Any]] = {
     "words": {"ngram_range": (1, 2)},
     "characters": {"analyzer": "char_wb", "ngram_range": (2, 4), "min_df": 2},
 }
 _LONGEST = 2048  # tokens; no excerpt has more
 _HEAD = [
-    "attribute", "regressor", "95% interval", *(f"TF-IDF of {name} + ridge" for name in FLOORS),
+    "attribute", "regressor", "95% interval", *(f"TF-IDF of {name} + ridge" for name in BASELINES),
     "lead over the better", "95% interval", "n", "",
 ]  # fmt: skip
 
@@ -57,9 +57,9 @@ class Recipe:
 
 
 def main() -> None:
-    """Run both comparisons, print the tables, write floor.json and floor.md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("outputs/floor"), help="folder of data, models, results")
+    """Run both comparisons, print the tables, write baseline.json and baseline.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baseline", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("outputs/baseline"), help="folder of the results")
     parser.add_argument("--only", choices=("oasst", "synthetic"), help="one of the two")
     options = parser.parse_args()
     found: dict[str, Any] = {}
@@ -70,9 +70,9 @@ def main() -> None:
         found[name] = measure(options.output / name) | {"seconds": round(time.perf_counter() - started)}
         print(f"\n{found[name]['what']} ({found[name]['seconds']} s)\n\n{text_table(_rows(found[name]), _HEAD)}\n")
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "floor.json").write_text(json.dumps(json_ready(found), indent=2) + "\n", encoding="utf-8")
-    (options.output / "floor.md").write_text("\n".join(map(_markdown, found.values())), encoding="utf-8")
-    print(f"written: {options.output / 'floor.json'}, {options.output / 'floor.md'}")
+    (options.output / "baseline.json").write_text(json.dumps(json_ready(found), indent=2) + "\n", encoding="utf-8")
+    (options.output / "baseline.md").write_text("\n".join(map(_markdown, found.values())), encoding="utf-8")
+    print(f"written: {options.output / 'baseline.json'}, {options.output / 'baseline.md'}")
 
 
 # -- the two worlds ------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def oasst(folder: Path, recipe: Recipe = Recipe(), parts: Sequence[int] = range(
     trees = sorted({row.extra["tree_id"] for row in rows})
     part = dict(zip(trees, np.random.default_rng(0).permutation(len(trees)) % (FOLDS + 1)))
     truth, groups, folds = [], [], []
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("regressor", *FLOORS)}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("regressor", *BASELINES)}
     for number_ in parts:
         test = [row for row in rows if part[row.extra["tree_id"]] == number_]
         train = [row for row in rows if part[row.extra["tree_id"]] != number_]
@@ -116,7 +116,7 @@ def oasst(folder: Path, recipe: Recipe = Recipe(), parts: Sequence[int] = range(
         folds += [number_] * len(labels)
         home = folder / f"fold-{number_}"
         found["regressor"].append(_regressor(home, folder / "base", train, test, schema, recipe, attributes))
-        for name in FLOORS:
+        for name in BASELINES:
             found[name].append(ridge(_texts(train), _labels(train, schema), _texts(test), name))
         print(f"fold {number_}: {len(labels)} answers", flush=True)
     predicted = {name: np.concatenate(one) for name, one in found.items()}
@@ -140,7 +140,7 @@ def synthetic(folder: Path) -> dict[str, Any]:
     schema, arrays = quickstart.schema, quickstart.figures["arrays"]["regressor"]
     train, test = (list(read_conversations(quickstart.data / f"{name}.jsonl")) for name in ("train", "test"))
     answers = [row.turns[-1].text for row in test]
-    predicted = {name: ridge(_texts(train), _labels(train, schema), answers, name) for name in FLOORS}
+    predicted = {name: ridge(_texts(train), _labels(train, schema), answers, name) for name in BASELINES}
     sizes = f"{len(train)} labelled dialogues, {len(test)} test answers"
     what = f"Synthetic world ({sizes}), {recipe.regressor_steps} steps of {recipe.batch_size}"
     groups = [row.id for row in test]
@@ -149,14 +149,14 @@ def synthetic(folder: Path) -> dict[str, Any]:
     return {"what": what, "rows": rows}
 
 
-def ridge(texts: Sequence[str], labels: np.ndarray, test: Sequence[str], floor: str) -> np.ndarray:
+def ridge(texts: Sequence[str], labels: np.ndarray, test: Sequence[str], baseline: str) -> np.ndarray:
     """TF-IDF of the answers, ridge regression (alpha 1) for each attribute.
 
     Args:
         texts: training answers.
         labels: `[len(texts), K]`, NaN = missing.
         test: answers to predict.
-        floor: one of `FLOORS`.
+        baseline: one of `BASELINES`.
 
     Returns:
         `[len(test), K]`.
@@ -164,7 +164,7 @@ def ridge(texts: Sequence[str], labels: np.ndarray, test: Sequence[str], floor: 
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
-    grams = TfidfVectorizer(sublinear_tf=True, **FLOORS[floor])
+    grams = TfidfVectorizer(sublinear_tf=True, **BASELINES[baseline])
     features, held_out = grams.fit_transform(texts), grams.transform(test)
     columns = []
     for column in labels.T:
@@ -259,7 +259,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """Mean over the folds of each one's Pearson with the truth, with bootstrap intervals over the groups.
 
-    Also how far the regressor is ahead of the better floor, in the same resamples.
+    Also how far the regressor is ahead of the better baseline, in the same resamples.
 
     Folds are not pooled: each has a model of its own, trained on labels whose mean is higher where that of the test
     fold is lower, so that pooled correlations come out too low, the more so the closer predictions keep to the mean.
@@ -280,7 +280,7 @@ def _compare(
         for key in predicted:
             bounds = bootstrap_interval(every, seed=0, statistic=partial(found, key))
             row[key] = {"pearson": found(key, every), "interval": bounds}
-        better = max(FLOORS, key=lambda floor: row[floor]["pearson"])
+        better = max(BASELINES, key=lambda baseline: row[baseline]["pearson"])
 
         def lead(units: np.ndarray, found: Callable[..., float] = found, better: str = better) -> float:
             return found("regressor", units) - found(better, units)
@@ -298,12 +298,12 @@ def _agreement(truth: np.ndarray, values: np.ndarray, folds: np.ndarray) -> floa
 def _rows(found: dict[str, Any]) -> list[list[Any]]:
     rows = []
     for row in found["rows"]:
-        ours, floors = row["regressor"], [row[name]["pearson"] for name in FLOORS]
-        ahead = sum(ours["pearson"] > floor for floor in floors)
+        ours, baselines = row["regressor"], [row[name]["pearson"] for name in BASELINES]
+        ahead = sum(ours["pearson"] > baseline for baseline in baselines)
         word = ("BEHIND BOTH", "behind one", "ahead")[ahead]
         cells = [row["name"], number(ours["pearson"]), interval(ours["interval"])]
         lead = [number(row["lead"]["value"], 4, sign=True), interval(row["lead"]["interval"], 4, sign=True)]
-        rows.append([*cells, *map(number, floors), *lead, row["n"], word])
+        rows.append([*cells, *map(number, baselines), *lead, row["n"], word])
     return rows
 
 
