@@ -21,8 +21,8 @@ def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
     """Refuse a choice of trained weights that makes no sense.
 
     Raises:
-        ConfigError: an unknown LoRA target, nothing to adapt, a trunk that cannot be frozen, or no learning rate where
-            there is no default.
+        ConfigError: an unknown LoRA target, nothing to adapt, a backbone that cannot be frozen, or no learning
+            rate where there is no default.
     """
     model, lora = config.model, config.model.lora
     for name in lora.targets:
@@ -35,7 +35,7 @@ def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
     if lora.rank and not lora.targets:
         raise ConfigError(f"{frozen} with an empty model.lora.targets trains nothing; name at least one linear")
     if lora.rank and model.freeze != "none":
-        raise ConfigError(f"{frozen} trains adapters in the trunk that model.freeze={model.freeze} freezes; give one")
+        raise ConfigError(f"{frozen} trains adapters in what model.freeze={model.freeze} freezes; give one")
     if model.freeze == "trunk" and isinstance(config, TrainSftConfig):
         raise ConfigError("model.freeze=trunk: a policy has no head to train alone; use model.lora.rank=16")
     if model.freeze == "trunk" and config.parallel.pipeline > 1:

@@ -18,8 +18,8 @@ _EXAMPLES = 5
 class PromptSample:
     """At most `size` different prompts, the same ones whatever their order: those with the lowest MinHash.
 
-    Two prompts have the same MinHash as often as they are alike, so two samples hold a prompt and its near twin, or
-    neither: a sample of some thousand prompts tells what share of a million has twins.
+    Two prompts have the same MinHash as often as they are alike, so two samples hold a prompt and its near-duplicate,
+    or neither: a sample of some thousand prompts tells what share of a million has near-duplicates.
     """
 
     def __init__(self, size: int) -> None:
@@ -54,10 +54,10 @@ class PromptSample:
 
 
 def leaks(train: PromptSample, val: PromptSample) -> Mapping[str, Any] | None:
-    """Return how many sampled prompts of val have a near twin among those of train, with examples.
+    """Return how many sampled prompts of val have a near-duplicate among those of train, with examples.
 
-    Of val only those prompts are compared whose twins the sample of train would hold. MinHash finds the candidates,
-    the true similarity decides. None where `datasketch` is not installed.
+    Of val only those prompts are compared whose near-duplicates the sample of train would hold. MinHash finds the
+    candidates, the true similarity decides. None where `datasketch` is not installed.
     """
     try:
         from datasketch import MinHash, MinHashLSH

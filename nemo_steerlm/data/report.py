@@ -21,7 +21,7 @@ from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
 SIDES = ("train", "val")
-#: Prompts of each side that are compared for near twins.
+#: Prompts of each side that are compared for near-duplicates.
 SAMPLED = {"train": 5000, "val": 1000}
 _EXAMPLES = 5  # rows named for each thing that looks wrong
 _MARKER = "<extra_id_"  # the template's; in a text it would be read as the start of a turn or a label

@@ -169,7 +169,7 @@ def check_tensors(source: TensorSource, architecture: Architecture, outputs: int
     _check_kind(found, source.where)
     missing = [name for name in expected if name not in found]
     if missing:
-        hint = "; a trunk without its head, or tie_word_embeddings is wrong" if missing == [HEAD] else ""
+        hint = "; a backbone without its head, or tie_word_embeddings is wrong" if missing == [HEAD] else ""
         raise CheckpointError(f"{source.where}: {len(missing)} tensors are missing: {_some(missing)}{hint}")
     for name, shape in expected.items():
         if found[name] != shape:
@@ -194,7 +194,7 @@ def _check_kind(names: Iterable[str], where: Path) -> None:
         elif name.endswith(_QUANTISED):
             kind = "quantised weights; dequantise the model with transformers and save it, or use the original one"
         elif name == EMBEDDING.removeprefix("model."):
-            kind = "a trunk without a head; save the model that has one, as AutoModelForCausalLM loads it"
+            kind = "a backbone without a head; save the model that has one, as AutoModelForCausalLM loads it"
         else:
             continue
         raise CheckpointError(f"{where}: holds {name}: {kind}")

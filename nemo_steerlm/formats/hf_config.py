@@ -88,8 +88,8 @@ def _check_class(config: dict[str, Any], family: Family, where: Path | str) -> N
     """Refuse models of other tasks and quantised ones by what they are."""
     for name in config.get("architectures") or ():
         if not str(name).endswith((_CAUSAL, _CLASSIFIER)):
-            trunk, tagger = (family.hf_class.replace(_CAUSAL, end) for end in ("Model", "ForTokenClassification"))
-            kinds = {trunk: "a trunk without a head", tagger: "a token classifier"}
+            backbone, tagger = (family.hf_class.replace(_CAUSAL, end) for end in ("Model", "ForTokenClassification"))
+            kinds = {backbone: "a backbone without a head", tagger: "a token classifier"}
             kind = kinds.get(str(name), "a model of another task")
             raise CheckpointError(
                 f"{where}: architectures names {name}, {kind}; expected {family.hf_class} or "

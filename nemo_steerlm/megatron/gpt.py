@@ -241,7 +241,7 @@ class LanguageModel(GPTModel):
 
 
 class RegressionModel(LanguageModel):
-    """The same trunk with one linear head in fp32; the last pipeline stage returns `[batch, seq, outputs]`.
+    """The same backbone with one linear head in fp32; the last pipeline stage returns `[batch, seq, outputs]`.
 
     The head has no bias, as transformers' sequence classifiers have none: an exported regressor is the same function.
     """

@@ -134,7 +134,7 @@ def freeze_trunk(chunks: list[Any]) -> None:
 
 
 def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
-    """Freeze the trunk and give every target of every layer an adapter; a second call changes nothing.
+    """Freeze the backbone and give every target of every layer an adapter; a second call changes nothing.
 
     Raises:
         ConfigError: a target that the layers do not have.

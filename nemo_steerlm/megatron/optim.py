@@ -97,12 +97,12 @@ def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any
     """megatron-core's optimizer over all chunks: AdamW, no weight decay on norms and biases, global-norm clipping.
 
     Raises:
-        ConfigError: without `distributed`, a bf16 trunk has a head in fp32.
+        ConfigError: without `distributed`, a bf16 backbone has a head in fp32.
     """
     transformer = chunks[0].config
     if not config.distributed and len({p.dtype for chunk in chunks for p in chunk.parameters()}) > 1:
         raise ConfigError(
-            "optimizer.distributed=false: megatron-core cannot save its state for a bf16 trunk with a head in fp32; "
+            "optimizer.distributed=false: megatron-core cannot save its state for a bf16 backbone with an fp32 head; "
             "use optimizer.distributed=true, or trainer.precision=fp32"
         )
     _repair_resume()
@@ -154,7 +154,7 @@ def move(optimizer: Any, norm: float | torch.Tensor) -> None:
 
 
 def _repair_order(optimizer: DistributedOptimizer) -> None:
-    """Make a checkpoint of a bf16 trunk with an fp32 head loadable: let each parameter's place in its group be true.
+    """Let a checkpoint of a bf16 backbone with an fp32 head load: make each parameter's place in its group true.
 
     megatron-core (0.16 to 0.19) counts the places through the buffers, bf16 before fp32, but puts fp32 parameters
     first into the inner optimizer's groups: state then goes to other parameters than it came from.

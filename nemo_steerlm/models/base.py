@@ -229,7 +229,7 @@ class MegatronModel(ModelPT):
     # ---------------------------------------------------------------- training
 
     def choose_trained(self) -> None:
-        """Freeze the trunk, add adapters, average, as configured; to be called once the weights are loaded."""
+        """Freeze the backbone, add adapters, average, as configured; to be called once the weights are loaded."""
         adapters = _typed(LoRAConfig, self.cfg.get("lora") or {})
         if adapters.rank:
             lora.add(self.chunks, adapters, int(self.cfg.seed))

@@ -36,7 +36,7 @@ Regressor = TypeVar("Regressor", bound="AttributeRegressor")
 
 
 class AttributeRegressor(MegatronModel):
-    """A GPT trunk with one fp32 linear layer, read at the last token of the rendered answer or at the mean over all.
+    """A GPT backbone with one fp32 linear layer, read at the last token of the rendered answer or the mean of all.
 
     What the layer's numbers mean is the head's business (`nemo_steerlm.models.heads`); by default they are the values
     themselves, trained by masked squared error on the attributes' own scale (HelpSteer, arXiv 2311.09528, section

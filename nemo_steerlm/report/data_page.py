@@ -84,19 +84,19 @@ def _prompts(report: Data) -> str:
     rows.append(["of them on both sides", number(figures["in_both"]), number(figures["in_both"])])
     near = figures.get("near")
     if near is None:
-        note = "<p>Near twins were not looked for: <code>pip install 'nemo_steerlm[data]'</code>.</p>"
+        note = "<p>Near-duplicates were not looked for: <code>pip install 'nemo_steerlm[data]'</code>.</p>"
         return table(["", "#train", "#val"], rows) + note
     rows += [
-        ["compared for near twins", number(near["train_prompts_compared"]), number(near["val_prompts_compared"])],
-        ["with a near twin in train", "", number(near["val_prompts_with_a_near_twin"])],
+        ["compared for near-duplicates", number(near["train_prompts_compared"]), number(near["val_prompts_compared"])],
+        ["with a near-duplicate in train", "", number(near["val_prompts_with_a_near_twin"])],
     ]
     text = (
-        "<p>A prompt is a first turn, case and white space aside. Near twins share at least "
-        f"{100 * near['threshold']:.0f}% of their word triples; of many prompts a sample is compared, of which "
-        "twins are part together.</p>"
+        "<p>A prompt is a first turn, case and white space aside. Near-duplicates share at least "
+        f"{100 * near['threshold']:.0f}% of their word triples; of many prompts a sample is compared, which "
+        "holds near-duplicates together.</p>"
     )
     pairs = [[escape(pair["val"]), escape(pair["train"])] for pair in near["examples"]]
-    examples = "<h3>Near twins</h3>" + table(["val", "train"], pairs) if pairs else ""
+    examples = "<h3>Near-duplicates</h3>" + table(["val", "train"], pairs) if pairs else ""
     return text + table(["", "#train", "#val"], rows) + examples
 
 

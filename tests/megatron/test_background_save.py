@@ -111,7 +111,7 @@ def test_training_with_background_checkpoints_is_the_same_training(tmp_path: Pat
 
 
 def save_a_head_on_four(folder: str) -> list[int]:
-    """A frozen trunk on four data-parallel ranks: the head is so small that a rank's share of its state is empty."""
+    """A frozen backbone on four data-parallel ranks: the head is so small that a rank's share of it is empty."""
     import dataclasses
 
     import torch.distributed as dist

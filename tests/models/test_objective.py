@@ -153,7 +153,7 @@ def _by_hand(init: Path, case: str) -> float:
 
 
 def _trained_parts(folder: str, case: str) -> tuple[list[str], list[str]]:
-    """Names of what a frozen trunk and adapters train, with this head."""
+    """Names of what a frozen backbone and adapters train, with this head."""
     names: list[list[str]] = []
 
     def inspect(model: Any) -> None:

@@ -370,7 +370,7 @@ def test_a_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     for use in (lambda: export(folder, tmp_path / "hf"), lambda: AttributeRegressor.from_pretrained(folder)):
         with pytest.raises(CheckpointError, match="an earlier version, whose head has a bias; train it again"):
             use()
-    assert _start(AttributeRegressor, folder, ("quality",)).fresh_head  # its trunk is of use
+    assert _start(AttributeRegressor, folder, ("quality",)).fresh_head  # its backbone is of use
     assert not (tmp_path / "hf").exists()
 
 
@@ -425,8 +425,8 @@ def test_training_begins_with_a_classifier(tmp_path: Path) -> None:
         if not kept and len(names) == 3:
             assert not torch.equal(found, head)
         assert model.card.template.label_start == "<value>"
-        trunk = all_tensors(folder)["model.embed_tokens.weight"]
-        assert torch.equal(model.chunks[0].embedding.word_embeddings.weight[:410], trunk)
+        backbone = all_tensors(folder)["model.embed_tokens.weight"]
+        assert torch.equal(model.chunks[0].embedding.word_embeddings.weight[:410], backbone)
     with pytest.raises(CheckpointError, match="a sequence classifier; it has no lm_head.weight"):
         _start(AttributeConditionedGPT, named, ("quality",))
 

@@ -58,7 +58,7 @@ MISTAKES = {
         ["model.lora.rank=4", "model.init"],
     ),
     "a frozen policy": ("VERB=train-sft " + TRAIN + " model.freeze=trunk", ["model.freeze=trunk", "model.lora.rank"]),
-    "a frozen trunk in stages": (
+    "a frozen backbone in stages": (
         TRAIN + " model.freeze=trunk parallel.pipeline=2 trainer.devices=2", ["model.freeze=trunk", "parallel.tensor"]
     ),
     "context parallelism without its engine": (
