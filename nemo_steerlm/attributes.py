@@ -137,6 +137,11 @@ class AttributeSchema:
         """Attribute names in order."""
         return tuple(self._attributes)
 
+    @property
+    def tokens(self) -> list[str]:
+        """Every `attribute:value` that a label string can hold."""
+        return [f"{a.name}:{value}" for a in self for value in range(a.low, a.high + 1)]
+
     def __len__(self) -> int:
         return len(self._attributes)
 

@@ -36,8 +36,6 @@ def check_trainable(config: TrainRegressorConfig | TrainSftConfig) -> None:
         raise ConfigError(f"{frozen} with an empty model.lora.targets trains nothing; name at least one linear")
     if lora.rank and model.freeze != "none":
         raise ConfigError(f"{frozen} trains adapters in what model.freeze={model.freeze} freezes; give one")
-    if model.freeze == "trunk" and isinstance(config, TrainSftConfig):
-        raise ConfigError("model.freeze=trunk: a policy has no head to train alone; use model.lora.rank=16")
     if model.freeze == "trunk" and config.parallel.pipeline > 1:
         raise ConfigError(
             f"model.freeze=trunk leaves nothing to train on the first of parallel.pipeline={config.parallel.pipeline} "

@@ -63,7 +63,10 @@ class ModelConfig:
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; needed for random weights")
     architecture: Architecture | None = option(None, "shape for random weights; model=llama_tiny and so on fill it")
     lora: LoRAConfig = option(LoRAConfig, "low-rank adapters")
-    freeze: str = option("none", "trunk = train a regressor's head alone", choices=("none", "trunk"))
+    freeze: str = option(
+        "none", "trunk = train a regressor's head alone, or the embeddings of a policy's attribute tokens",
+        choices=("none", "trunk"),
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True)

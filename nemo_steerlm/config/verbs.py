@@ -50,7 +50,9 @@ class ImportConfig:
     input: str = option(MISSING, "Hugging Face folder, .gguf file, or llama2.c .bin file", example="Llama-3.1-8B")
     output: str = option(MISSING, "model folder to write", example="outputs/base")
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; null = the input's own")
-    attributes: AttributesConfig = option(AttributesConfig, "names of a sequence classifier's outputs")
+    attributes: AttributesConfig = option(
+        AttributesConfig, "names of a sequence classifier's outputs; a language model gets a token for each value"
+    )
     template: TemplateConfig | None = option(
         None, "prompt; null = the model's own where that can be written, else SteerLM's; a classifier's: SteerLM's"
     )

@@ -59,7 +59,7 @@ def train_tokenizer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    backend.add_tokens([f"{a.name}:{value}" for a in schema for value in range(a.low, a.high + 1)])
+    backend.add_tokens(schema.tokens)
     return _save(backend, template, Path(folder))
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) beside the frozen linears of a model, and frozen trunks.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) beside the frozen linears of a model, and frozen backbones.
 
 An adapter adds `alpha / rank * B A x` to what its linear makes of `x`. A is random, B starts at zero: before the
 first step the model is the base. Where the linear's weight is cut over tensor-parallel ranks, so is the adapter:
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -131,6 +132,22 @@ def freeze_trunk(chunks: list[Any]) -> None:
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             parameter.requires_grad_(name.startswith("score."))
+
+
+def train_rows(chunks: list[Any], tokens: Sequence[int]) -> None:
+    """Leave only the embeddings of these tokens to be trained, in the vocabulary projection too.
+
+    All rows are one parameter: the gradient of the others is made zero, so that Adam leaves them where they are.
+    """
+    freeze_trunk(chunks)
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+                first = parallel_state.get_tensor_model_parallel_rank() * parameter.shape[0]
+                own = torch.tensor([token - first for token in tokens if 0 <= token - first < parameter.shape[0]])
+                kept = parameter.new_zeros(parameter.shape[0], 1).index_fill_(0, own.long().to(parameter.device), 1)
+                parameter.requires_grad_()
+                parameter.register_hook(lambda gradient, kept=kept: gradient * kept)
 
 
 def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:

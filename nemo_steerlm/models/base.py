@@ -234,9 +234,13 @@ class MegatronModel(ModelPT):
         if adapters.rank:
             lora.add(self.chunks, adapters, int(self.cfg.seed))
         elif self.cfg.get("freeze", "none") == "trunk":
-            lora.freeze_trunk(self.chunks)
+            self.freeze_trunk()
         decay = self._optimizer_config.ema_decay
         self.average = None if decay is None else WeightAverage(self.chunks, decay)
+
+    def freeze_trunk(self) -> None:
+        """Leave only what belongs to the attributes to be trained."""
+        lora.freeze_trunk(self.chunks)
 
     def training_state(self) -> dict[str, Any]:
         """Sharded state of what training changes, the optimizer's aside."""

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.formats import gguf, hf, hf_config, hf_folder, llama2c, model_folder
 from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.formats.vocabulary import MoreRows, with_attribute_tokens
 from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, finite, gpt, parallel
 from nemo_steerlm.ownership import UNFINISHED
@@ -47,16 +49,29 @@ def import_main(config: ImportConfig) -> str:
         CheckpointError: the input is of no family this package knows (`families.FAMILIES`), or is incomplete.
         ConfigError: the tokenizer is missing or has more tokens than the model, or the attributes do not fit it.
     """
-    source, card = open_checkpoint(Path(config.input), config.attributes.load())
+    with tempfile.TemporaryDirectory() as folder:
+        return _import(config, Path(folder))
+
+
+def _import(config: ImportConfig, scratch: Path) -> str:
+    schema = config.attributes.load()
+    source, card = open_checkpoint(Path(config.input), schema)
+    quantised = isinstance(source, gguf.GgufFile)
     outputs = hf_folder.outputs_of(card)
     hf.check_tensors(source, card.architecture, outputs)
     tokenizer = _tokenizer(config, source, card.architecture)
+    if schema is not None and card.kind == "language_model":
+        first = tokenizer.vocab_size
+        tokenizer = with_attribute_tokens(tokenizer, schema, scratch)
+        source = MoreRows(source, first, tokenizer.vocab_size)
+        size = max(card.architecture.vocab_size, tokenizer.vocab_size)
+        card = dataclasses.replace(card, architecture=dataclasses.replace(card.architecture, vocab_size=size))
     if not (source.where.is_dir() and hf_folder.is_ours(source.where)):
         card = dataclasses.replace(card, template=_template(config, source.where, card, tokenizer))
     output = _output(config.output, "model_config.yaml")
     parallel.initialize(config.parallel)
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
-    if isinstance(source, gguf.GgufFile):  # quantised weights do not come out as they were before
+    if quantised:  # quantised weights do not come out as they were before
         logger.info("%s: %s, read as %s", source.where, source.format, _name(dtype))
     chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
@@ -117,8 +132,10 @@ def _named(card: ModelCard, path: Path, schema: AttributeSchema | None) -> Model
                 f"attributes=FILE.yaml, in order"
             )
         return card
+    if card.kind == "language_model":
+        return card  # its tokenizer learns them
     if card.kind != "regressor":
-        raise ConfigError(f"attributes names the outputs of a sequence classifier, but {path} is none; leave it out")
+        raise ConfigError(f"{path} is a {card.kind}, which has attributes already; leave attributes out")
     if len(schema) != len(labels):
         raise ConfigError(
             f"attributes gives {len(schema)} names ({', '.join(schema.names)}), but {path} has {len(labels)} outputs "
