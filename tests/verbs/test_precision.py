@@ -35,10 +35,10 @@ def test_nobody_s_choice_is_bf16_on_a_gpu_and_fp32_on_a_cpu(
 
 def test_runs_and_jobs_record_what_was_decided(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_world(tmp_path)
-    for train, config in ((train_regressor, regressor_config), (train_sft, policy_config)):
+    for train, config in ((train_regressor.main, regressor_config), (train_sft.train, policy_config)):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            train.main(config(tmp_path, steps=1))  # type: ignore[operator]
+            train(config(tmp_path, steps=1))  # type: ignore[operator]
         assert caplog.messages.count(SAID) == 1
         output = Path(config(tmp_path).output)
         assert json.loads((output / "run.json").read_text())["config"]["trainer"]["precision"] == "fp32"

@@ -84,7 +84,7 @@ def config(folder: Path, output: str, steps: int = 300, **changes: Any) -> c.Tra
 
 def train_all(folder: str) -> None:
     """Train the three policies as `steerlm train-sft` does, and a fourth whose training was too short."""
-    from nemo_steerlm.pipelines import train_sft
+    from nemo_steerlm.verbs import train_sft
 
     world = Path(folder)
     make_world(world)
@@ -214,11 +214,9 @@ def test_figures_are_the_same_at_any_layout(world: Path, reports: dict[str, Any]
 
 
 def test_what_makes_no_sense_is_refused(world: Path) -> None:
-    from nemo_steerlm.pipelines import train_sft
-
     from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
     from nemo_steerlm.evaluate import scorers
-    from nemo_steerlm.verbs import evaluate
+    from nemo_steerlm.verbs import evaluate, train_sft
 
     def refused(scorer: str) -> None:
         """Before a model is loaded, and before a training begins."""
