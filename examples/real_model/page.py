@@ -34,6 +34,7 @@ from nemo_steerlm.verbs.evaluate_steerability import read_answers
 SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment", "quality": "predicted quality"}
 FROM_DATA = ("quality", "toxicity", "humor", "creativity", "helpfulness")
 PARTS = {"regressor": "regressor.json", "bootstrap": "bootstrap/report.json", "trainer": "trainer/steering.json"}
+WORTH = "val/label_information"
 BAR = 0.8
 SHOWN = 20
 
@@ -74,19 +75,22 @@ def collect(folder: Path, schema: AttributeSchema) -> Figures:
     found["default"]["costs"] = costs_of(each, schema)
     found["listening"] = [load(path.parent / "report.json")["listening"] for path in policies]
     found["answers"] = default_answers(*each[0], schema)
-    found["curve"] = [grown(path.parent.parent / path.parent.name.removeprefix("steering-")) for path in policies]
+    found["curve"] = [grown(folder, path.parent.name.removeprefix("steering-policy-")) for path in policies]
     for name, path in PARTS.items():
         if (folder / path).is_file():
             found[name] = load(folder / path)
     return found
 
 
-def grown(run: Path) -> dict[int, float]:
-    """What labels were worth at the validations of a training, by the number of answers it had seen."""
-    size = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["global_batch_size"]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    name = "val/label_information"
-    return {int(line["step"]) * size: line[name] for line in lines if name in line}
+def grown(folder: Path, seed: str) -> dict[int, float]:
+    """What labels were worth at the validations of both trainings of a seed, by the number of answers seen."""
+    found, seen = {}, 0
+    for run in (folder / f"tokens-{seed}", folder / f"policy-{seed}"):
+        size = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["global_batch_size"]
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found |= {seen + int(one["step"]) * size: one[WORTH] for one in lines if WORTH in one}
+        seen += max(int(one["step"]) for one in lines) * size
+    return found
 
 
 def load(path: Path) -> Any:

@@ -374,11 +374,8 @@ def test_a_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "hf").exists()
 
 
-def test_attributes_name_outputs_only(tmp_path: Path) -> None:
+def test_a_scalar_weighs_outputs_only(tmp_path: Path) -> None:
     make_classifier(tmp_path / "theirs", id2label=dict(enumerate(SCHEMA.names)))
-    _change(tmp_path / "theirs", "called a language model")
-    with pytest.raises(ConfigError, match="attributes names the outputs of a sequence classifier"):
-        import_(tmp_path / "theirs", tmp_path / "model", ("quality",))
     with pytest.raises(ConfigError, match="scalar weighs a regressor's attributes"):
         parallel.initialize(configs.ParallelConfig())
         architecture = configs.Architecture(vocab_size=403)

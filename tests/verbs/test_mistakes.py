@@ -57,7 +57,10 @@ MISTAKES = {
         TRAIN + " model.lora.rank=4 model.init=null model=llama_tiny model.tokenizer={w}/tokenizer",
         ["model.lora.rank=4", "model.init"],
     ),
-    "a frozen policy": ("VERB=train-sft " + TRAIN + " model.freeze=trunk", ["model.freeze=trunk", "model.lora.rank"]),
+    "a frozen policy in stages": (
+        "VERB=train-sft " + TRAIN + " model.freeze=trunk parallel.pipeline=2 trainer.devices=2",
+        ["model.freeze=trunk", "parallel.tensor"],
+    ),
     "a frozen backbone in stages": (
         TRAIN + " model.freeze=trunk parallel.pipeline=2 trainer.devices=2", ["model.freeze=trunk", "parallel.tensor"]
     ),
