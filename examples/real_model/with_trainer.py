@@ -1,10 +1,10 @@
-"""Train the same rows, for the same steps, with transformers' Trainer, and steer what comes of it with transformers.
+"""Train the same rows, for the same steps, with transformers' Trainer and PEFT, and steer that with transformers.
 
     python examples/real_model/with_trainer.py --base HF-FOLDER --policy policy/model --train labelled/train.jsonl \\
-        --answers steering/answers.jsonl --steps 720 --longest 160 --output trainer
+        --answers steering/answers.jsonl --steps 480 --longest 128 --output trainer
 
-The prompts, requests, template, samples, loss mask, rate and batch size are the policy's. Training, weights and
-generation are transformers': whether steering is the recipe's doing or the engine's shows here. Writes
+Start, prompts, requests, template, samples, loss mask, rate, batch size, rank and alpha are the policy's. Adapters,
+training and generation are theirs: whether steering is the recipe's doing or the engine's shows here. Writes
 steering.json: requested against measured, as `evaluate task=steerability` does.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from label_texts import MEASURES
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
 from nemo_steerlm.conversation import Conversation, Turn, read_conversations
@@ -42,13 +43,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--longest", type=int, required=True, help="answer, tokens")
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rank", type=int, default=32, help="of the adapters; their alpha is twice that")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     policy = AttributeConditionedGPT.from_pretrained(arguments.policy)  # for its template, tokenizer and attributes
-    model = AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32)
+    set_seed(arguments.seed)
+    lora = LoraConfig(r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules="all-linear")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32), lora)
     started = time.perf_counter()
     train(model, samples(policy, arguments.train), arguments)
+    model = model.merge_and_unload()
     seconds = {"train": round(time.perf_counter() - started, 1)}
     requests, rows = read_answers(arguments.answers, "default")
     texts = answer(model, policy, requests, rows, arguments.longest)
@@ -87,11 +92,9 @@ def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 def train(model: Any, rows: list[dict[str, list[int]]], arguments: argparse.Namespace) -> None:
     """`arguments.steps` optimizer steps of 4 rows."""
-    set_seed(arguments.seed)
     settings = TrainingArguments(
         output_dir=arguments.output, max_steps=arguments.steps, per_device_train_batch_size=BATCH,
-        learning_rate=arguments.rate, lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr": arguments.rate / 2}, warmup_steps=20, adam_beta2=0.98, weight_decay=0.01,
+        learning_rate=arguments.rate, lr_scheduler_type="cosine", warmup_steps=20, adam_beta2=0.98, weight_decay=0.01,
         max_grad_norm=1.0, bf16=True, use_cpu=True,
         train_sampling_strategy="group_by_length", save_strategy="no", report_to=[], logging_steps=10,
         seed=arguments.seed, dataloader_pin_memory=False,
