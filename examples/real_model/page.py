@@ -268,8 +268,8 @@ def trainer(found: Figures, _: Any) -> Section | None:
     ours, theirs = found["each"][0], found["trainer"]["steerability"]
     rows = [[escape(name), *(with_interval(one[name], "spearman") for one in (ours, theirs))] for name in theirs]
     text = (
-        "<p>The same start, rows, template, rate, batch, adapters and steps with transformers' Trainer and PEFT, answered "
-        "by transformers. Where both follow alike, it is the recipe that steers and not the engine.</p>"
+        "<p>The same start, rows, template, rate, batch, adapters and steps with transformers' Trainer and PEFT, "
+        "answered by transformers. Where both follow alike, it is the recipe that steers and not the engine.</p>"
     )
     return "trainer", "Beside transformers' Trainer", text + table(["Attribute", "#Policy, seed 1", "#Trainer"], rows)
 
