@@ -26,7 +26,7 @@ def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
 
     A pure function of the step, so that resuming needs no scheduler state.
     """
-    assert config.lr is not None, "settled by models.start"
+    assert config.lr is not None, "settled by train.start"
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
