@@ -148,6 +148,7 @@ def train_rows(chunks: list[Any], tokens: Sequence[int]) -> None:
                 kept = parameter.new_zeros(parameter.shape[0], 1).index_fill_(0, own.long().to(parameter.device), 1)
                 parameter.requires_grad_()
                 parameter.register_hook(lambda gradient, kept=kept: gradient * kept)
+                parameter.masked_gradient = True
 
 
 def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
