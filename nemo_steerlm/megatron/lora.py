@@ -148,7 +148,7 @@ def train_rows(chunks: list[Any], tokens: Sequence[int]) -> None:
                 kept = parameter.new_zeros(parameter.shape[0], 1).index_fill_(0, own.long().to(parameter.device), 1)
                 parameter.requires_grad_()
                 parameter.register_hook(lambda gradient, kept=kept: gradient * kept)
-                parameter.masked_gradient = True
+                parameter.trained_rows = len(own)
 
 
 def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
@@ -214,7 +214,8 @@ def count_parameters(chunks: list[Any]) -> tuple[int, int]:
         for parameter in chunk.parameters():
             if param_is_not_tensor_parallel_duplicate(parameter) and not getattr(parameter, "shared", False):
                 total += parameter.numel()
-                trained += parameter.numel() * parameter.requires_grad
+                rows = getattr(parameter, "trained_rows", len(parameter))  # of `train_rows`
+                trained += parameter[:rows].numel() * parameter.requires_grad
     counts = torch.tensor([trained, total], device=torch.cuda.current_device())
     dist.all_reduce(counts, group=parallel_state.get_model_parallel_group())
     return int(counts[0]), int(counts[1])

@@ -75,7 +75,7 @@ def _fuse_weight_gradients(chunks: list[Any]) -> None:
     apex: by the configuration, which is one for both, a Transformer Engine without apex could not use it.
     A gradient that is masked (`lora.train_rows`) has to be seen before it is added.
     """
-    if any(hasattr(parameter, "masked_gradient") for chunk in chunks for parameter in chunk.parameters()):
+    if any(hasattr(parameter, "trained_rows") for chunk in chunks for parameter in chunk.parameters()):
         return
     apex = torch.cuda.is_available() and getattr(tensor_parallel.layers, "_grad_accum_fusion_available", False)
     for module in (module for chunk in chunks for module in chunk.modules()):

@@ -28,16 +28,18 @@ from nemo_steerlm.megatron import gpt, lora, optim, parallel
 from nemo_steerlm.tokenizer import load_tokenizer
 from nemo_steerlm.verbs import convert
 from tests.distributed import run_distributed
-from tests.formats.test_hf import SHAPES, all_tensors, make_model, megatron_logits, sample_tokens, to_hf
+from tests.formats.test_hf import SHAPES, all_tensors, differing, make_model, megatron_logits, sample_tokens, to_hf
+from tests.tokenizers import sentencepiece_model
 from tests.verbs.helpers import make_world, policy_config, weights_of
 
 MINE = {"quality": {"low": 0, "high": 4}, "humor": {"low": -1, "high": 1}}
 TOKENS = [f"quality:{n}" for n in range(5)] + [f"humor:{n}" for n in (-1, 0, 1)]
 
 
-def import_(source: Path, output: Path) -> str:
+def import_(source: Path, output: Path, tokenizer: Path | None = None) -> str:
     mine = AttributesConfig(schema={name: AttributeOptions(**values) for name, values in MINE.items()})
-    return convert.import_main(ImportConfig(input=str(source), output=str(output), attributes=mine))
+    file = None if tokenizer is None else str(tokenizer)
+    return convert.import_main(ImportConfig(input=str(source), output=str(output), tokenizer=file, attributes=mine))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -77,11 +79,23 @@ def test_parts_of_the_rows_are_those_of_the_whole(tmp_path: Path) -> None:
         assert torch.equal(source.read(EMBEDDING, 0, start, stop), whole[start:stop])
 
 
-def test_a_tokenizer_without_tokenizer_json_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_import_adds_nothing(tmp_path: Path) -> None:
     make_model(tmp_path / "theirs", "llama3")
-    monkeypatch.setattr("nemo_steerlm.tokenizer._HuggingFaceTokenizer.save", lambda self, folder: None)
+    import_(tmp_path / "theirs", tmp_path / "base")
+    to_hf(tmp_path / "base", tmp_path / "back")
+    import_(tmp_path / "back", tmp_path / "again")
+    to_hf(tmp_path / "again", tmp_path / "back again")
+    assert differing(tmp_path / "back", tmp_path / "back again") == []
+    tokenizers = [model_folder.read_tokenizer(tmp_path / name) for name in ("base", "again")]
+    assert tokenizers[0].fingerprint == tokenizers[1].fingerprint
+
+
+def test_a_tokenizer_without_tokenizer_json_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES["llama2"], "vocab_size", 400)
+    make_model(tmp_path / "theirs", "llama2")
+    file = sentencepiece_model(tmp_path)
     with pytest.raises(ConfigError, match="needs a tokenizer.json; save the tokenizer with transformers first"):
-        import_(tmp_path / "theirs", tmp_path / "base")
+        import_(tmp_path / "theirs", tmp_path / "base", file)
 
 
 def test_attributes_are_not_for_what_has_its_own(tmp_path: Path) -> None:
@@ -147,6 +161,7 @@ def test_a_masked_gradient_is_not_added_inside_the_product(monkeypatch: pytest.M
     for masked in (False, True):
         chunks = gpt.build(shape, ParallelConfig())
         if masked:
-            lora.train_rows(chunks, [3])
+            lora.train_rows(chunks, [3, 5])
+            assert lora.count_parameters(chunks)[0] == 2 * 32 * 2  # rows, hidden, embedding and projection
         optim._fuse_weight_gradients(chunks)
         assert chunks[0].output_layer.gradient_accumulation_fusion is not masked
