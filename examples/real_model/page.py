@@ -197,16 +197,16 @@ def steering(found: Figures, pictures: Any) -> Section:
             escape(name), escape(SCALES[name]), with_interval(one, "spearman"),
             "&ensp;".join(number(each[name]["spearman"], 2) for each in found["each"]), number(one["per_prompt"]),
             with_interval(together.get(name) or {}, "spearman"), f"{one['identical']:.0%}",
-            "&ensp;".join(number(point["mean"], 1) for point in one["curve"]),
+            "&ensp;".join(number(point["mean"], 2) for point in one["curve"]),
         ]
         for name, one in asked["steerability"].items()
     ]  # fmt: skip
     heads = ["Attribute", "Measured by", "#Spearman", "#Each seed", "#Within a prompt", "#All at random levels"]
     heads += ["#Same answer", "#Mean at each level"]
     text = (
-        f"<p>{asked['answers']:,} greedy answers of {found['seeds']} policies, one a seed, to {asked['prompts']} "
-        "prompts. Each attribute is asked for at each of its levels, the others at their default. Spearman is over "
-        f"single answers, intervals resample the prompts. {asked['empty']} answers are empty.</p>"
+        f"<p>Policies: {found['seeds']}, one a seed; prompts: {asked['prompts']}; greedy answers: "
+        f"{asked['answers']:,}, {asked['empty']} of them empty. Each attribute is asked for at each of its levels, the "
+        "others at their default. Spearman is over single answers, intervals resample the prompts.</p>"
     )
     drawn = picture("measured value at each requested level of each attribute", pictures.get("steerability"))
     return "steering", "Requested against measured", text + drawn + table(heads, rows)
