@@ -205,7 +205,7 @@ def steering(found: Figures, pictures: Any) -> Section:
     heads += ["#Same answer", "#Mean at each level"]
     text = (
         f"<p>Policies: {found['seeds']}, one a seed; prompts: {asked['prompts']}; greedy answers: "
-        f"{asked['answers']:,}, {asked['empty']} of them empty. Each attribute is asked for at each of its levels, the "
+        f"{asked['answers']:,}, {asked['empty']} of them empty. Each attribute is asked for at each level, the "
         "others at their default. Spearman is over single answers, intervals resample the prompts.</p>"
     )
     drawn = picture("measured value at each requested level of each attribute", pictures.get("steerability"))
