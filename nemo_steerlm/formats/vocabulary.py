@@ -1,7 +1,7 @@
 """A language model that gets a token for every `attribute:value`.
 
 Split into name, colon and digit, a label says nothing to a pretrained model until it has found which digit belongs to
-which name. A token of its own has a row of its own, which `model.freeze=trunk` trains alone, at a high rate.
+which name. A token of its own has a row of its own, which learns faster than the rest (`megatron.token_adapter`).
 """
 
 from __future__ import annotations

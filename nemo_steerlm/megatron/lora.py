@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from nemo_steerlm.config import LoRAConfig
 from nemo_steerlm.errors import ConfigError, suggest
-from nemo_steerlm.megatron import checkpoint
+from nemo_steerlm.megatron import checkpoint, token_adapter
 
 _COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
 _SUFFIX = "_adapter"
@@ -134,32 +133,14 @@ def freeze_trunk(chunks: list[Any]) -> None:
             parameter.requires_grad_(name.startswith("score."))
 
 
-def train_rows(chunks: list[Any], tokens: Sequence[int]) -> None:
-    """Leave only the embeddings of these tokens to be trained, in the vocabulary projection too.
-
-    All rows are one parameter: the gradient of the others is made zero, so that Adam leaves them where they are.
-    """
-    freeze_trunk(chunks)
-    for chunk in chunks:
-        for name, parameter in chunk.named_parameters():
-            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
-                first = parallel_state.get_tensor_model_parallel_rank() * parameter.shape[0]
-                own = torch.tensor([token - first for token in tokens if 0 <= token - first < parameter.shape[0]])
-                kept = parameter.new_zeros(parameter.shape[0], 1).index_fill_(0, own.long().to(parameter.device), 1)
-                parameter.requires_grad_()
-                parameter.register_hook(lambda gradient, kept=kept: gradient * kept)
-                parameter.trained_rows = len(own)
-
-
 def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
-    """Freeze the backbone and give every target of every layer an adapter; a second call changes nothing.
+    """Give every target of every layer of a frozen backbone an adapter; a second call changes nothing.
 
     Raises:
         ConfigError: a target that the layers do not have.
     """
     if any(isinstance(module, Adapter) for chunk in chunks for module in chunk.modules()):
         return
-    freeze_trunk(chunks)
     for chunk in chunks:
         for layer in chunk.decoder.layers:
             owners = {name: owner for owner in (layer.self_attention, layer.mlp) for name, _ in owner.named_children()}
@@ -204,6 +185,7 @@ def merged_state(chunks: list[Any]) -> dict[str, Any]:
                     del part[f"{name}.{own}"]
                 key = name.removesuffix(_SUFFIX) + ".weight"
                 part[key] = dataclasses.replace(part[key], data=module.merged())
+        token_adapter.merge(chunk, part)
     return state
 
 
@@ -214,8 +196,7 @@ def count_parameters(chunks: list[Any]) -> tuple[int, int]:
         for parameter in chunk.parameters():
             if param_is_not_tensor_parallel_duplicate(parameter) and not getattr(parameter, "shared", False):
                 total += parameter.numel()
-                rows = getattr(parameter, "trained_rows", len(parameter))  # of `train_rows`
-                trained += parameter[:rows].numel() * parameter.requires_grad
+                trained += parameter.numel() * parameter.requires_grad
     counts = torch.tensor([trained, total], device=torch.cuda.current_device())
     dist.all_reduce(counts, group=parallel_state.get_model_parallel_group())
     return int(counts[0]), int(counts[1])

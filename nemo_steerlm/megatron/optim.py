@@ -16,7 +16,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from nemo_steerlm.config import OptimizerConfig
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron import optimizer_state, patches
+from nemo_steerlm.megatron import optimizer_state, patches, token_adapter
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     )
     wrapped = [DistributedDataParallel(transformer, ddp, chunk) for chunk in chunks]
     _fuse_weight_gradients(chunks)
-    transformer.finalize_model_grads_func = finalize_model_grads
+    transformer.finalize_model_grads_func = _finalise
     no_sync = [model.no_sync for model in wrapped]
     transformer.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     if config.overlap:
@@ -68,15 +68,18 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     return wrapped
 
 
+def _finalise(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
+    """megatron-core's own, and what it does not know of."""
+    finalize_model_grads(chunks, *args, **kwargs)
+    token_adapter.sum_copies(chunks)
+
+
 def _fuse_weight_gradients(chunks: list[Any]) -> None:
     """Let linears add a weight's gradient to its buffer inside the product, where a library brings that kernel.
 
     Transformer Engine's linears have their own. megatron-core's take apex's, and refuse to be built for it without
     apex: by the configuration, which is one for both, a Transformer Engine without apex could not use it.
-    A gradient that is masked (`lora.train_rows`) has to be seen before it is added.
     """
-    if any(hasattr(parameter, "trained_rows") for chunk in chunks for parameter in chunk.parameters()):
-        return
     apex = torch.cuda.is_available() and getattr(tensor_parallel.layers, "_grad_accum_fusion_available", False)
     for module in (module for chunk in chunks for module in chunk.modules()):
         if hasattr(module, "fuse_wgrad_accumulation"):

@@ -231,10 +231,10 @@ class MegatronModel(ModelPT):
     def choose_trained(self) -> None:
         """Freeze the backbone, add adapters, average, as configured; to be called once the weights are loaded."""
         adapters = _typed(LoRAConfig, self.cfg.get("lora") or {})
+        if adapters.rank or self.cfg.get("freeze", "none") == "trunk":
+            self.freeze_trunk()
         if adapters.rank:
             lora.add(self.chunks, adapters, int(self.cfg.seed))
-        elif self.cfg.get("freeze", "none") == "trunk":
-            self.freeze_trunk()
         decay = self._optimizer_config.ema_decay
         self.average = None if decay is None else WeightAverage(self.chunks, decay)
 

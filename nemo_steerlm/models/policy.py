@@ -14,7 +14,7 @@ from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn
 from nemo_steerlm.data.prefixes import shared_rows
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.formats.model_folder import ModelCard
-from nemo_steerlm.megatron import lora, parallel
+from nemo_steerlm.megatron import lora, parallel, token_adapter
 from nemo_steerlm.megatron.decoding import project, serving, to_device
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.megatron.generation import Generation, generate
@@ -65,19 +65,22 @@ class AttributeConditionedGPT(MegatronModel):
         return [*super().metric_names(), *(["val/label_information"] if self.compared_responses else [])]
 
     def freeze_trunk(self) -> None:
-        """Leave only the embeddings of the attribute tokens to be trained.
+        """Leave only the embeddings of attribute tokens to be trained, where the tokenizer has them.
 
         Raises:
-            ConfigError: the tokenizer splits an `attribute:value`.
+            ConfigError: nothing else is to be trained, and the tokenizer splits an `attribute:value`.
         """
         ids = {token: self.tokenizer.token_id(token) for token in self.schema.tokens}
         split = [token for token, id_ in ids.items() if id_ is None]
-        if split:
+        if split and self.cfg.get("freeze", "none") == "trunk":
             raise ConfigError(
                 f"model.freeze=trunk trains a policy's attribute tokens alone, but the tokenizer splits {split[0]} "
                 f"({len(split)} of {len(ids)}); give the same attributes= to import, or use model.lora.rank=16"
             )
-        lora.train_rows(self.chunks, [id_ for id_ in ids.values() if id_ is not None])
+        lora.freeze_trunk(self.chunks)
+        whole = [id_ for id_ in ids.values() if id_ is not None]
+        if whole:
+            token_adapter.add(self.chunks, whole, self.card.architecture.vocab_size)
 
     def prompt_tokens(self, conversation: Conversation, attributes: Mapping[str, float] | None) -> list[int]:
         """Token ids up to where the answer starts, the label line included.

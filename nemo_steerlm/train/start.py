@@ -49,10 +49,6 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
         config.optimizer.lr, kind = default_rate(config)
         if is_rank_zero():
             _log.info("optimizer.lr: %g (default for %s)", config.optimizer.lr, kind)
-    if config.model.freeze == "trunk" and cls.kind == "policy" and config.optimizer.weight_decay:
-        config.optimizer.weight_decay = 0.0  # it would shrink the rows of all other tokens
-        if is_rank_zero():
-            _log.info("optimizer.weight_decay: 0, as model.freeze=trunk keeps the rows of all other tokens")
     source = config.model.init
     if source is None:
         architecture, tokenizer = _random(config.model)

@@ -24,7 +24,7 @@ from nemo_steerlm.formats.hf import SafetensorsFolder
 from nemo_steerlm.formats.hf_config import EMBEDDING
 from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.formats.vocabulary import MoreRows
-from nemo_steerlm.megatron import gpt, lora, optim, parallel
+from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.tokenizer import load_tokenizer
 from nemo_steerlm.verbs import convert
 from tests.distributed import run_distributed
@@ -150,18 +150,3 @@ def test_a_tokenizer_that_splits_a_value_is_refused(tmp_path: Path) -> None:
     wider = AttributesConfig(preset="synthetic", schema={"quality": AttributeOptions(high=6)})
     with pytest.raises(ConfigError, match=r"splits quality:5 \(2 of \d+\); give the same attributes= to import"):
         train_sft.train(policy_config(tmp_path, "rows", model=start, attributes=wider))
-
-
-def test_a_masked_gradient_is_not_added_inside_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the mask, a hook of the parameter, would never see it."""
-    parallel.initialize(ParallelConfig())
-    shape = Architecture(vocab_size=128, num_layers=1, hidden_size=32, num_attention_heads=4)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(optim.tensor_parallel.layers, "_grad_accum_fusion_available", True)
-    for masked in (False, True):
-        chunks = gpt.build(shape, ParallelConfig())
-        if masked:
-            lora.train_rows(chunks, [3, 5])
-            assert lora.count_parameters(chunks)[0] == 2 * 32 * 2  # rows, hidden, embedding and projection
-        optim._fuse_weight_gradients(chunks)
-        assert chunks[0].output_layer.gradient_accumulation_fusion is not masked

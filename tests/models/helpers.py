@@ -17,6 +17,7 @@ ARCHITECTURE = Architecture(
 )  # fmt: skip
 OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_steps=2, schedule="cosine", weight_decay=0.1)
 GLOBAL_BATCH = 8
+ATTRIBUTES = ("quality", "humor", "verbosity")
 
 
 class NumberTokenizer:
@@ -39,8 +40,11 @@ class NumberTokenizer:
         return " ".join(map(str, ids))
 
     def token_id(self, text: str) -> int | None:
-        """Its id where it is one character."""
-        return self.encode_continuations([text])[0][0] if len(text) == 1 else None
+        """Its id where it is one character, or a level of `make_model`'s attributes."""
+        if len(text) == 1:
+            return self.encode_continuations([text])[0][0]
+        name, _, level = text.partition(":")
+        return 100 * (1 + ATTRIBUTES.index(name)) + int(level) if name in ATTRIBUTES else None
 
 
 def random_items(kind: str, count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -96,7 +100,7 @@ def make_model(
     from nemo_steerlm.formats.model_folder import ModelCard
     from nemo_steerlm.models.base import model_config
 
-    schema = AttributeSchema.load({name: {"low": 0, "high": 4} for name in ("quality", "humor", "verbosity")})
+    schema = AttributeSchema.load({name: {"low": 0, "high": 4} for name in ATTRIBUTES})
     settings = {"optimizer": OmegaConf.to_container(OmegaConf.structured(OPTIMIZER)), "max_steps": 4, "seed": 1}
     if kind == "regressor":
         from nemo_steerlm.models.regressor import AttributeRegressor as cls
