@@ -83,14 +83,11 @@ def collect(folder: Path, schema: AttributeSchema) -> Figures:
 
 
 def grown(folder: Path, seed: str) -> dict[int, float]:
-    """What labels were worth at the validations of both trainings of a seed, by the number of answers seen."""
-    found, seen = {}, 0
-    for run in (folder / f"tokens-{seed}", folder / f"policy-{seed}"):
-        size = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["global_batch_size"]
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found |= {seen + int(one["step"]) * size: one[WORTH] for one in lines if WORTH in one}
-        seen += max(int(one["step"]) for one in lines) * size
-    return found
+    """What labels were worth at the validations of a policy's training, by the number of answers seen."""
+    run = folder / f"policy-{seed}"
+    size = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["global_batch_size"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {int(one["step"]) * size: one[WORTH] for one in lines if WORTH in one}
 
 
 def load(path: Path) -> Any:
@@ -204,7 +201,7 @@ def steering(found: Figures, pictures: Any) -> Section:
     heads = ["Attribute", "Measured by", "#Spearman", "#Each seed", "#Within a prompt", "#All at random levels"]
     heads += ["#Same answer", "#Mean at each level"]
     text = (
-        f"<p>Policies: {found['seeds']}, one a seed; prompts: {asked['prompts']}; greedy answers: "
+        f"<p>Policies: {found['seeds']}, one a seed; prompts: {asked['prompts']}; answers, drawn among 50 tokens: "
         f"{asked['answers']:,}, {asked['empty']} of them empty. Each attribute is asked for at each level, the "
         "others at their default. Spearman is over single answers, intervals resample the prompts.</p>"
     )

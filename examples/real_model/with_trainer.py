@@ -1,11 +1,12 @@
 """Train the same rows, for the same steps, with transformers' Trainer and PEFT, and steer that with transformers.
 
     python examples/real_model/with_trainer.py --base HF-FOLDER --policy policy/model --train labelled/train.jsonl \\
-        --answers steering/answers.jsonl --steps 480 --longest 128 --output trainer
+        --answers steering/answers.jsonl --steps 600 --longest 128 --output trainer
 
-Start, prompts, requests, template, samples, loss mask, rate, batch size, rank and alpha are the policy's. Adapters,
-training and generation are theirs: whether steering is the recipe's doing or the engine's shows here. Writes
-steering.json: requested against measured, as `evaluate task=steerability` does.
+Start, prompts, requests, template, samples, loss mask, rate, batch size, rank and alpha are the policy's. Adapters (of
+the attribute tokens too, at the one rate that Trainer has), training and generation are theirs: whether steering is
+the recipe's doing or the engine's shows here. Writes steering.json: requested against measured, as
+`evaluate task=steerability` does.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def main() -> None:
     arguments = parser.parse_args()
     policy = AttributeConditionedGPT.from_pretrained(arguments.policy)  # for its template, tokenizer and attributes
     set_seed(arguments.seed)
-    lora = LoraConfig(r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules="all-linear")
+    tokens = [policy.tokenizer.token_id(token) for token in policy.schema.tokens]
+    lora = LoraConfig(
+        r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules="all-linear", trainable_token_indices=tokens
+    )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32), lora)
     started = time.perf_counter()
     train(model, samples(policy, arguments.train), arguments)
@@ -106,7 +110,7 @@ def train(model: Any, rows: list[dict[str, list[int]]], arguments: argparse.Name
 def answer(
     model: Any, policy: AttributeConditionedGPT, requests: list[Request], rows: list[Conversation], longest: int
 ) -> list[str]:
-    """Greedy answers to rows that end with one; equal requests are answered once."""
+    """Answers to rows that end with one, drawn as the policy's; equal requests are answered once."""
     model.eval()
     pad, ends = policy.tokenizer.pad_id, [policy.tokenizer.eos_id, *policy.card.ends]
     prompts = [dataclasses.replace(row, turns=row.turns[:-1]) for row in rows]
@@ -119,8 +123,8 @@ def answer(
         ids = torch.tensor([[pad] * (width - len(one)) + list(one) for one in part])
         there = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in part])
         out = model.generate(
-            ids, attention_mask=there, max_new_tokens=longest, do_sample=False, pad_token_id=pad, eos_token_id=ends,
-            repetition_penalty=1.0,
+            ids, attention_mask=there, max_new_tokens=longest, do_sample=True, temperature=1.0, top_k=50, top_p=1.0,
+            repetition_penalty=1.0, pad_token_id=pad, eos_token_id=ends,
         )  # fmt: skip
         for one, drawn in zip(part, out[:, width:].tolist(), strict=True):
             end = next((place for place, token in enumerate(drawn) if token in ends), len(drawn))

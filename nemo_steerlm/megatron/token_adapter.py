@@ -70,7 +70,7 @@ class TokenAdapter(torch.nn.Module):
     @torch.no_grad()
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
         """This rank's part of the vocabulary with the adapter in it, computed in fp32."""
-        changed = weight.float()
+        changed = weight.to(torch.float32, copy=True)
         changed[self.columns] += self.scale * self.rows[self.own].float()
         return changed.to(weight.dtype)
 
