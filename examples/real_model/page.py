@@ -12,9 +12,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
 from nemo_steerlm.provenance import versions
 from nemo_steerlm.report.page import picture, render, table, with_interval, write_folder
-from nemo_steerlm.report.pictures import DARK, LIGHT, draw
+from nemo_steerlm.report.pictures import DARK, LIGHT, Theme, both_themes, draw, new_figure
 from nemo_steerlm.report.tables import number, text_table
 from nemo_steerlm.verbs.evaluate_steerability import read_answers
 
@@ -50,6 +50,7 @@ def main(folder: Path) -> None:
     drawn = json_ready(found["default"]) | {"attributes": schema.to_dict(), "scales": SCALES}
     light, dark = draw(drawn, {}, LIGHT), draw(drawn, {}, DARK)
     pictures = {name: (light[name], dark[name]) for name in light}
+    pictures |= both_themes({"learning": partial(draw_learning, found["curve"])})
     write_folder(folder / "page", page(found, pictures), figures, pictures)
     rows = [
         [one["measure"], number(one["value"]), one["bar"], "reached" if one["reached"] else "not reached"]
@@ -70,8 +71,6 @@ def collect(folder: Path, schema: AttributeSchema) -> Figures:
         found[way] = pooled([read_answers(path, way) for path in policies], schema)
     each = [read_answers(path, "default") for path in policies]
     found["each"] = [pooled([one], schema)["steerability"] for one in each]
-    for name, one in found["default"]["steerability"].items():  # not between answers of different policies
-        one["identical"] = fmean(steered[name]["identical"] for steered in found["each"])
     found["default"]["costs"] = costs_of(each, schema)
     found["listening"] = [load(path.parent / "report.json")["listening"] for path in policies]
     found["answers"] = default_answers(*each[0], schema)
@@ -193,13 +192,13 @@ def steering(found: Figures, pictures: Any) -> Section:
         [
             escape(name), escape(SCALES[name]), with_interval(one, "spearman"),
             "&ensp;".join(number(each[name]["spearman"], 2) for each in found["each"]), number(one["per_prompt"]),
-            with_interval(together.get(name) or {}, "spearman"), f"{one['identical']:.0%}",
+            with_interval(together.get(name) or {}, "spearman"),
             "&ensp;".join(number(point["mean"], 2) for point in one["curve"]),
         ]
         for name, one in asked["steerability"].items()
     ]  # fmt: skip
     heads = ["Attribute", "Measured by", "#Spearman", "#Each seed", "#Within a prompt", "#All at random levels"]
-    heads += ["#Same answer", "#Mean at each level"]
+    heads += ["#Mean at each level"]
     text = (
         f"<p>Policies: {found['seeds']}, one a seed; prompts: {asked['prompts']}; answers, drawn among 50 tokens: "
         f"{asked['answers']:,}, {asked['empty']} of them empty. Each attribute is asked for at each level, the "
@@ -217,7 +216,21 @@ def costs(_: Figures, pictures: Any) -> Section | None:
     return "costs", "What a setting costs", text + picture("change of quality at each level", pictures["costs"])
 
 
-def listening(found: Figures, _: Any) -> Section:
+def draw_learning(curves: Sequence[Mapping[int, float]], theme: Theme) -> Any:
+    """What labels are worth to the policy of each seed, by the answers it was trained on."""
+    figure = new_figure(6.8, 3.2)
+    axis = figure.subplots()
+    colours = (theme.blue, theme.orange, theme.green, theme.pink)
+    for seed, curve in enumerate(curves, start=1):
+        colour, mark = colours[(seed - 1) % len(colours)], "osDv"[(seed - 1) % 4]
+        axis.plot(list(curve), list(curve.values()), f"-{mark}", color=colour, markersize=5, label=f"seed {seed}")
+    axis.set(xlabel="answers seen", ylabel="nats an answer")
+    axis.set_ylim(bottom=min(0.0, *axis.get_ylim()))
+    axis.legend(loc="upper left")
+    return figure
+
+
+def listening(found: Figures, pictures: Any) -> Section:
     """What labels are worth, and how that grew."""
     rows = [
         [f"seed {seed}", *(with_interval(one[shown], "gain", sign=True) for shown in ("permuted", "none"))]
@@ -227,6 +240,7 @@ def listening(found: Figures, _: Any) -> Section:
     grown = [[f"{step:,}", *(number(one.get(step), 2) for one in found["curve"])] for step in steps]
     text = "<p>How much less likely held-out answers are under other answers' labels, and under none, in nats.</p>"
     body = table(["Policy", "#Labels of others", "#No labels"], rows) + "<h3>While it was trained</h3>"
+    body += picture("what labels are worth by answers seen, a line for each seed", pictures.get("learning"))
     heads = ["Answers seen", *(f"#Seed {seed}" for seed in range(1, len(found["curve"]) + 1))]
     return "listening", "What labels are worth to the policies", text + body + table(heads, grown)
 

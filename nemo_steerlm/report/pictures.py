@@ -116,7 +116,8 @@ def both_themes(drawers: Mapping[str, Callable[[Theme], Any]]) -> dict[str, tupl
     return {name: (light[name], dark[name]) for name in drawers}
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches for `draw_all`."""
     # The object interface with the Agg canvas needs no display and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -136,7 +137,7 @@ def _panels(names: Sequence[str], x_label: str, y_label: str) -> tuple[Any, dict
     """A grid with one panel a name; unused places are left to the legend."""
     columns = min(COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = _figure(3.4 * columns, 2.9 * rows + 0.35)
+    figure = new_figure(3.4 * columns, 2.9 * rows + 0.35)
     axes = figure.subplots(rows, columns, squeeze=False)
     for place, axis in enumerate(axes.flat):
         if place >= len(names):
@@ -297,7 +298,7 @@ def _cross_talk(data: Mapping[str, Any], theme: Theme) -> Any:
     table = data["cross_talk_rank"] if unlike_scales(data) else data["cross_talk"]
     rows, columns = list(table), list(next(iter(table.values())))
     slopes = np.array([_numbers([table[i][j] for j in columns]) for i in rows])
-    figure = _figure(2.2 + 1.05 * len(columns), 1.5 + 0.62 * len(rows))
+    figure = new_figure(2.2 + 1.05 * len(columns), 1.5 + 0.62 * len(rows))
     axis = figure.subplots()
     colours = LinearSegmentedColormap.from_list("slopes", [theme.orange, theme.page, theme.blue])
     axis.imshow(slopes, cmap=colours, vmin=-1.15, vmax=1.15, aspect="auto")
@@ -335,7 +336,7 @@ def draw_arms(
 
     A line stands at `nothing`, the figure of no effect.
     """
-    figure = _figure(3.4 * COLUMNS, 1.1 + (0.24 * len(arms) + 0.22) * len(names))
+    figure = new_figure(3.4 * COLUMNS, 1.1 + (0.24 * len(arms) + 0.22) * len(names))
     axis = figure.subplots()
     gap = 0.62 / max(1, len(arms))
     for place, (label, (colour, marker, figures)) in enumerate(arms.items()):
