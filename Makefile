@@ -1,4 +1,4 @@
-# make quickstart | real-model | test | test-gpu | test-compat | test-wheel | bench | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | real-model | test | test-gpu | test-compat | test-wheel | bench | docs | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -7,6 +7,8 @@ PYTHON312 ?= $(shell for p in python3.12 $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/
 VENV := .venv
 COMPAT := .venv-compat
 # Most tests wait for one process at a time: two workers keep two cores busy.
+# Python 3.10 has no such release.
+MKDOCS = test ! -x $(VENV)/bin/mkdocs || NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 PYTEST_ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 define venv
@@ -15,7 +17,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart real-model test test-gpu test-compat test-wheel bench checks constraints print-python312 clean
+.PHONY: install quickstart real-model test test-gpu test-compat test-wheel bench docs checks constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -58,8 +60,14 @@ bench: install
 
 checks: install
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(MKDOCS)
+
+# The pages of docs/ as a site, outputs/docs; a broken link is an error.
+docs: install
+	$(MKDOCS)
 
 print-python312:
 	@echo '$(PYTHON312)'

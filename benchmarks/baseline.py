@@ -227,9 +227,7 @@ def _regressor(
 
 def _answers(rows: Sequence[Conversation]) -> list[tuple[Conversation, int]]:
     """Every labelled answer once."""
-    return [
-        (row, i) for row in rows for i in row.response_indices if row.turns[i].label and not row.turns[i].shared
-    ]
+    return [(row, i) for row in rows for i in row.response_indices if row.turns[i].label and not row.turns[i].shared]
 
 
 def _excerpts(rows: Sequence[Conversation], recipe: Recipe) -> list[Conversation]:

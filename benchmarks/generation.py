@@ -150,4 +150,3 @@ def _lengths() -> list[int]:
 def _write(folder: Path, prompts: list[list[int]], stops: list[Any]) -> Path:
     (folder / "work.json").write_text(json.dumps({"prompts": prompts, "stops": stops}))
     return folder
-

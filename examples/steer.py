@@ -1,6 +1,6 @@
 """Ask one question at every level of one attribute, and let the regressor judge the answers.
 
-    python examples/steer.py outputs/quickstart humor "How do I grow tomatoes?"
+python examples/steer.py outputs/quickstart humor "How do I grow tomatoes?"
 """
 
 from __future__ import annotations

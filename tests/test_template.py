@@ -507,7 +507,7 @@ CHATS: tuple[list[dict], ...] = (
         {"role": "system", "content": " Be\n\nkind. "},
         {"role": "developer", "content": "Be <extra_id_1>brief."},
         {"role": "user", "content": "\n  {{ 7 * 7 }} {% raw %} \\n \u2028 你好\t"},
-        {"role": "assistant", "content": "<extra_id_2>q:4\n <|im_end|> \x11\x12\x00 <|\"start\"|> {{label}} «S»"},
+        {"role": "assistant", "content": '<extra_id_2>q:4\n <|im_end|> \x11\x12\x00 <|"start"|> {{label}} «S»'},
         {"role": "user", "content": "".join(CHAT_MARKERS)},
         {"role": "assistant", "content": "<|begin|><|head|><|head|>x<|im_start|><|im_start|>"},
         {"role": "user", "content": ""},

@@ -65,5 +65,5 @@ def no_pair(conversations: int, incomplete: int) -> DataError:
     """The error for data without a complete preference pair; `incomplete` pairs have one half."""
     return DataError(
         f"loss.preference needs pairs: none of the {conversations} conversations is in a complete one "
-        f"({incomplete} lack their other half); rows of a pair share \"pair\": {{\"id\", \"role\"}}"
+        f'({incomplete} lack their other half); rows of a pair share "pair": {{"id", "role"}}'
     )

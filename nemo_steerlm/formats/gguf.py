@@ -100,7 +100,7 @@ class GgufFile:
 
     @property
     def format(self) -> str:
-        """"GGUF" with the types its tensors are stored in, the most frequent first."""
+        """The types that its tensors are stored in, the most frequent first."""
         return "GGUF " + ", ".join(f"{name} ({count} tensors)" for name, count in self._types.most_common())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

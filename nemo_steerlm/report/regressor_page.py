@@ -109,9 +109,7 @@ def _baselines(datasets: Mapping[str, Any]) -> str:
     return text + _lines(datasets, head, cells)
 
 
-def _calibration(
-    datasets: Mapping[str, Any], report: Mapping[str, Any], pair: tuple[bytes, bytes] | None
-) -> str:
+def _calibration(datasets: Mapping[str, Any], report: Mapping[str, Any], pair: tuple[bytes, bytes] | None) -> str:
     corrected = any("corrected" in one for part in datasets.values() for one in part["attributes"].values())
     text = (
         "<p>A point is a tenth of the range: the mean label of the responses predicted there, the dashed diagonal is "

@@ -181,7 +181,9 @@ class Quickstart:
         config = TrainSftConfig(
             output=str(self.output / name),
             data=PolicyDataConfig(
-                train=str(data), max_length=MAX_LENGTH, label_dropout=label_dropout,
+                train=str(data),
+                max_length=MAX_LENGTH,
+                label_dropout=label_dropout,
                 attribute_dropout=min(self.recipe.attribute_dropout, 1 - label_dropout),
             ),
             attributes=AttributesConfig(preset="synthetic"),

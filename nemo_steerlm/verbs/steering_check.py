@@ -66,9 +66,7 @@ def check(config: TrainSftConfig | BootstrapConfig, train: Sequence[str], held: 
     if answers and settings.scorers is None:
         columns = _by_words(answers, train, schema, config.seed)
     elif answers and settings.scorers is not None:
-        columns = measure(
-            answers, settings.scorers, settings.measures, schema, model, config.trainer, config.parallel
-        )
+        columns = measure(answers, settings.scorers, settings.measures, schema, model, config.trainer, config.parallel)
     if not parallel.is_rank_zero():
         return
     found: dict[str, Any] = figures(prompts, swept, columns, schema, config.seed) if swept else {}
@@ -101,9 +99,7 @@ def _by_words(
     return {name: np.array([one[name] for one in found], np.float64) for name in names}
 
 
-def _facts(
-    heard: Mapping[str, Any] | None, prompts: int, told_by: str, unmeasured: Sequence[str], apart: bool
-) -> str:
+def _facts(heard: Mapping[str, Any] | None, prompts: int, told_by: str, unmeasured: Sequence[str], apart: bool) -> str:
     """What the figures are of."""
     rows = heard["rows"] if heard else 0
     facts = [f"{rows} labelled rows, {prompts} prompts at three levels; measured by {told_by}"]

@@ -194,6 +194,6 @@ def test_the_page_says_what_the_report_does_and_no_text_becomes_markup(tmp_path)
     assert "halves are missing" in page and "empty turn" in page
     assert ("rows the dataset itself holds out" in page) == bool(report["held_out_rows_in_train"])
     people = {"helpfulness": {"items": 7, "ratings": 21, "alpha": 0.4321}}
-    assert "<td class=\"number\">0.432</td>" in data_page({**report, "rater_agreement": people})
+    assert '<td class="number">0.432</td>' in data_page({**report, "rater_agreement": people})
     minimal = data_page({"source": "synthetic", "recipe": "default"})
     assert "<h2>" not in minimal

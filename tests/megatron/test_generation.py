@@ -72,9 +72,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 1.2, "top_k": 30, "seed": 4}, {"stop": ("o", "e "), "temperature": 0.8}]
 )
-def test_continuous_batches_equal_one_by_one(
-    world: World, recorder: type[Recorder], settings: dict[str, Any]
-) -> None:
+def test_continuous_batches_equal_one_by_one(world: World, recorder: type[Recorder], settings: dict[str, Any]) -> None:
     """Token-identical as long as no choice is closer than rounding, which the recorded margins show for greedy."""
     random = np.random.default_rng(2)
     prompts = [random.integers(0, world.vocab_size, length).tolist() for length in random.integers(1, CONTEXT, 23)]

@@ -177,8 +177,7 @@ def test_no_stop_is_missed(kinds: dict[str, Tokenizer], kind: str) -> None:
         for _ in range(15):
             tokens = random.choice([*frequent, *range(3, tokenizer.vocab_size)], 40)[None]
             endings = [
-                int(judge.endings(tokens[:, n - 1], tokens, np.array([0]), np.array([n]))[0])
-                for n in range(1, 41)
+                int(judge.endings(tokens[:, n - 1], tokens, np.array([0]), np.array([n]))[0]) for n in range(1, 41)
             ]
             ended = next((n for n, ending in enumerate(endings, 1) if ending == generation._STOP), None)
             texts = [tokenizer.decode_continuation(tokens[0, :n].tolist()) for n in range(1, 41)]

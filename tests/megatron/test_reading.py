@@ -49,9 +49,7 @@ def test_a_token_sees_its_own_text(groups: int) -> None:
 
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("kernel", [varlen_kernels.torch_2_11, varlen_kernels.torch_2_12])
-def test_flash_attention_is_asked_for_the_same(
-    monkeypatch: pytest.MonkeyPatch, kernel: Callable, groups: int
-) -> None:
+def test_flash_attention_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch, kernel: Callable, groups: int) -> None:
     from nemo_steerlm.megatron import layers
 
     monkeypatch.setattr(layers, "_varlen_attention", layers._with_groups(kernel))

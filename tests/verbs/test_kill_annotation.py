@@ -46,8 +46,10 @@ def annotate_everything(folder: str) -> dict:
         settings = dict(part_size=PART, batch_tokens=512, trainer=ComputeConfig())
         return lambda: annotate.main(
             AnnotateConfig(
-                checkpoint=str(world / "regressor/model"), input=str(world / "rows.jsonl"),
-                output=str(world / output), **{**settings, **changes},
+                checkpoint=str(world / "regressor/model"),
+                input=str(world / "rows.jsonl"),
+                output=str(world / output),
+                **{**settings, **changes},
             )  # fmt: skip
         )
 

@@ -198,8 +198,10 @@ def test_scorers_agree_and_the_table_can_be_read(reports: dict[str, Any]) -> Non
     assert reports["text"]["scales"] == {"praise": "words"}
     assert reports["text"]["steerability"]["praise"]["spearman"] > 0.7
     lines = reports["said"]["python"].splitlines()
-    assert lines[0].split()[0] == "attribute" and lines[2].startswith("praise") and lines[-1] == (
-        "verdict: listens and obeys"
+    assert (
+        lines[0].split()[0] == "attribute"
+        and lines[2].startswith("praise")
+        and lines[-1] == ("verdict: listens and obeys")
     )
     assert "praise (words)" in reports["said"]["text"]
 
@@ -269,5 +271,3 @@ def test_text_measures_tell_what_they_say() -> None:
     assert long["reading_grade"] > 15 > short["reading_grade"]
     assert short["sentiment"] > 0.5 > 0 > long["sentiment"]
     assert blank["words"] == blank["sentences"] == 0 and np.isnan(blank["reading_grade"])
-
-
