@@ -1,4 +1,4 @@
-"""The README's four steps on real data, as a newcomer would type them, at three layouts."""
+"""The four steps of the README and the commands of docs/ on real data, as a newcomer would type them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from tests.tokenizers import real_data
 pytestmark = pytest.mark.real_data
 
 
-def _block(mark: str) -> str:
-    readme = (ROOT / "README.md").read_text()
-    match = re.search(rf"<!-- the tests run this block{mark}.*?```bash\n(.*?)```", readme, re.S)
+def _block(page: str, mark: str) -> str:
+    match = re.search(rf"<!-- the tests run this block{mark}.*?```bash\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert match is not None
     block = match[1]  # shorter, otherwise as it stands there
     for long, short in (
@@ -54,7 +53,7 @@ def _run(block: str, folder: Path, environment: dict[str, str]) -> str:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", ["", "trainer.devices=2 parallel=tp2", "trainer.devices=2 parallel=pp2"])
 def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
-    assert not layout or f"`{layout}`" in (ROOT / "README.md").read_text()
+    assert not layout or f"`{layout}`" in (ROOT / "docs/guide.md").read_text()
     with gzip.open(real_data("oasst1_en_val.dev.trees.jsonl.gz"), "rt") as file:
         trees = [next(file) for _ in range(36)]
     (tmp_path / "trees.jsonl").write_text("".join(trees))
@@ -66,7 +65,7 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
         "TOKENIZER": str(real_data("stories260K/tok512.model")),
         "LAYOUT": layout,
     }
-    printed = _run(_block(", with TREES"), tmp_path, environment)
+    printed = _run(_block("README.md", ", with TREES"), tmp_path, environment)
 
     def lines(name: str) -> list[dict]:
         return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
@@ -91,7 +90,7 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     assert len(re.findall(r"^verdict: .*(listen|obey)", printed, re.M)) == 2  # of train-sft and of bootstrap
     if not layout:
         _measured_and_improved(tmp_path, environment)
-        printed = _run(_block(" too -->"), tmp_path, environment)
+        printed = _run(_block("docs/steerability.md", " too"), tmp_path, environment)
         assert re.search(r"\nquality .*\n(.+\n)*labels are worth .* nats a response .*\n(.+\n)*verdict: ", printed)
         assert (tmp_path / "steering" / "report.html").stat().st_size > 10_000
 
@@ -100,7 +99,7 @@ def _measured_and_improved(folder: Path, environment: dict[str, str]) -> None:
     """The block on the regressor, in the folder that the first one left."""
     with gzip.open(real_data("hh_harmless_base_test.dev.jsonl.gz"), "rt") as file:
         (folder / "pairs.jsonl").write_text("".join(next(file) for _ in range(40)))
-    printed = _run(_block(" too"), folder, {**environment, "PAIRS": "pairs.jsonl"})
+    printed = _run(_block("docs/regressor.md", " too"), folder, {**environment, "PAIRS": "pairs.jsonl"})
     for words in ("Pearson", "accuracy", "TF-IDF", "longer", "report: ", "again: regressor of quality 0 to 4"):
         assert words in printed
     for name in ("evaluation", "label-noise", "preference"):

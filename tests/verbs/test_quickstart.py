@@ -1,4 +1,4 @@
-"""The quickstart at a hundredth of its size: every file and figure, twice the same, and the README's Python."""
+"""The quickstart at a hundredth of its size: every file and figure, twice the same, and the Python of docs/."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = dict(
 
 
 def run_twice(folder: str) -> None:
-    """Two runs of one seed and one of another, the first with all label sources; then the README's code."""
+    """Two runs of one seed and one of another, the first with all label sources; then the code of docs/python.md."""
     from nemo_steerlm.config import QuickstartConfig, QuickstartRecipe
     from nemo_steerlm.verbs.quickstart import main
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readmes_python_runs_in_a_notebook(folder: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
     assert code is not None
     code_here = code[1].replace("outputs/quickstart", f"{folder}/first").replace("outputs/", f"{folder}/")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code_here + "\nprint(trained)")])
