@@ -91,7 +91,7 @@ class RaterAgreement:
     """Krippendorff's alpha for numbers ("Computing Krippendorff's Alpha-Reliability", 2011), from running sums.
 
     How far ratings of one thing lie apart, against how far any two ratings do. Each thing may have been rated by other
-    people and by any number of them.
+    annotators and by any number of them.
 
     Attributes:
         items: things with at least two ratings; the others tell nothing.

@@ -30,7 +30,7 @@ class Attribute:
         low: Smallest value, an integer.
         high: Largest value, an integer.
         default: Value used where a user asks for none; the middle of the range when left out.
-        description: What the attribute means, shown to people.
+        description: What the attribute means, shown to users.
     """
 
     name: str

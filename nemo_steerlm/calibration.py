@@ -1,4 +1,4 @@
-"""A correction of a regressor's values: fitted on labelled rows, kept with the model, applied wherever it predicts.
+"""Calibration of predictions: fitted on labelled rows, kept with the regressor, applied wherever it predicts.
 
 `calibration.json` in the model folder holds plain numbers, so that any program can apply it:
 
@@ -88,7 +88,7 @@ class Calibration:
             for curve in found.attributes.values():
                 apply_curve(curve, np.ones((1, len(curve["levels"]))) if "levels" in curve else np.zeros(1))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: damaged correction: {error}; remove it or fit it again") from error
+            raise CheckpointError(f"{path}: damaged calibration: {error}; remove it or fit it again") from error
         unknown = [name for name in found.attributes if name not in schema]
         if unknown:
             raise CheckpointError(
@@ -131,7 +131,7 @@ def present(x: Floats, y: Floats) -> np.ndarray:
 def fit_curve(method: str, x: Floats, y: Floats, attribute: Attribute) -> dict[str, Any] | None:
     """The best curve from predictions to labels `[n]`; None with too few rows or a constant `x`.
 
-    Of values `x` `[n]` the least-squares curve that never falls: a correction may not turn an order round, and
+    Of values `x` `[n]` the least-squares curve that never falls: a calibration may not turn an order round, and
     predictions that run against the labels become the mean label. Isotonic: within the attribute's range, constant
     outside of what was seen (`sklearn.isotonic.IsotonicRegression`). A temperature has the least cross-entropy between
     labels and the distributions `x` `[n, levels]` (Guo et al., 2017, arXiv 1706.04599, section 4.2).

@@ -105,7 +105,7 @@ def _solve(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def unused_token(tokenizer: Tokenizer, strings: Iterable[str], ends: Collection[int] = ()) -> str:
-    """Return the special token that may open a label line: the first that nothing else uses.
+    """Return the special token that may open an attribute string: the first that nothing else uses.
 
     That is neither the chat template, nor these strings, nor the beginning or end of a text (also by its name: Llama
     3's chat models have two), padding or what is unknown.

@@ -28,7 +28,7 @@ VERBS = {
     "sample": ("verbs.sample:main", "SampleConfig", "step 4a: draw responses at the best attribute values"),
     "bootstrap": ("verbs.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
     "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
-    "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a model against people's judgement"),
+    "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}

@@ -47,13 +47,13 @@ class Turn:
         speaker: Who speaks, "User" or "Assistant" as a rule.
         text: What is said.
         label: Attribute values that training uses, or None.
-        label_human: What people gave; never overwritten.
+        label_human: What annotators gave; never overwritten.
         label_predicted: What a regressor gave, floats kept.
         label_model: Which regressor that was.
         label_distribution: Of each attribute the probabilities it gave low, low + 1, ..., high, where asked for.
         shared: An earlier row of the same file holds this very turn after the same history and trains on it. Here
             it is context only: no loss, and annotation leaves its ``label`` empty.
-        label_count: How many people gave ``label_human``, the least of its attributes, where the data tells.
+        label_count: How many annotators gave ``label_human``, the least of its attributes, where the data tells.
         extra: Other keys of the turn, kept as they are; no prompt has a place for them.
     """
 
@@ -270,7 +270,7 @@ def _read_turn(row: Mapping[str, Any], own: tuple[str, str], speaker: str, text:
 def _read_count(row: Mapping[str, Any], where: str) -> int | None:
     count = row.get("label_count")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-        raise DataError(f"{where}: label_count is {count!r:.60}, expected a number of people or null")
+        raise DataError(f"{where}: label_count is {count!r:.60}, expected a number of annotators or null")
     return count
 
 

@@ -1,4 +1,4 @@
-"""What keeps text from people from opening a turn or a label line, as characters and as token ids.
+"""What keeps text from users from opening a turn or an attribute string, as characters and as token ids.
 
 :class:`Guard` breaks up markers in text, by Unicode's tables or by a tokenizer's own normaliser. :class:`TokenGuard`
 knows a tokenizer too: it checks the ids, and spells out special tokens of the base model that stand in text.
@@ -18,7 +18,7 @@ from nemo_steerlm.tokenizer import Tokenizer
 _DROPPED = "\u115f\u1160\u3164\uffa0\ufffd"
 # An added token of this form is a control token, whatever its folder says.
 _CONTROL = re.compile(r"<\|.+\|>|<extra_id_\d+>")
-# A token of a label line, `quality:4`, may be marked as special.
+# A token of an attribute string, `quality:4`, may be marked as special.
 _LABEL = re.compile(r"[A-Za-z_][\w.\-]*:-?\d+")
 
 

@@ -4,16 +4,17 @@ Training, annotation and inference all come through here, so they cannot drift a
 
     <extra_id_0>System\\n{system}\\n<extra_id_1>User\\n{text}\\n<extra_id_1>Assistant\\n<extra_id_2>{label}\\n{text}\\n<extra_id_1>
 
-The label line is left out where a turn has no label. A regressor reads the text up to a response, without labels, and
-``<extra_id_2>`` after it. Text from people never opens a turn or a label line: see :meth:`PromptTemplate.clean`.
+The attribute string is left out where a turn has no label. A regressor reads the text up to a response, without
+labels, and ``<extra_id_2>`` after it. Text from users never opens a turn or an attribute string: see
+:meth:`PromptTemplate.clean`.
 
 Other strings write the formats of chat models, ChatML here, in which a turn has an end of its own::
 
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n
     <|im_start|>assistant\n<label token>{label}\n{text}<|im_end|>
 
-The label line stands where it stands in SteerLM's layout, between the speaker's name and the response, and ends like a
-name: all the rest is the model's own format.
+The attribute string stands where it stands in SteerLM's layout, between the speaker's name and the response, and ends
+like a name: all the rest is the model's own format.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class PromptTemplate:
     Attributes:
         system_start: Opens the prompt; may be, or end with, ``turn_start``.
         turn_start: Opens a turn.
-        label_start: Opens a label line; a regressor reads its value at the last token of this marker.
-        end_of_name: After a speaker's name and after a label line.
+        label_start: Opens an attribute string; a regressor reads its value at the last token of this marker.
+        end_of_name: After a speaker's name and after an attribute string.
         end_of_turn: After the system prompt and after a turn's text.
         system_name: Name in the first line.
         user: What stands for the speaker "User" of a row.
@@ -124,7 +125,7 @@ class PromptTemplate:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The texts that structure a prompt; none of them stands in what people or models wrote."""
+        """The texts that structure a prompt; none of them stands in what users or models wrote."""
         others = (self.end_of_name.strip(), self.end_of_turn.strip())
         return tuple(filter(None, (self._prefix, self.turn_start, self.label_start, *others)))
 
@@ -133,7 +134,7 @@ class PromptTemplate:
         return shared_guard(self.markers)
 
     def clean(self, text: str) -> str:
-        """Return ``text`` with every marker broken up, so that it cannot open a turn or a label line.
+        """Return ``text`` with every marker broken up, so that it cannot open a turn or an attribute string.
 
         A space goes after the first character of a marker; a marker of one character becomes a space. What a
         tokenizer's normaliser could turn into a marker (full-width or accented letters, other case, invisible
@@ -164,7 +165,7 @@ class PromptTemplate:
         """Return what a regressor reads to judge one turn: the history, the response, ``label_start``; no labels.
 
         The row's own system prompt is used (NeMo-Aligner puts a fixed one here, another one in fine-tuning).
-        ``clean`` is what people's text goes through, :meth:`clean` where it is not given.
+        ``clean`` is what the text of users goes through, :meth:`clean` where it is not given.
         """
         clean = clean or self.clean
         parts = [self._head(conversation.system, clean)]
@@ -209,9 +210,9 @@ class PromptTemplate:
 
         Loss lies on a response and its :attr:`closing` (the end-of-turn signal), for each turn that has a label; the
         first turn, masked speakers and shared turns never carry loss. With ``type`` None (plain fine-tuning) every
-        other turn carries loss and no label line is written. The closing ends a final response too. By default it is
-        ``end_of_turn`` with the ``turn_start`` after it, bare at the end: the reference's mask (NeMo's chat dataset),
-        but an unlabelled response has no loss. In ChatML it is ``<|im_end|>`` without the line end after it.
+        other turn carries loss and no attribute string is written. The closing ends a final response too. By default
+        it is ``end_of_turn`` with the ``turn_start`` after it, bare at the end: the reference's mask (NeMo's chat
+        dataset), but an unlabelled response has no loss. In ChatML it is ``<|im_end|>`` without the line end after it.
 
         Args:
             conversation: The dialogue.
@@ -281,7 +282,7 @@ class PromptTemplate:
         Args:
             conversation: The history, ending with the turn to answer; earlier responses show their own labels.
             schema: Orders and checks the values.
-            values: What to ask for: all attributes, some of them, or None for no label line.
+            values: What to ask for: all attributes, some of them, or None for no attribute string.
             tokenizer: The policy's.
 
         Raises:

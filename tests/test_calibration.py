@@ -1,4 +1,4 @@
-"""The stored correction against scikit-learn and scipy, and what a damaged file says."""
+"""The stored calibration against scikit-learn and scipy, and what a damaged file says."""
 
 from __future__ import annotations
 

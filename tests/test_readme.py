@@ -36,7 +36,7 @@ def _block(page: str, mark: str) -> str:
 SAID = re.compile(
     r"[\w.-]+: (steps|conversations|responses|texts read|answers) [\d,]+ of [\d,]+.*|precision: fp32, .*"
     r"|trained parameters: .*|wrote \w+|asked for: quality 4, toxicity 0, humor 0, .*|no label for .*"
-    r"|[\w./-]+: \d+ of \d+ samples are over-long and left out; .*"  # contexts of 512 tokens for a vocabulary of 512
+    r"|[\w./-]+: \d+ of \d+ samples are too long and left out; .*"  # contexts of 512 tokens for a vocabulary of 512
     r"|generate: tokens [\d,]+, .*|the head starts anew: .*"
 )
 

@@ -253,7 +253,7 @@ def regressor(found: Figures, _: Any) -> Section | None:
         [escape(name), with_interval(one, "pearson"), number(one["words"]), number(one["length"])]
         for name, one in found["regressor"].items()
     ]
-    text = "<p>Pearson correlation with people's labels and with what a library measures, on held-out trees.</p>"
+    text = "<p>Pearson correlation with human labels and with what a library measures, on held-out trees.</p>"
     return "regressor", "The regressor", text + table(["Attribute", "#Regressor", "#TF-IDF", "#Length"], rows)
 
 

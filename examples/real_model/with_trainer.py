@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def samples(policy: AttributeConditionedGPT, path: str) -> list[dict[str, list[int]]]:
-    """Token ids and targets (-100 = none) of every row that is not over-long."""
+    """Token ids and targets (-100 = none) of every row that is not too long."""
     rows = [(row, True) for row in read_conversations(path, policy.schema)]
     encoded = policy.card.template.encode_policies(rows, schema=policy.schema, tokenizer=policy.tokenizer)
     return [

@@ -65,7 +65,7 @@ class PolicyDataConfig(DataConfig):
     """Training data of a policy."""
 
     attribute_dropout: float = option(0.0, "share of samples that see a part of their label", least=0.0, most=1.0)
-    label_dropout: float = option(0.0, "share of samples that see no label line", least=0.0, most=1.0)
+    label_dropout: float = option(0.0, "share of samples that see no attribute string", least=0.0, most=1.0)
 
 
 def _paths(key: str, value: Any) -> list[str]:

@@ -65,13 +65,15 @@ class TemplateConfig:
 
     system_start: str | None = option(PromptTemplate.system_start, "opens the prompt")
     turn_start: str | None = option(PromptTemplate.turn_start, "opens a turn; generation stops at it")
-    label_start: str | None = option(PromptTemplate.label_start, "opens a label line; null = an unused special token")
-    end_of_name: str | None = option(PromptTemplate.end_of_name, "ends a speaker's name and a label line")
+    label_start: str | None = option(
+        PromptTemplate.label_start, "opens an attribute string; null = an unused special token"
+    )
+    end_of_name: str | None = option(PromptTemplate.end_of_name, "ends a speaker's name and an attribute string")
     end_of_turn: str | None = option(
         PromptTemplate.end_of_turn, "ends the system prompt and a turn; generation stops at a marker in it"
     )
     system_name: str | None = option(PromptTemplate.system_name, "name in the first line")
-    user: str | None = option(PromptTemplate.user, "speaker name of people")
+    user: str | None = option(PromptTemplate.user, "speaker name of users")
     assistant: str | None = option(PromptTemplate.assistant, "speaker name of the model")
     system: str | None = option(PromptTemplate.system, "system prompt of rows that have none; '' = none is written")
 

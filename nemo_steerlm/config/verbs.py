@@ -148,7 +148,7 @@ class AnnotateConfig:
     max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
     batch_tokens: int | None = option(None, "tokens a forward pass; null = 16384 on a GPU, 2048 on a CPU", least=1)
     part_size: int = option(1024, "conversations a part file: what a kill loses at most", least=1)
-    calibrated: bool = option(True, "apply the correction stored with the model, if there is one")
+    calibrated: bool = option(True, "apply the calibration stored with the model, if there is one")
     distributions: bool = option(False, "also write the probability of every level; not with head=regression")
     shards: str | None = option(None, "i/n: do this share of the parts, i from 0; the last share to end joins all")
     trainer: ComputeConfig = option(ComputeConfig, "processes")
@@ -272,7 +272,7 @@ class EvaluateConfig:
     seed: int = option(0, "seed of the bootstrap intervals", least=0, most=MOST_SEED)
     resamples: int = option(1000, "resamples for the intervals; 0 = none; task=preference: always 1000", least=0)
     calibrate: str | None = option(
-        None, "fit a correction on the input and store it with the model; temperature: of a distribution",
+        None, "fit a calibration on the input and store it with the model; temperature: of a distribution",
         choices=("isotonic", "linear", "temperature"),
     )  # fmt: skip
     preference: PreferenceConfig = option(PreferenceConfig, "of task=preference")
@@ -325,7 +325,7 @@ class QuickstartRecipe:
     policy_steps: int = option(700, "optimizer steps of the policy", least=1)
     policy_lr: float = option(3e-3, "its peak learning rate", least=0.0)
     attribute_dropout: float = option(0.3, "share of its samples that see a part of their label", least=0.0, most=1.0)
-    label_dropout: float = option(0.1, "share of its samples that see no label line", least=0.0, most=1.0)
+    label_dropout: float = option(0.1, "share of its samples that see no attribute string", least=0.0, most=1.0)
     steer_prompts: int = option(40, "prompts a level and attribute when steering is measured", least=1)
     temperature: float = option(0.85, "of every draw", least=0.0)
     bootstrap_prompts: int = option(400, "prompts answered in step 4", least=1)

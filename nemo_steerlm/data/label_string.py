@@ -1,4 +1,4 @@
-"""The label line as something to predict: ``quality:4,toxicity:0`` as tokens, each value one of its own."""
+"""The attribute string as something to predict: ``quality:4,toxicity:0`` as tokens, each value one of its own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LabelString:
     def encode(self, labels: Sequence[float]) -> tuple[list[int], list[int]]:
         """Tokens of a label vector (NaN = missing) in schema order, and the attribute each is the value of, else -1.
 
-        Values are rounded to levels, half to even, as in the label lines a policy reads.
+        Values are rounded to levels, half to even, as in the attribute strings a policy reads.
         """
         ids: list[int] = []
         places: list[int] = []

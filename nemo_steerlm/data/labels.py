@@ -112,7 +112,7 @@ def _known_to(model: str) -> AttributeSchema | None:
 
 
 def _count(files: Sequence[str], schema: AttributeSchema, human: bool) -> tuple[Counter[str], dict[str, str]]:
-    """How many labels (`human`: that people gave) have each attribute, and where it stands first.
+    """How many labels (`human`: that annotators gave) have each attribute, and where it stands first.
 
     Raises:
         DataError: A file or a label is malformed, or a value of the schema's is out of range.

@@ -84,7 +84,7 @@ def _announce(name: str, report: Mapping[str, Any]) -> None:
     dropped = report.get("dropped_overlong", 0)
     if dropped * _MANY > (count := dropped + report["kept"]):
         _log.warning(
-            "%s: %d of %d samples are over-long and left out; a larger data.max_length keeps more",
+            "%s: %d of %d samples are too long and left out; a larger data.max_length keeps more",
             name, dropped, count,
         )  # fmt: skip
     if keys := report.get("unused_keys"):

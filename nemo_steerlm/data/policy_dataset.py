@@ -72,10 +72,10 @@ class PolicyDataset:
             schema: Order, range and names of the labels.
             template: The prompt's strings.
             tokenizer: The model's.
-            max_length: Most tokens an item may have, counted with the full label lines.
+            max_length: Most tokens an item may have, counted with the full attribute strings.
             overlong: As :meth:`RegressionDataset.build`; "truncate_history" loses the responses it cuts off.
             attribute_dropout: Share of samples that see a random subset of their attributes, drawn anew each epoch.
-            label_dropout: Share of samples that see no label line, drawn anew each epoch.
+            label_dropout: Share of samples that see no attribute string, drawn anew each epoch.
             seed: Of both draws.
             cache: As :meth:`RegressionDataset.build`.
 

@@ -162,7 +162,7 @@ class RegressionDataset:
     def item(self, index: int, epoch: int = 0) -> dict[str, np.ndarray]:
         """Return ``tokens`` int32 [sequence] and ``labels`` float32 [attributes], NaN where missing, in any epoch.
 
-        Also scalars: ``label_count`` (how many people the labels are from, NaN = unknown), ``dataset`` (place in
+        Also scalars: ``label_count`` (how many annotators the labels are from, NaN = unknown), ``dataset`` (place in
         `datasets`) and ``strength`` (of the preference of this item over the other of its unit, NaN = none).
         """
         return {

@@ -104,9 +104,9 @@ class Report:
 
         Under "labels" stand histograms of rounded values, under "label_statistics" mean and deviation, under
         "label_correlations" Pearson's r over the responses that have both, under "rater_agreement" Krippendorff's
-        alpha of what single people gave, in all that was read. Under "unused_keys" stands how many turns have a key
-        that no prompt has a place for. Lengths are histograms by powers of two: under "128" stands how many are above
-        64 and up to 128. "suspicious" counts rows, with the ids of a few.
+        alpha of what single annotators gave, in all that was read. Under "unused_keys" stands how many turns have a
+        key that no prompt has a place for. Lengths are histograms by powers of two: under "128" stands how many are
+        above 64 and up to 128. "suspicious" counts rows, with the ids of a few.
         """
         bare = [name for name, figures in self._labels.statistics().items() if not figures["n"]]
         if bare and self.trained.total():

@@ -85,7 +85,7 @@ def require_items(count: int, report: Mapping[str, int]) -> None:
     if not report["conversations"]:
         raise DataError("the data holds no conversation")
     if report["dropped_overlong"]:
-        raise DataError(f"no sample is left: {report['dropped_overlong']} are over-long; raise max_length")
+        raise DataError(f"no sample is left: {report['dropped_overlong']} are too long; raise max_length")
     raise DataError(
         f"all labels are missing: none of the {report['conversations']} conversations has a labelled response; "
         "run annotate first or check that the file is the labelled one"

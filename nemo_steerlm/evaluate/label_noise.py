@@ -3,8 +3,8 @@
 The SteerLM paper (arXiv 2310.05344, section 3.2) holds that a regressor denoises the crowd's labels and leaves open
 how far predicted and human labels agree. By classical test theory a correlation with noisy labels is at most the root
 of their reliability, so r squared on rows the regressor was not trained on is a lower bound of the reliability. Where
-rows tell how many people a label is the mean of, m, the squared residual is on average (error of the prediction) +
-(variance of one person) / m: its slope on 1/m is the noise of one person, and gives the ceiling itself.
+rows tell how many annotators a label is the mean of, m, the squared residual is on average (error of the prediction) +
+(variance of one annotator) / m: its slope on 1/m is the noise of one annotator, and gives the ceiling itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ LEAST_ROWS = 30  # a language or number of annotators with fewer has no line of 
 
 def measure(samples: Samples, schema: AttributeSchema, *, seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
     """`part_figures` by kind of part: {"dataset" | "language" | "annotators": {PART: {NAME: figures}}}."""
-    people = np.array(["" if np.isnan(count) else f"{count:g}" for count in samples.people])
-    columns = {"dataset": samples.dataset, "language": samples.language, "annotators": people}
+    annotators = np.array(["" if np.isnan(count) else f"{count:g}" for count in samples.annotators])
+    columns = {"dataset": samples.dataset, "language": samples.language, "annotators": annotators}
     result: dict[str, Any] = {}
     for kind, column in columns.items():
         result[kind] = {}
@@ -58,8 +58,8 @@ def part_figures(
         n, groups, pearson, spearman, mae, kappa, bias with `interval`; higher, lower (share of rows whose prediction
         rounds above, below the label); entropy (bits of the rounded labels; log2 of the levels is the most); ties
         (share of labels at an exact half, which rounding decides); reliability_least (r squared); and where the number
-        of annotators varies noise (standard deviation of one person's label, with interval) and ceiling (correlation
-        that a perfect predictor would reach, NaN where no noise was found: residuals then do not shrink with people).
+        of annotators varies noise (standard deviation of one annotator's label, with interval) and ceiling
+        (correlation that a perfect predictor would reach, NaN where residuals do not shrink with their number).
     """
     x, y = samples.predicted[:, k], samples.label[:, k]
     one = figures(x, y, samples.length, samples.group, fold, attribute, seed=seed, resamples=resamples)
@@ -76,16 +76,16 @@ def part_figures(
         "ties": float((np.abs(y % 1 - 0.5) < 1e-9).mean()),
         "reliability_least": one["pearson"] ** 2,
     }
-    return result | _noise(x, y, samples.people, samples.group, seed, resamples)
+    return result | _noise(x, y, samples.annotators, samples.group, seed, resamples)
 
 
-def _noise(x: Floats, y: Floats, people: Floats, group: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
-    """Noise of one person and the ceiling, from how residuals shrink with the number of people; {} where it is one."""
-    known = ~np.isnan(people)
-    counts = np.unique(people[known], return_counts=True)[1]
+def _noise(x: Floats, y: Floats, annotators: Floats, group: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+    """Noise of one annotator and the ceiling, from how residuals shrink with their number; {} where it is one."""
+    known = ~np.isnan(annotators)
+    counts = np.unique(annotators[known], return_counts=True)[1]
     if (counts >= LEAST_ROWS).sum() < 2:
         return {}
-    x, y, share, group = x[known], y[known], 1 / people[known], group[known]
+    x, y, share, group = x[known], y[known], 1 / annotators[known], group[known]
     slope, intercept = least_squares(x, y)
     residual = (y - slope * x - intercept) ** 2
     variance, _ = least_squares(share, residual)

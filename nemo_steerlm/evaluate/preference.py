@@ -1,4 +1,4 @@
-"""How often a score prefers what people prefer, by the rules of each benchmark.
+"""How often a score prefers what annotators prefer, by the rules of each benchmark.
 
 A comparison counts as the chance that its best score is a chosen answer, equal scores drawn by lot: 1, 0, and one
 half for a pair with equal scores. The interval of a subset is Wilson's at the number of its prompts (which does not

@@ -1,4 +1,4 @@
-"""A regressor against people's labels: figures for each dataset and attribute, and the page that shows them."""
+"""A regressor against human labels: figures for each dataset and attribute, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def measure(
     Args:
         samples: raw predictions and labels.
         schema: the K attributes.
-        corrected: predictions `[n, K]` after a correction that was not fitted on the row it corrects.
+        corrected: predictions `[n, K]` after a calibration that was not fitted on the row it corrects.
         seed, resamples: of the intervals.
 
     Returns:
@@ -64,7 +64,7 @@ def _dataset(
 def cross_fitted(samples: Samples, schema: AttributeSchema, method: str, inputs: Sequence[Floats]) -> Floats:
     """Predictions `[n, K]` corrected by curves that were fitted on the other folds; raw where none could be fitted.
 
-    What a correction does to rows it was fitted on says little: isotonic regression can only look good there.
+    What a calibration does to rows it was fitted on says little: isotonic regression can only look good there.
 
     Args:
         samples: raw predictions and labels.

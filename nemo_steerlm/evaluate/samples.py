@@ -1,4 +1,4 @@
-"""Labelled responses as columns: what a regressor said, what people said, and where each response comes from."""
+"""Labelled responses as columns: what a regressor said, what annotators said, and where each response comes from."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Samples:
 
     Attributes:
         predicted: `[n, K]` in schema order, NaN where there is no prediction.
-        label: what people gave, `[n, K]`, NaN = missing.
+        label: what annotators gave, `[n, K]`, NaN = missing.
         length: characters of each response `[n]`.
         dataset: name of the dataset of each `[n]`.
         language: the row's "lang" `[n]`, "" where it has none.
-        people: how many each label is from `[n]`, NaN where the data does not tell.
+        annotators: how many each label is from `[n]`, NaN where the data does not tell.
         group: `[n]` hash of the first turn: answers to one prompt, and the threads of one tree, share it.
     """
 
@@ -45,7 +45,7 @@ class Samples:
     length: Floats
     dataset: NDArray[np.str_]
     language: NDArray[np.str_]
-    people: Floats
+    annotators: Floats
     group: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -65,12 +65,12 @@ class Samples:
 
 
 def human_label(turn: Turn) -> dict[str, float] | None:
-    """What people gave a turn: `label_human`, else a `label` that no regressor wrote."""
+    """What annotators gave a turn: `label_human`, else a `label` that no regressor wrote."""
     return turn.label_human or (turn.label if turn.label_model is None else None)
 
 
 def labelled_responses(paths: Sequence[str | Path], schema: AttributeSchema) -> Iterator[Response]:
-    """Stream every response that people labelled, each once: a turn `shared` with an earlier row is left out.
+    """Stream every response that annotators labelled, each once: a turn `shared` with an earlier row is left out.
 
     The dataset is the row's own "dataset", else the file's name.
 
@@ -94,16 +94,16 @@ def labelled_responses(paths: Sequence[str | Path], schema: AttributeSchema) -> 
 
 def collect(responses: Iterable[Response], predicted: Floats, schema: AttributeSchema) -> Samples:
     """Columns of responses, of which `predicted` `[n, K]` are the values."""
-    labels, lengths, datasets, languages, people, keys = [], [], [], [], [], []
+    labels, lengths, datasets, languages, annotators, keys = [], [], [], [], [], []
     for one in responses:
         row = one.conversation
         labels.append(schema.vector(one.label))
         lengths.append(float(len(row.turns[one.turn].text)))
         datasets.append(one.dataset)
         languages.append(str(row.extra.get("lang") or ""))
-        people.append(row.turns[one.turn].label_count or np.nan)
+        annotators.append(row.turns[one.turn].label_count or np.nan)
         keys.append(int.from_bytes(hashlib.blake2b(row.turns[0].text.encode(), digest_size=7).digest(), "big"))
     label = np.array(labels, np.float64).reshape(len(labels), len(schema))
     assert predicted.shape == label.shape, (predicted.shape, label.shape)
-    columns = (np.array(lengths), np.array(datasets), np.array(languages), np.array(people, np.float64))
+    columns = (np.array(lengths), np.array(datasets), np.array(languages), np.array(annotators, np.float64))
     return Samples(predicted, label, *columns, np.array(keys, np.int64))

@@ -51,7 +51,7 @@ def collate_regression(
     """Tokens `[batch, width]`, and of each sample its labels `[samples, outputs]` (NaN = missing).
 
     `first` and `last` `[samples]` are the places of each sample's first and last token in the flattened batch, the
-    same for an empty one. Of each sample, `[samples]`: `label_counts`, how many people gave its labels (NaN =
+    same for an empty one. Of each sample, `[samples]`: `label_counts`, how many annotators gave its labels (NaN =
     unknown); `dataset`, the place of its dataset's name; `strength`, by how much it is preferred to the sample after
     it (NaN = it is not). Arguments as `collate_policy`.
     """

@@ -1,4 +1,4 @@
-"""The paper's attribute model: a language model that continues a conversation with its label line."""
+"""The paper's attribute model: a language model that continues a conversation with its attribute string."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class GenerativeRegressor(AttributeRegressor):
         batch_tokens: int | None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """As `AttributeRegressor._read`; the raw numbers are the logits of the level tokens."""
+        """As `AttributeRegressor._read`; the raw outputs are the logits of the level tokens."""
         values = np.zeros((len(texts), columns), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         with serving(self.chunks[0]):

@@ -1,6 +1,6 @@
-"""Heads of the regressor: what its raw numbers mean.
+"""Heads of the regressor: what its raw outputs mean.
 
-The network's last layer gives R raw numbers a text (`megatron.gpt.RegressionModel`, one fp32 linear layer for every
+The network's last layer gives R raw outputs a text (`megatron.gpt.RegressionModel`, one fp32 linear layer for every
 kind of head). A head says how many it needs for K attributes, which values `[n, K]` they stand for, what they are
 trained towards and how an error counts. It has no weights of its own, only functions: `n` texts, `C` columns of a
 target.
@@ -22,7 +22,7 @@ class Head(ABC):
     """The head of a schema's attributes, in its order.
 
     Attributes:
-        outputs: R, raw numbers a text.
+        outputs: R, raw outputs a text.
         columns: C, numbers of a target; several of them may belong to one attribute.
     """
 
@@ -34,7 +34,7 @@ class Head(ABC):
 
     @abstractmethod
     def values(self, raw: torch.Tensor) -> torch.Tensor:
-        """Expected values `[n, K]`, on the attributes' own scale, of raw numbers `[n, R]`."""
+        """Expected values `[n, K]`, on the attributes' own scale, of raw outputs `[n, R]`."""
 
     @abstractmethod
     def target(self, labels: torch.Tensor) -> torch.Tensor:
@@ -42,11 +42,11 @@ class Head(ABC):
 
     @abstractmethod
     def loss(self, raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Loss of every label `[n, K]` for raw numbers `[n, R]` and targets `[n, C]`."""
+        """Loss of every label `[n, K]` for raw outputs `[n, R]` and targets `[n, C]`."""
 
     @abstractmethod
     def start(self, mean: torch.Tensor) -> torch.Tensor:
-        """The raw numbers `[R]` that stand for the mean target `[C]` (NaN = unknown)."""
+        """The raw outputs `[R]` that stand for the mean target `[C]` (NaN = unknown)."""
 
     def spread(self, per_attribute: torch.Tensor) -> torch.Tensor:
         """Repeat `[n, K]` for the columns of each attribute: `[n, C]`."""
@@ -59,7 +59,7 @@ class RegressionHead(Head):
     kind = "regression"
 
     def values(self, raw: torch.Tensor) -> torch.Tensor:
-        """The raw numbers."""
+        """The raw outputs."""
         return raw
 
     def target(self, labels: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ class LevelHead(Head):
     mean is the label. The loss is the cross-entropy between histogram and distribution.
 
     Attributes:
-        temperatures: of each attribute, from a correction: its distribution is the softmax of log-probabilities over
+        temperatures: of each attribute, from a calibration: its distribution is the softmax of log-probabilities over
             the temperature, flatter above 1 and sharper below. None, as in training, for the distribution itself.
     """
 
@@ -95,7 +95,7 @@ class LevelHead(Head):
 
     @abstractmethod
     def log_probabilities(self, raw: torch.Tensor) -> list[torch.Tensor]:
-        """Of each attribute the log-probabilities of its levels, `[n, levels]`, of raw numbers `[n, R]`."""
+        """Of each attribute the log-probabilities of its levels, `[n, levels]`, of raw outputs `[n, R]`."""
 
     def probabilities(self, raw: torch.Tensor) -> torch.Tensor:
         """The probabilities of all levels of all attributes, one after another, `[n, C]`."""
@@ -137,7 +137,7 @@ class LevelHead(Head):
 
     @abstractmethod
     def _start(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """The raw numbers of one attribute that give these probabilities of its levels."""
+        """The raw outputs of one attribute that give these probabilities of its levels."""
 
 
 class DistributionHead(LevelHead):
@@ -160,7 +160,7 @@ class DistributionHead(LevelHead):
 class OrdinalHead(LevelHead):
     """Cumulative link model with the logistic link (McCullagh, 1980): P(y > level j) = sigmoid(c_j), c_j falls with j.
 
-    An attribute of L levels has L - 1 raw numbers: c_0, and the inverse softplus of each step from c_j down to c_j+1.
+    An attribute of L levels has L - 1 raw outputs: c_0, and the inverse softplus of each step from c_j down to c_j+1.
     So the thresholds are in order whatever the weights are. The steps may depend on the text: a text on which raters
     disagree can have a wider distribution, which thresholds shared by all texts would not allow.
     """
@@ -192,7 +192,7 @@ class OrdinalHead(LevelHead):
 
 
 class GenerativeHead(DistributionHead):
-    """The levels' tokens of a language model: raw numbers are their logits (`models.generative`)."""
+    """The levels' tokens of a language model: raw outputs are their logits (`models.generative`)."""
 
     kind = "generative"
 

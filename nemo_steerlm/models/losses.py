@@ -68,7 +68,7 @@ class Objective:
         """Sum and count (int) of the terms of one micro-batch.
 
         Args:
-            raw: the head's raw numbers, `[samples, R]` in fp32.
+            raw: the head's raw outputs, `[samples, R]` in fp32.
             batch: what `collate_regression` makes; `label_counts` is read where labels are smoothed, `strength` where
                 pairs are trained on.
 

@@ -83,12 +83,12 @@ class AttributeConditionedGPT(MegatronModel):
             token_adapter.add(self.chunks, whole, self.card.architecture.vocab_size)
 
     def prompt_tokens(self, conversation: Conversation, attributes: Mapping[str, float] | None) -> list[int]:
-        """Token ids up to where the answer starts, the label line included.
+        """Token ids up to where the answer starts, the attribute string included.
 
         Raises:
             DataError: an unknown attribute or a value out of range.
         """
-        # A plain language model has no schema; nothing is asked of it, and no label line written.
+        # A plain language model has no schema; nothing is asked of it, and no attribute string written.
         schema = self.card.schema or AttributeSchema.load("helpsteer")
         return self.card.template.encode_prompt(conversation, schema, attributes, self.tokenizer)
 

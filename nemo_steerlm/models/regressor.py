@@ -93,7 +93,7 @@ class AttributeRegressor(MegatronModel):
         """What `forward_loss` reads; see `batches.collate_regression`."""
         return collate_regression(items, starts, shape, outputs=len(self.schema))
 
-    start_at: torch.Tensor | None = None  # raw numbers `[R]` that training starts from; None: what the weights say
+    start_at: torch.Tensor | None = None  # raw outputs `[R]` that training starts from; None: what the weights say
 
     def choose_trained(self) -> None:
         """As every model's, after the head was moved to `start_at`."""
@@ -136,7 +136,7 @@ class AttributeRegressor(MegatronModel):
         return total, count, {**kept, "values": self.head.values(raw)}
 
     def _pool(self, output: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """What the head says of each text: raw numbers `[n, R]`.
+        """What the head says of each text: raw outputs `[n, R]`.
 
         The mean is taken after the layer, which is the same as before it: the layer is linear. It is over all tokens
         of the text, history included, as the reference's `use_avg_pool`.
@@ -196,14 +196,14 @@ class AttributeRegressor(MegatronModel):
     def calibration(self) -> Calibration | None:
         """Corrects what `predict` and `distribution` return; None = raw.
 
-        A temperature acts in the head, the other corrections on values. Setting one that the head has no use for
+        A temperature acts in the head, the other calibrations on values. Setting one that the head has no use for
         raises CheckpointError.
         """
         return self._calibration
 
     @calibration.setter
-    def calibration(self, correction: Calibration | None) -> None:
-        temperatures = None if correction is None else correction.temperatures(self.schema)
+    def calibration(self, calibration: Calibration | None) -> None:
+        temperatures = None if calibration is None else calibration.temperatures(self.schema)
         if isinstance(self.head, LevelHead):
             self.head.temperatures = temperatures
         elif temperatures is not None:
@@ -211,18 +211,18 @@ class AttributeRegressor(MegatronModel):
                 f"calibration.json holds temperatures, but head={self.card.head} has no distribution; remove the file "
                 "or fit it again with calibrate=isotonic"
             )
-        self._calibration = correction
+        self._calibration = calibration
 
     @classmethod
     def from_pretrained(cls: type[Regressor], path: Path | str, **settings: Any) -> Regressor:  # type: ignore[override]
-        """As every model's, with the correction that the folder holds."""
+        """As every model's, with the calibration that the folder holds."""
         model = super().from_pretrained(path, **settings)  # type: ignore[misc]
         if Path(path).is_dir():
             model.calibration = Calibration.read(path, model.schema)
         return model
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """As every model's, with the correction where there is one."""
+        """As every model's, with the calibration where there is one."""
         super().save_pretrained(folder)
         if self.calibration is not None and parallel.is_rank_zero():
             self.calibration.write(folder)
@@ -327,7 +327,7 @@ class AttributeRegressor(MegatronModel):
         batch_tokens: int | None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """What `values_of` makes of the head's raw numbers, `[n, R]` to `[n, columns]`, for all texts."""
+        """What `values_of` makes of the head's raw outputs, `[n, R]` to `[n, columns]`, for all texts."""
         model, mean, device = self.chunks[0], self.card.pooling == "mean", parallel.device()
         order: list[int] = []
         parts: list[torch.Tensor] = []

@@ -126,7 +126,7 @@ def _raters(report: Data) -> str:
         [escape(name), number(one["items"]), number(one["ratings"]), number(one["alpha"], 3)]
         for name, one in report["rater_agreement"].items()
     ]
-    text = "<p>Krippendorff's alpha between people who rated the same thing: 1 is agreement, 0 is chance.</p>"
+    text = "<p>Krippendorff's alpha between annotators who rated the same thing: 1 is agreement, 0 is chance.</p>"
     return text + table(["What was rated", "#Things", "#Ratings", "#Alpha"], rows)
 
 
@@ -138,8 +138,12 @@ _SECTIONS: Sequence[tuple[str, str, Callable[[Data], str]]] = [
     ("read", "In and out", _read),
     ("labels", "Labels", _labels),
     ("label_correlations", "Correlations of the labels", _correlations),
-    ("people_per_label", "People behind a label", _counts("people_per_label", "Labels by how many people gave them.")),
-    ("rater_agreement", "Agreement of the people", _raters),
+    (
+        "people_per_label",
+        "Annotators behind a label",
+        _counts("people_per_label", "Labels by how many annotators gave them."),
+    ),
+    ("rater_agreement", "Agreement of the annotators", _raters),
     ("pairs", "Preference pairs", _pairs),
     ("conversation_lengths", "Lengths", _lengths),
     ("prompts", "Prompts and leaks", _prompts),

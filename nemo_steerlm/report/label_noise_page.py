@@ -21,10 +21,10 @@ _TEXTS = {
         "Of rows the regressor was trained on the agreement is too good. Higher and lower: share of responses whose "
         "prediction rounds above or below the label. Entropy of the labels in bits. Ties: labels at an exact half, "
         "where rounding decides. The reliability of the labels is at least r squared; the ceiling is the correlation "
-        "that a perfect predictor would reach, estimated where labels are means of different numbers of people."
+        "that a perfect predictor would reach, estimated where labels are means of different numbers of annotators."
     ),
     "language": f"All datasets together, by the row's own language; those with at least {LEAST_ROWS} responses.",
-    "annotators": "By how many people a label is the mean of: where people are noisy, more of them agree better.",
+    "annotators": "By the number of annotators whose mean a label is. With noisy annotators it rises with the number.",
 }
 
 
@@ -66,7 +66,7 @@ def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
 def _section(kind: str, named: Mapping[str, Any], pair: tuple[bytes, bytes] | None) -> str:
     first = ["Attribute", KINDS[kind].removesuffix("s")]
     agreement = [*first, "#Pearson", "#Spearman", "#MAE", "#Kappa", "#Bias", "#Higher", "#Lower", "#n"]
-    noise = [*first, "#Entropy", "#Ties", "#Reliability at least", "#Noise of one person", "#Ceiling"]
+    noise = [*first, "#Entropy", "#Ties", "#Reliability at least", "#Noise of one annotator", "#Ceiling"]
     agreement_rows, noise_rows = [], []
     for name, attributes in named.items():
         for attribute, one in attributes.items():
@@ -75,8 +75,8 @@ def _section(kind: str, named: Mapping[str, Any], pair: tuple[bytes, bytes] | No
             shares = [number(one[key], 2) for key in ("higher", "lower")]
             agreement_rows.append([*start, *bounded, *shares, number(one["n"])])
             labels = [number(one[key], 2) for key in ("entropy", "ties", "reliability_least")]
-            person = with_bounds({**one, "interval": {"noise": one.get("noise_interval")}}, "noise")
-            noise_rows.append([*start, *labels, person, number(one.get("ceiling"))])
+            annotator = with_bounds({**one, "interval": {"noise": one.get("noise_interval")}}, "noise")
+            noise_rows.append([*start, *labels, annotator, number(one.get("ceiling"))])
     alt = f"Pearson correlation for each attribute by {kind}; figures in the table below"
     body = picture(alt, pair) + table(agreement, agreement_rows)
     return f"<p>{_TEXTS[kind]}</p>{body}<h3>What the labels allow</h3>" + table(noise, noise_rows)

@@ -1,4 +1,4 @@
-"""A regressor beside people's labels: the page of `evaluate task=regressor` and its table for a terminal."""
+"""A regressor beside human labels: the page of `evaluate task=regressor` and its table for a terminal."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
         else {}
     )
     parts = [
-        ("agreement", "Agreement with people", _agreement(datasets, pictures.get("agreement"))),
+        ("agreement", "Agreement with annotators", _agreement(datasets, pictures.get("agreement"))),
         ("baselines", "Beside the baselines", _baselines(datasets)),
         ("calibration", "Calibration", _calibration(datasets, report, pictures.get("reliability"))),
         ("length", "Length", _length(datasets)),
         ("settings", "Settings", "".join(settings_section(report))),
     ]
-    html = render("Regressor against people's labels", str(report.get("summary") or ""), parts)
+    html = render("Regressor against human labels", str(report.get("summary") or ""), parts)
     write_folder(folder, html, report, pictures)
     return report
 

@@ -157,7 +157,7 @@ def _label_source(data: Data) -> tuple[str, str]:
     rows.append(["mean", *(number(mean_spearman(figures)) for figures in sources.values())])
     text = (
         "<p>The same policy trained with the same steps on the same responses, only the labels differ: none at all, "
-        "the noisy labels of the simulated people, or the regressor's. Figures are per-sample Spearman.</p>"
+        "the noisy labels of the simulated annotators, or the regressor's. Figures are per-sample Spearman.</p>"
     )
     return text, table(["Attribute", *(f"#{source.capitalize()}" for source in sources)], rows)
 

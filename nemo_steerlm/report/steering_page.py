@@ -19,7 +19,7 @@ def listening(data: Data) -> tuple[str, str]:
     """What labels are worth to the policy."""
     heard = data["listening"]
     rows = [
-        ["no label line", with_interval(heard["none"], "gain", sign=True)],
+        ["no attribute string", with_interval(heard["none"], "gain", sign=True)],
         ["the labels of other responses", with_interval(heard["permuted"], "gain", sign=True)],
     ]
     for name, one in heard["attributes"].items():

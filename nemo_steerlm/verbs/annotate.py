@@ -41,11 +41,11 @@ def main(config: AnnotateConfig) -> None:
 def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any]:
     """Label `config.input` with a loaded model; returns the report, empty for a shard that ends before others.
 
-    The prediction (float) goes to `label_predicted`, what a person gave to `label_human` for good, and `label`, what
-    training uses, becomes the prediction rounded to the attribute's scale. A response that cannot be read within
+    The prediction (float) goes to `label_predicted`, what an annotator gave to `label_human` for good, and `label`,
+    what training uses, becomes the prediction rounded to the attribute's scale. A response that cannot be read within
     `max_length` keeps no label and is counted. With `distributions` the probabilities of the levels go to
     `label_distribution`. `label_model` begins with the sha256 of the model folder, and ends with
-    "-raw" where the correction that the folder holds was not applied.
+    "-raw" where the calibration that the folder holds was not applied.
 
     Raises:
         ConfigError: `shards` is no share, the parts beside the output are another job's, or the head has no

@@ -76,11 +76,11 @@ def _import(config: ImportConfig, scratch: Path) -> str:
     chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
     finite.check(source.where, finite.parameters(chunks), finite.DAMAGED)
-    correction = None if card.schema is None else Calibration.read(source.where, card.schema)
+    calibration = None if card.schema is None else Calibration.read(source.where, card.schema)
     model_folder.write(output, card, tokenizer, chunks)
     if parallel.is_rank_zero():
-        if correction is not None:
-            correction.write(output)
+        if calibration is not None:
+            calibration.write(output)
         inputs = [source.where]
         if source.where.is_dir():
             inputs = [source.where / "config.json", *sorted(source.where.glob("*.safetensors"))]
@@ -153,7 +153,7 @@ def export_main(config: ExportConfig) -> str:
     """Turn a model folder into a Hugging Face folder that transformers, vLLM and others load.
 
     A regressor becomes a sequence classifier: stock transformers computes what `annotate` does, with the chat template
-    that comes with it. A correction stored with the regressor is none that a linear head can hold: it lies beside the
+    that comes with it. A calibration stored with the regressor is none that a linear head can hold: it lies beside the
     weights as `calibration.json`, and transformers computes what `annotate calibrated=false` does.
 
     Args:
@@ -173,7 +173,7 @@ def export_main(config: ExportConfig) -> str:
     card = model_folder.read(folder)
     _check_expressible(folder, card)
     weights = _scalar_weights(config.scalar, card, folder)
-    correction = None if card.schema is None else Calibration.read(folder, card.schema)
+    calibration = None if card.schema is None else Calibration.read(folder, card.schema)
     stored = checkpoint.stored_dtype(folder / "weights")
     dtype = stored if config.dtype is None else DTYPES.get(config.dtype)
     if dtype is None:
@@ -197,8 +197,8 @@ def export_main(config: ExportConfig) -> str:
         except CheckpointError:
             shutil.rmtree(partial)
             raise
-        if correction is not None and weights is None:
-            correction.write(partial)
+        if calibration is not None and weights is None:
+            calibration.write(partial)
         write_run_json(partial, "export", config, inputs=[folder], schema=card.schema)
 
     parallel.on_rank_zero(describe)
@@ -207,10 +207,10 @@ def export_main(config: ExportConfig) -> str:
     said = f"{output}: Hugging Face {card.kind} with {_count(card):,} parameters in {_name(dtype)}"
     if card.schema is not None and card.kind == "regressor" and len(card.schema) > 1:
         said += f"; what reads one output, as RewardBench does, takes {card.schema.names[0]} alone: use scalar="
-    if correction is None:
+    if calibration is None:
         return said
     where = f"apply {CORRECTION} to them" if weights is None else "the sum is of raw values"
-    return f"{said}; its values are those before the stored {correction.method} correction: {where}"
+    return f"{said}; its values are those before the stored {calibration.method} calibration: {where}"
 
 
 def _check_expressible(folder: Path, card: ModelCard) -> None:

@@ -56,7 +56,7 @@ def _summary(model: AttributeRegressor | None, samples: Samples) -> str:
     text = f"{paired.sum()} responses with a human label and a prediction; {told.sum()} of them tell their language."
     if model is None or model.calibration is None:
         return text
-    return text + f" Predictions are those after the model's stored {model.calibration.method} correction."
+    return text + f" Predictions are those after the model's stored {model.calibration.method} calibration."
 
 
 def _annotated(config: EvaluateConfig, schema: AttributeSchema) -> Samples:

@@ -1,4 +1,4 @@
-"""`steerlm evaluate task=preference`: how often a regressor prefers what people prefer, beside two baselines."""
+"""`steerlm evaluate task=preference`: how often a regressor prefers what annotators prefer, beside two baselines."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
     told = " (told by its keys; preference.layout= chooses another)" if options.layout == "auto" else ""
     said = [f"layout: {test.layout}{told}", f"score: {score} ({source})"]
     if model.calibration is not None:
-        said.append(f"values after the model's stored {model.calibration.method} correction, as annotate gives them")
+        said.append(f"values after the model's stored {model.calibration.method} calibration, as annotate gives them")
     notes = _notes(test, [*said, _baseline(baseline, words is not None)], counts, options)
     figures = {
         "layout": test.layout, "rows": table, "notes": notes, "weights": weights,

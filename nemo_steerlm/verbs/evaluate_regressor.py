@@ -27,10 +27,10 @@ _CHUNK = 4096  # responses read, tokenised and predicted at a time
 
 
 def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
-    """Write the report of a regressor into `config.output`; with `config.calibrate` store a correction with the model.
+    """Write the report of a regressor into `config.output`; with `config.calibrate` calibrate the model.
 
     Raises:
-        ConfigError: a correction shall be stored in an archive, or the head has no distribution for a temperature.
+        ConfigError: a calibration cannot be stored in an archive, or the head has no distribution for a temperature.
         DataError: no response carries a human label, none is left within `max_length`, or there are too few to correct
             any attribute.
     """
@@ -38,7 +38,7 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
         model.level_head()
     if config.calibrate and not Path(config.checkpoint or "").is_dir():
         raise ConfigError(f"calibrate={config.calibrate} writes into the model folder; {config.checkpoint} is none")
-    stored, model.calibration = model.calibration, None  # the raw values are what a correction starts from
+    stored, model.calibration = model.calibration, None  # raw values are calibrated
     samples, schema = predict(model, config), model.schema
     model.calibration, corrected, sentence = _correction(model, config, samples, stored)
     if not parallel.is_rank_zero():
@@ -62,7 +62,7 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
 def _correction(
     model: AttributeRegressor, config: EvaluateConfig, samples: Samples, stored: Calibration | None
 ) -> tuple[Calibration | None, Floats | None, str | None]:
-    """The correction that is new or `stored`, predictions `[n, K]` after it, and what to say about it."""
+    """The calibration that is new or `stored`, predictions `[n, K]` after it, and what to say about it."""
     about, method = _about(config, samples), config.calibrate
     if method:
         inputs = _distributions(model, config) if method == "temperature" else list(samples.predicted.T)
@@ -90,7 +90,7 @@ def predict(model: AttributeRegressor, config: EvaluateConfig) -> Samples:
         parts.append(collect(part, values, model.schema))
     samples = Samples.join(parts)
     if np.isnan(samples.predicted).all():
-        raise DataError(f"all {len(samples)} labelled responses are over-long; raise max_length or change overlong")
+        raise DataError(f"all {len(samples)} labelled responses are too long; raise max_length or change overlong")
     return samples
 
 
@@ -123,24 +123,24 @@ def _about(config: EvaluateConfig, samples: Samples) -> dict[str, Any]:
     return {"rows": len(samples), "inputs": inputs}
 
 
-def _fitted(correction: Calibration, names: Sequence[str]) -> str:
-    """Says how the correction was fitted, and what it leaves alone (raises DataError where that is everything)."""
-    left = [name for name in names if name not in correction.attributes]
+def _fitted(fitted: Calibration, names: Sequence[str]) -> str:
+    """Says how the calibration was fitted, and what it leaves alone (raises DataError where that is everything)."""
+    left = [name for name in names if name not in fitted.attributes]
     why = f"fewer than {calibration.LEAST_ROWS} responses have a label, or all have the same prediction"
     if len(left) == len(names):
-        raise DataError(f"calibrate={correction.method}: nothing can be corrected: {why}; give more labelled rows")
-    text = f"The {correction.method} correction below is cross-fitted; the one stored is fitted on all rows."
-    if correction.method == "temperature":
-        found = ", ".join(f"{name} {number(one['temperature'], 2)}" for name, one in correction.attributes.items())
+        raise DataError(f"calibrate={fitted.method}: nothing can be corrected: {why}; give more labelled rows")
+    text = f"The {fitted.method} calibration below is cross-fitted; the one stored is fitted on all rows."
+    if fitted.method == "temperature":
+        found = ", ".join(f"{name} {number(one['temperature'], 2)}" for name, one in fitted.attributes.items())
         text += f" Temperatures (above 1: it was too sure): {found}."
     return text + (f" Left as predicted, because {why}: {', '.join(left)}." if left else "")
 
 
 def _origin(stored: Calibration, about: dict[str, Any]) -> str:
-    """Says what the stored correction was fitted on, and a warning where that is what it is judged on."""
+    """Says what the stored calibration was fitted on, and a warning where that is what it is judged on."""
     theirs = {one["sha256"]: one["path"] for one in stored.about.get("inputs") or ()}
     files = ", ".join(theirs.values()) or "unknown rows"
-    text = f"The model's stored {stored.method} correction was fitted on {files}."
+    text = f"The model's stored {stored.method} calibration was fitted on {files}."
     if any(one["sha256"] in theirs for one in about["inputs"]):
         text += " These are rows of this very report: its corrected figures are too good."
     return text

@@ -77,8 +77,8 @@ def listening(
 
     Returns:
         loss (nats a response at the true labels); permuted, none: `label_information` with the labels of other
-        responses, and with no label line; attributes: {NAME: the same with this attribute's values exchanged}; and how
-        many rows were read. None where no row is short enough.
+        responses, and with no attribute string; attributes: {NAME: the same with this attribute's values exchanged};
+        and how many rows were read. None where no row is short enough.
     """
     template, schema, longest = model.card.template, _schema(model), model.card.architecture.max_position_embeddings
     encode = partial(template.encode_policies, schema=schema, tokenizer=model.tokenizer)

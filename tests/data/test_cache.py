@@ -138,7 +138,7 @@ def test_where_nothing_can_be_written_training_goes_on(source, tokenizer, caplog
 def test_an_error_reaches_everyone_and_leaves_nothing(source, tokenizer):
     waited = []
     cache = TokenCache(source, None, wait=lambda: waited.append(True))
-    with pytest.raises(DataError, match="over-long"):
+    with pytest.raises(DataError, match="too long"):
         build(RegressionDataset, source, tokenizer, cache=cache, max_length=3)
     assert waited == [True] and not os.path.exists(source.parent / FOLDER)
     with pytest.raises(DataError, match="no such file"):

@@ -84,7 +84,7 @@ def test_over_long_regression_items(tokenizer):
 
     with pytest.raises(DataError, match=r"row 'long-1', turn 1 has \d+ tokens, more than max_length="):
         build(RegressionDataset, [short, long], tokenizer, limit, overlong="error")
-    with pytest.raises(DataError, match="no sample is left: 3 are over-long"):
+    with pytest.raises(DataError, match="no sample is left: 3 are too long"):
         build(RegressionDataset, [long], tokenizer, 10)
 
 
@@ -193,7 +193,7 @@ def test_many_samples_left_out_as_over_long_are_announced(tokenizer, caplog):
     for kind in (PolicyDataset, RegressionDataset):
         Mixture([build(kind, rows, tokenizer, 200)], names=["data/a.jsonl"])
         Mixture([build(kind, [*rows[:1] * 30, rows[1]], tokenizer, 200)], names=["few.jsonl"])
-    found = "data/a.jsonl: 1 of 2 samples are over-long and left out; a larger data.max_length keeps more"
+    found = "data/a.jsonl: 1 of 2 samples are too long and left out; a larger data.max_length keeps more"
     assert caplog.messages == [found, found]
 
 

@@ -42,7 +42,7 @@ def test_parts_and_their_rows(parts: dict) -> None:
     assert sum(part["humor"]["n"] for part in parts["dataset"].values()) == 3900
     samples = crowd()
     quality = parts["annotators"]["3"]["quality"]
-    chosen = samples.people == 3
+    chosen = samples.annotators == 3
     expected = np.corrcoef(samples.predicted[chosen, 0], samples.label[chosen, 0])[0, 1]
     assert quality["pearson"] == pytest.approx(expected)
 
@@ -64,7 +64,7 @@ def test_the_noise_of_one_person_and_the_ceiling_are_found(parts: dict) -> None:
 def test_no_ceiling_is_claimed_where_no_noise_is_found() -> None:
     """Labels of many people that are further from the prediction than those of few."""
     samples = crowd()
-    samples.label[:, 0] = samples.predicted[:, 0] + np.tile([-0.1, -0.1, 0.1, 0.1], 1000) * samples.people
+    samples.label[:, 0] = samples.predicted[:, 0] + np.tile([-0.1, -0.1, 0.1, 0.1], 1000) * samples.annotators
     quality = measure(samples, SCHEMA, resamples=0)["dataset"]["one"]["quality"]
     assert quality["noise"] == 0.0 and math.isnan(quality["ceiling"])
 

@@ -208,12 +208,12 @@ def test_a_scalar_is_the_weighted_sum(tmp_path: Path) -> None:
 def test_a_correction_travels_with_the_values_it_corrects(tmp_path: Path) -> None:
     folder = make_regressor(tmp_path / "model", make_tokenizer(tmp_path / "tokenizer", "markers"))
     raw = ours(folder)
-    correction = Calibration("linear", {"humor": {"slope": 0.5, "intercept": 1.0}}, {"rows": 3})
-    correction.write(folder)
+    calibration = Calibration("linear", {"humor": {"slope": 0.5, "intercept": 1.0}}, {"rows": 3})
+    calibration.write(folder)
     corrected = raw * torch.tensor([1.0, 0.5, 1.0]) + torch.tensor([0.0, 1.0, 0.0])
     torch.testing.assert_close(ours(folder), corrected)
-    assert "before the stored linear correction: apply calibration.json" in export(folder, tmp_path / "hf")
-    assert Calibration.read(tmp_path / "hf", SCHEMA) == correction
+    assert "before the stored linear calibration: apply calibration.json" in export(folder, tmp_path / "hf")
+    assert Calibration.read(tmp_path / "hf", SCHEMA) == calibration
     torch.testing.assert_close(stock(tmp_path / "hf"), raw, rtol=0, atol=1e-5)
     import_(tmp_path / "hf", tmp_path / "again")
     torch.testing.assert_close(ours(tmp_path / "again"), corrected)

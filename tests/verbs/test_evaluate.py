@@ -1,4 +1,4 @@
-"""`steerlm evaluate` on a tiny model: one report on any number of ranks, corrections and what annotation does."""
+"""`steerlm evaluate` on a tiny model: one report on any number of ranks, calibrations and what annotation does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _write_inputs(root: Path) -> None:
 
 
 def run_all(folder: str) -> dict:
-    """On two ranks: train, evaluate with and without a correction, annotate with and without it."""
+    """On two ranks: train, evaluate with and without a calibration, annotate with and without it."""
     from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models.regressor import AttributeRegressor
     from nemo_steerlm.verbs import annotate, evaluate, train_regressor
@@ -86,7 +86,7 @@ def run_all(folder: str) -> dict:
         "archive": dict(checkpoint=f"{folder}/packed.nemo", calibrate="linear"),
         "no run.json": dict(task="label_noise", checkpoint=None),
         "not annotated": dict(task="label_noise", checkpoint=None, input=f"{folder}/bare.jsonl"),
-        "all over-long": dict(max_length=2, overlong="drop"),
+        "all too long": dict(max_length=2, overlong="drop"),
         "too few": dict(input=f"{folder}/few.jsonl", calibrate="linear"),
         "no levels": dict(calibrate="temperature"),
         "other task": dict(task="label_noise", calibrate="linear"),
@@ -276,7 +276,7 @@ def test_mistakes_say_what_to_do(world) -> None:
     assert "packed.nemo is none" in result["mistakes"]["archive"]
     assert "give checkpoint=" in result["mistakes"]["no run.json"]
     assert "annotate the file first" in result["mistakes"]["not annotated"]
-    assert "max_length" in result["mistakes"]["all over-long"]
+    assert "max_length" in result["mistakes"]["all too long"]
     assert "fewer than 10 responses have a label" in result["mistakes"]["too few"]
     assert "head=regression has no probabilities" in result["mistakes"]["no levels"]
     assert "calibrate is for task=regressor" in result["mistakes"]["other task"]

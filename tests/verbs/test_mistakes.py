@@ -29,8 +29,8 @@ MISTAKES = {
     "empty data": ("data.train={w}/empty.jsonl", ["empty.jsonl"]),
     "missing data": ("data.train={w}/nothing.jsonl", ["nothing.jsonl"]),
     "all labels missing": ("data.train={w}/unlabelled.jsonl", ["all labels are missing"]),
-    "over-long": (TRAIN + " data.max_length=20 data.overlong=error", ["max_length=20", "truncate_history"]),
-    "everything over-long": (TRAIN + " data.max_length=20 data.overlong=drop", ["over-long", "max_length"]),
+    "too long": (TRAIN + " data.max_length=20 data.overlong=error", ["max_length=20", "truncate_history"]),
+    "everything too long": (TRAIN + " data.max_length=20 data.overlong=drop", ["too long", "max_length"]),
     "missing checkpoint": (TRAIN + " model.init={w}/nowhere", ["nowhere", "no such model folder"]),
     "not a checkpoint": (TRAIN + " model.init={w}/data", ["not a model folder"]),
     "batch that does not divide": (

@@ -168,7 +168,7 @@ def test_the_table_says_what_was_done_and_the_page_shows_it(folder: Path) -> Non
 
 
 def test_the_stored_correction_is_applied_and_said(folder: Path) -> None:
-    assert "values after the model's stored linear correction" in _said(folder)["corrected"]
+    assert "values after the model's stored linear calibration" in _said(folder)["corrected"]
     for row, plain in zip(_scores(folder, "corrected"), _scores(folder, "plain"), strict=True):
         assert row["chosen"][0]["quality"] == pytest.approx(0.5 * plain["chosen"][0]["quality"] + 1, abs=2e-5)
         assert row["chosen"][0]["humor"] == pytest.approx(plain["chosen"][0]["humor"], abs=1e-5)

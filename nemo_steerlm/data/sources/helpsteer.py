@@ -1,7 +1,7 @@
 """HelpSteer (arXiv 2311.09528) and HelpSteer2 (arXiv 2406.08673): ``train.jsonl.gz``, ``validation.jsonl.gz``.
 
 A row is ``{"prompt", "response", "helpfulness", "correctness", "coherence", "complexity", "verbosity"}``, each 0 to 4;
-in HelpSteer2's ``disagreements.jsonl.gz`` each is a list with one rating a person. A prompt of several turns holds
+in HelpSteer2's ``disagreements.jsonl.gz`` each is a list with one rating an annotator. A prompt of several turns holds
 them all, ``\\n<extra_id_1>Assistant\\n`` and ``\\n<extra_id_1>User\\n`` between them.
 """
 
@@ -31,10 +31,10 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     refuse_languages(languages, "helpsteer")
     for where, row in read_rows(file):
         tally.read["responses"] += 1
-        label, people = label_of(row, 0, 4, schema, tally, where)
+        label, annotators = label_of(row, 0, 4, schema, tally, where)
         response = text_of(row, "response", where)
         turns = prompt_turns(text_of(row, "prompt", where))
-        turns.append(Turn("Assistant", response, label=label, label_human=label, label_count=people))
+        turns.append(Turn("Assistant", response, label=label, label_human=label, label_count=annotators))
         yield Conversation(turns)
 
 

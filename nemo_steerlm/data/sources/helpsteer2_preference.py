@@ -2,7 +2,7 @@
 
 A row is ``{"split", "prompt", "response_1", "response_2", "preference_strength", ...}``; the strength runs from -3
 (response 1 is much better) to 3 (response 2 is). ``"all_preferences_unprocessed": [{"strength", "justification"}]``
-holds what each person said, -100 for a comparison that one thought impossible.
+holds what each annotator said, -100 for a comparison that one thought impossible.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
         yield from pair_rows("helpsteer2_preference", context, chosen, rejected, strength, tally, extra)
 
 
-def strengths_of_each(people: Any, key: str) -> list[float]:
-    """Return the strengths from -3 to 3 under ``key`` of a list of people's preferences, if it is one."""
-    given = [one.get(key) for one in people if isinstance(one, Mapping)] if isinstance(people, list) else []
+def strengths_of_each(annotators: Any, key: str) -> list[float]:
+    """Return the strengths from -3 to 3 under ``key`` of a list of annotators' preferences, if it is one."""
+    given = [one.get(key) for one in annotators if isinstance(one, Mapping)] if isinstance(annotators, list) else []
     return [float(strength) for strength in given if isinstance(strength, (int, float)) and -3 <= strength <= 3]
 
 

@@ -2,8 +2,8 @@
 
 Both have ``{"domain", "language", "context": [{"role", "content"}], "response1", "response2"}``. A preference adds
 ``"overall_preference": -3 to 3`` and ``"individual_preference": [{"score", "reasoning", "feedback1", "feedback2"}]``,
-a row of feedback ``"feedback1": [text, ...], "feedback2": [...]``, one text a person. A text of feedback opens with
-how helpful its response is, from which that response's ``helpfulness`` comes.
+a row of feedback ``"feedback1": [text, ...], "feedback2": [...]``, one text an annotator. A text of feedback opens
+with how helpful its response is, from which that response's ``helpfulness`` comes.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def _comparison(
     where: str,
 ) -> Iterator[Conversation]:
     strength = signed_strength(row, "overall_preference", where)
-    people = row.get("individual_preference")
-    scores = strengths_of_each(people, "score")
+    annotators = row.get("individual_preference")
+    scores = strengths_of_each(annotators, "score")
     tally.raters["preference"].add(scores)
-    said = [one for one in people if isinstance(one, Mapping)] if isinstance(people, list) else []
+    said = [one for one in annotators if isinstance(one, Mapping)] if isinstance(annotators, list) else []
     turns = [_response(row, n, [one.get(f"feedback{n}") for one in said], schema, tally, where) for n in (1, 2)]
     chosen, rejected = turns if strength < 0 else turns[::-1]
     if scores:
@@ -86,9 +86,9 @@ def _responses(
 def _response(
     row: Mapping[str, Any], n: int, feedback: Any, schema: AttributeSchema, tally: Tally, where: str
 ) -> Turn:
-    label, people = label_of({"helpfulness": _grades(feedback)}, 0, 4, schema, tally, where)
+    label, annotators = label_of({"helpfulness": _grades(feedback)}, 0, 4, schema, tally, where)
     text = text_of(row, f"response{n}", where)
-    return Turn("Assistant", text, label=label, label_human=label, label_count=people)
+    return Turn("Assistant", text, label=label, label_human=label, label_count=annotators)
 
 
 def _grades(feedback: Any) -> list[int]:

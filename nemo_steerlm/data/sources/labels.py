@@ -15,20 +15,20 @@ Label = dict[str, float]
 def label_of(
     ratings: Mapping[str, Any], low: float, high: float, schema: AttributeSchema, tally: Tally, where: str
 ) -> tuple[Label | None, int | None]:
-    """Return the label of those ratings that the schema has, on the schema's scale, and how many people gave it.
+    """Return the label of those ratings that the schema has, on the schema's scale, and how many annotators gave it.
 
     Args:
-        ratings: Attribute to a number, a number as text, a list with one for each person, or None, "", "N/A" where
+        ratings: Attribute to a number, a number as text, a list with one for each annotator, or None, "", "N/A" where
             it is missing.
         low, high: The dataset's own scale; it is stretched onto each attribute's range.
         schema: What is asked for; the rest is left out.
-        tally: Counts how well the people of a list agree.
+        tally: Counts how well the annotators of a list agree.
         where: Leads error messages.
 
     Raises:
         DataError: Not a number, or outside the scale.
     """
-    label, people = {}, None
+    label, annotators = {}, None
     for attribute in schema:
         found = [value for value in _each(ratings.get(attribute.name)) if not _missing(value)]
         if not found:
@@ -41,8 +41,8 @@ def label_of(
         label[attribute.name] = attribute.low + share * (attribute.high - attribute.low)
         if isinstance(ratings[attribute.name], list):
             tally.raters[attribute.name].add(given)
-            people = len(given) if people is None else min(people, len(given))
-    return label or None, people
+            annotators = len(given) if annotators is None else min(annotators, len(given))
+    return label or None, annotators
 
 
 def _each(value: Any) -> Iterable[Any]:

@@ -19,7 +19,7 @@ from nemo_steerlm.files import encodable, read_jsonl
 
 SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 
-#: What OASST's people rated; a schema that names none of these finds no label.
+#: What OASST's annotators rated; a schema that names none of these finds no label.
 ATTRIBUTES = (
     "quality toxicity humor creativity helpfulness violence not_appropriate hate_speech sexual_content "
     "fails_task lang_mismatch pii spam political_content moral_judgement"
@@ -102,7 +102,7 @@ class _Said(NamedTuple):
     speaker: str
     text: str
     label: dict[str, float] | None
-    people: int | None
+    annotators: int | None
     id: str | None
 
 
@@ -116,15 +116,15 @@ def _label(message: Message, schema: AttributeSchema, where: str) -> dict[str, f
     return label or None
 
 
-def _people(message: Message, label: Mapping[str, float]) -> int | None:
-    """The least number of people behind an attribute of the message's label."""
+def _annotators(message: Message, label: Mapping[str, float]) -> int | None:
+    """The least number of annotators behind an attribute of the message's label."""
     entries = [message["labels"][name] for name in label]
     counts = [entry.get("count") if isinstance(entry, dict) else None for entry in entries]
     return min((count for count in counts if isinstance(count, int) and count > 0), default=None)
 
 
 def _turn(said: _Said) -> Turn:
-    return Turn(said.speaker, said.text, label=said.label, label_human=said.label, label_count=said.people)
+    return Turn(said.speaker, said.text, label=said.label, label_human=said.label, label_count=said.annotators)
 
 
 def _count(message: Message, where: str) -> int:
@@ -153,8 +153,8 @@ def _labelled_threads(
         tally.dropped[f"below_{reason}"] += below
         return []
     label = _label(message, schema, where)
-    people = _people(message, label) if label else None
-    said = _Said(SPEAKERS[message["role"]], encodable(text), label, people, message.get("message_id"))
+    annotators = _annotators(message, label) if label else None
+    said = _Said(SPEAKERS[message["role"]], encodable(text), label, annotators, message.get("message_id"))
     threads = []
     for reply in message.get("replies") or ():
         threads += _labelled_threads(reply, schema, languages, tally, where)

@@ -59,7 +59,9 @@ def read(
         label = schema.check({name: value for name, value in given.items() if value is not None}, where) or None
         count = _number(cells.get("label_count"), columns.get("label_count", ""), where) if label else None
         if count is not None and not (count >= 1 and count.is_integer()):
-            raise DataError(f"{where}: column '{columns['label_count']}' is {count:g}, expected a number of people")
+            raise DataError(
+                f"{where}: column '{columns['label_count']}' is {count:g}, expected a number of annotators"
+            )
         turn = Turn("Assistant", response, label=label, label_human=label)
         turn.label_count = None if count is None else int(count)
         system = text_of(row, columns["system"], where) if cells.get("system") else DEFAULT_SYSTEM

@@ -19,7 +19,7 @@ class Tally:
         dropped: Number of things left out, by reason.
         unused: Keys of turns that no prompt has a place for; the rows keep them.
         other_languages: What was left out for its language, by that language.
-        raters: Where the data holds the ratings of each person, how well they agree, by what they rated.
+        raters: Where the data holds the ratings of each annotator, how well they agree, by what they rated.
     """
 
     read: Counter[str] = field(default_factory=Counter)

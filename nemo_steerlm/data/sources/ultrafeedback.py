@@ -21,7 +21,7 @@ ATTRIBUTES = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 
 
 def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, tally: Tally) -> Iterator[Conversation]:
-    """Stream one conversation a completion; the ratings of a model, not of people, are its label.
+    """Stream one conversation a completion; the ratings of a model, not of annotators, are its label.
 
     Raises:
         DataError: With file and line: a text or the completions are missing, a rating outside 1 to 5.

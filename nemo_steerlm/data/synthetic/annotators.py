@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotatorPool:
-    """How people label in the synthetic world.
+    """How annotators label in the synthetic world.
 
     Each response is rated by `votes` different raters of the pool. Raters see differences larger than they are
     (`contrast` stretches the true value away from the middle of the scale), which makes up for the pull to the middle
@@ -40,7 +40,7 @@ class AnnotatorPool:
     high: int = 4
 
     def draw_biases(self, generator: np.random.Generator, attributes: int) -> np.ndarray:
-        """Biases `[raters, attributes]` of one pool of people, in levels."""
+        """Biases `[raters, attributes]` of one pool of annotators, in levels."""
         return generator.normal(0, self.bias, (self.raters, attributes))
 
     def rate(self, truth: np.ndarray, biases: np.ndarray, generator: np.random.Generator) -> np.ndarray:
