@@ -66,7 +66,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         first, *rest = (f"{look}>{cell}" for cell, look in zip(row, classes))
         body += f"<tr><th scope=row{first}</th>" + "".join(f"<td{cell}</td>" for cell in rest) + "</tr>"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def picture(alt: str, pair: tuple[bytes, bytes] | None) -> str:
@@ -76,8 +76,9 @@ def picture(alt: str, pair: tuple[bytes, bytes] | None) -> str:
     width = int.from_bytes(pair[0][16:20], "big") * 96 // DOTS_PER_INCH  # a PNG's header has its width in pixels here
     light, dark = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pair)
     return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" width="{width}" alt="{escape(alt)}"></picture></figure>'
+        '<figure><div class="wide" tabindex="0"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" width="{width}" style="--width: {width}px" alt="{escape(alt)}"></picture></div></figure>'
     )
 
 

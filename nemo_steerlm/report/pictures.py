@@ -135,7 +135,7 @@ def _png(figure: Any) -> bytes:
 
 def _panels(names: Sequence[str], x_label: str, y_label: str) -> tuple[Any, dict[str, Any]]:
     """A grid with one panel a name; unused places are left to the legend."""
-    columns = min(COLUMNS, len(names))
+    columns = 2 if len(names) == 4 else min(COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
     figure = new_figure(3.4 * columns, 2.9 * rows + 0.35)
     axes = figure.subplots(rows, columns, squeeze=False)
