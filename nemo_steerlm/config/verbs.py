@@ -67,7 +67,6 @@ class ExportConfig:
     checkpoint: str = option(MISSING, "model folder", example="outputs/policy/model")
     output: str = option(MISSING, "folder to write", example="outputs/policy-hf")
     scalar: dict[str, float] = option(dict, "one weighted sum of a regressor's attributes: scalar.helpfulness=0.65")
-    format: str = option("hf", "hf = safetensors that transformers loads", choices=("hf",))
     dtype: str | None = option(
         None, "number format of the weights; null = as trained", choices=("float32", "bfloat16", "float16")
     )
@@ -178,7 +177,6 @@ class SampleConfig(SamplingConfig):
     )
     target: list[str] = option(MISSING, "attributes held at their maximum", example="[quality]")
     output: str = option(MISSING, "responses", example="outputs/responses.jsonl")
-    engine: str = option("megatron", "what generates", choices=("megatron",))
     part_size: int = option(256, "prompts a part file: what a kill loses at most", least=1)
     seed: int = option(1234, "seed of combinations and responses", least=0, most=MOST_SEED)
     trainer: ComputeConfig = option(ComputeConfig, "processes")

@@ -80,26 +80,21 @@ class PartStore:
     unfinished writes of a process that was killed and are never read.
     """
 
-    def __init__(self, folder: str | Path, job: dict[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(self, folder: str | Path, job: dict[str, Any]) -> None:
         """Opens the folder of an interrupted job, or makes a new one.
 
         Args:
             folder: where the parts live until `merge`; made with its parents when absent.
             job: everything that decides the rows (sha256 of the inputs, settings), as plain JSON values.
-            overwrite: throw away what another job left in the folder instead of refusing.
 
         Raises:
-            ConfigError: the folder belongs to another job, or is no parts folder at all (that one is never
-                overwritten).
+            ConfigError: the folder belongs to another job, or is no parts folder at all.
         """
         self.folder = Path(folder)
         self._merged = self.folder.with_name(f".{self.folder.name}.merged")
         self._job = _plain(job)
         shutil.rmtree(self._merged, ignore_errors=True)
         stored = self._stored_job()
-        if overwrite and stored not in (None, self._job):
-            shutil.rmtree(self.folder)
-            stored = None
         if stored is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self._job, indent=1, sort_keys=True) + "\n"
@@ -107,7 +102,7 @@ class PartStore:
         elif stored != self._job:
             raise ConfigError(
                 f"{self.folder} holds the unfinished parts of another job ({_difference(stored, self._job)}): "
-                "run that job to its end, remove the folder, or start over with overwrite=true"
+                "run that job to its end, or remove the folder"
             )
 
     def done(self, index: int, ids: Sequence[object]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config.data import OVERLONG
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.template import PromptTemplate
@@ -17,7 +18,6 @@ from nemo_steerlm.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
-OVERLONG = ("drop", "truncate_history", "error")
 _CHUNK = 256  # conversations tokenised in one call
 
 

@@ -41,7 +41,6 @@ def run_in_parts(
     part_size: int,
     total: int | None,
     unit: str,
-    overwrite: bool = False,
     shard: tuple[int, int] = (0, 1),
 ) -> bool:
     """Turn rows into records, part by part; a data-parallel rank that is free takes the next part.
@@ -69,7 +68,7 @@ def run_in_parts(
         return True
     earlier: set[int] = set()  # parts of a run that was killed; only rank 0 speaks of them
     if is_rank_zero():
-        earlier = PartStore(folder, job, overwrite=overwrite).numbers()
+        earlier = PartStore(folder, job).numbers()
     barrier()
     store = PartStore(folder, job)
     writes = parallel_state.get_model_parallel_group().rank() == 0

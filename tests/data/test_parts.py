@@ -183,11 +183,9 @@ def test_done_wants_exactly_these_rows(tmp_path: Path) -> None:
 
 def test_another_job_is_refused_and_loses_nothing(tmp_path: Path) -> None:
     PartStore(tmp_path / "parts", JOB).write(0, rows("a"))
-    with pytest.raises(ConfigError, match=r"input: '0f3a' there, 'ffff' now.*overwrite=true"):
+    with pytest.raises(ConfigError, match=r"input: '0f3a' there, 'ffff' now.*or remove the folder"):
         PartStore(tmp_path / "parts", {**JOB, "input": "ffff"})
     assert PartStore(tmp_path / "parts", JOB).done(0, ["a"])
-    assert PartStore(tmp_path / "parts", JOB, overwrite=True).done(0, ["a"])  # its own parts stay
-    assert not PartStore(tmp_path / "parts", {**JOB, "input": "ffff"}, overwrite=True).done(0, ["a"])
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "part-000000.jsonl"])
@@ -195,7 +193,7 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path: Path, name: str) 
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / name).write_text("years of work")
     with pytest.raises(ConfigError, match=name):
-        PartStore(tmp_path / "precious", JOB, overwrite=True)
+        PartStore(tmp_path / "precious", JOB)
     assert (tmp_path / "precious" / name).read_text() == "years of work"
     with pytest.raises(ConfigError, match="is a file"):
         PartStore(tmp_path / "precious" / name, JOB)
