@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import (
     AnnotateConfig,
     AttributesConfig,
@@ -61,7 +62,7 @@ def bootstrap(config: BootstrapConfig, measure: Measure | None = None) -> dict[s
             regressor by default. (A world that knows the truth measures with it.)
 
     Raises:
-        CheckpointError: policy and regressor do not know the same attributes.
+        CheckpointError: the regressor does not know every attribute of the policy.
         DataError: no prompts to measure the change on, or no answer is fit to learn from.
     """
     _Bootstrap(config).check()
@@ -81,16 +82,17 @@ class _Bootstrap:
         for path, card, kind in ((config.policy, policy, "policy"), (config.regressor, regressor, "regressor")):
             if card.kind != kind:
                 raise CheckpointError(f"{path}: this is a {card.kind.replace('_', ' ')}, expected a {kind}")
-        if policy.schema != regressor.schema:
+        assert policy.schema is not None and regressor.schema is not None
+        known = {one.name: (one.low, one.high) for one in regressor.schema}
+        if unknown := [one.name for one in policy.schema if known.get(one.name) != (one.low, one.high)]:
             raise CheckpointError(
                 f"{config.policy} was trained on {policy.schema}, {config.regressor} on {regressor.schema}; "
-                "they must know the same attributes"
+                f"the regressor must know every attribute of the policy with its range: not {', '.join(unknown)}"
             )
         if self.change_prompts is None:
             raise ConfigError(
                 "data.change_prompts is missing: held-out prompts to measure the change on (or data.val)"
             )
-        assert policy.schema is not None
         for name in config.target:
             policy.schema[name]
 
@@ -122,8 +124,9 @@ class _Bootstrap:
         self._sample(policy, prompts, responses, config.seed + number_)
         annotated = self._annotated(responses)
         if parallel.is_rank_zero() and not kept.exists():
-            best, counts = _best_responses(annotated, list(config.target), config.keep_fraction)
-            original = read_conversations(config.data.train, model_folder.read(policy).schema)
+            schema = model_folder.read(policy).schema
+            best, counts = _best_responses(annotated, schema, list(config.target), config.keep_fraction)
+            original = read_conversations(config.data.train, schema)
             rows = _with_replay(best, original, config.replay, config.seed + number_)
             counts["replayed"] = len(rows) - len(best)
             with atomic_writer(folder / "kept.json") as file:
@@ -215,8 +218,10 @@ class _Bootstrap:
         parallel.barrier()
 
 
-def _best_responses(annotated: Path, target: list[str], keep: float) -> tuple[list[Conversation], dict[str, Any]]:
-    """The best answer of each prompt by predicted targets, then the best share of those.
+def _best_responses(
+    annotated: Path, schema: AttributeSchema | None, target: list[str], keep: float
+) -> tuple[list[Conversation], dict[str, Any]]:
+    """The best answer of each prompt by predicted targets, then the best share of those, with labels of the schema.
 
     Prompts too long to answer and answers that are empty or could not be judged are counted, not used. Answers cut
     off at the length limit are used only where no answer at all came to its end (a policy at its very beginning).
@@ -224,7 +229,7 @@ def _best_responses(annotated: Path, target: list[str], keep: float) -> tuple[li
     counts = {"sampled": 0, "overlong": 0, "cut_off": 0, "empty": 0, "unjudged": 0}
     complete: dict[str, tuple[float, Conversation]] = {}
     cut_off: dict[str, tuple[float, Conversation]] = {}
-    for row in read_conversations(annotated):
+    for row in read_conversations(annotated, schema):
         counts["sampled"] += 1
         answer = row.turns[-1]
         if row.extra.get("finish") == "overlong":

@@ -22,12 +22,20 @@ STEPS = (
     "trainer.progress_bar=false logging.tensorboard=false"
 )
 FILES = "data.train={w}/data/train.jsonl data.val={w}/data/val.jsonl"
+REGRESSOR = f"train-regressor {FILES} {SIZE} {STEPS}"
+BOOTSTRAP = f"bootstrap policy={{w}}/policy/model {FILES} {STEPS} sampling.responses=1 sampling.max_new_tokens=4"
 COMMANDS = {
-    "train-regressor": f"attributes={{w}}/two.yaml {FILES} {SIZE} {STEPS} output={{w}}/regressor",
-    "train-sft": f"attributes={{w}}/two.yaml {FILES} {SIZE} {STEPS} output={{w}}/policy",
-    "evaluate": "task=regressor checkpoint={w}/regressor/model input={w}/data/val.jsonl output={w}/report resamples=0",
-    "bootstrap": f"policy={{w}}/policy/model regressor={{w}}/regressor/model {FILES} target=[humor] {STEPS} "
-    "sampling.responses=1 sampling.max_new_tokens=4 output={w}/bootstrap",
+    "train-regressor": f"{REGRESSOR} attributes={{w}}/two.yaml output={{w}}/regressor",
+    "train-sft": f"train-sft attributes={{w}}/two.yaml {FILES} {SIZE} {STEPS} output={{w}}/policy",
+    "evaluate": "evaluate task=regressor checkpoint={w}/regressor/model input={w}/data/val.jsonl output={w}/report "
+    "resamples=0",
+    "bootstrap": BOOTSTRAP + " regressor={w}/regressor/model target=[humor] output={w}/bootstrap",
+}
+WIDER = {  # a regressor of all five, which takes nothing from the policy's two
+    "regressor": f"{REGRESSOR} attributes=synthetic output={{w}}/wider",
+    "bootstrap": BOOTSTRAP + " regressor={w}/wider/model target=[humor] output={w}/bootstrap-wider",
+    "narrower": f"{REGRESSOR} attributes={{w}}/one.yaml output={{w}}/narrower",
+    "refused": BOOTSTRAP + " regressor={w}/narrower/model target=[humor] output={w}/refused",
 }
 
 
@@ -40,12 +48,13 @@ def run_all(folder: str) -> dict[str, Any]:
     world = Path(folder)
     make_world(world)
     (world / "two.yaml").write_text("humor: {low: 0, high: 4}\nquality: {low: 0, high: 4}\n")
+    (world / "one.yaml").write_text("humor: {low: 0, high: 4}\n")
     said = {}
-    for verb, words in COMMANDS.items():
+    for name, words in [*COMMANDS.items(), *((f"wider {name}", words) for name, words in WIDER.items())]:
         logging.getLogger().handlers.clear()  # basicConfig takes the standard error of each command
         with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
-            code = cli.main([verb, *words.format(w=world).split()])
-        said[verb] = [code, stderr.getvalue()]
+            code = cli.main(words.format(w=world).split())
+        said[name] = [code, stderr.getvalue()]
     return said
 
 
@@ -73,3 +82,17 @@ def test_what_comes_out_knows_the_two_alone(ran: tuple[Path, dict]) -> None:
     assert all(list(one["attributes"]) == ["humor", "quality"] for one in figures.values())
     kept = (world / "bootstrap/round-1/train.jsonl").read_text()
     assert "humor:" in kept and "toxicity:" not in kept
+
+
+def test_a_regressor_may_know_more_than_the_policy(ran: tuple[Path, dict]) -> None:
+    world, said = ran
+    assert said["wider bootstrap"][0] == 0, said["wider bootstrap"][1]
+    kept = (world / "bootstrap-wider/round-1/train.jsonl").read_text()
+    assert "humor:" in kept and "toxicity:" not in kept
+    report = json.loads((world / "bootstrap-wider/report.json").read_text())
+    assert set(report["attributes"]) == {"quality", "helpfulness", "verbosity", "humor", "toxicity"}
+
+
+def test_a_regressor_that_lacks_an_attribute_of_the_policy_is_refused(ran: tuple[Path, dict]) -> None:
+    code, stderr = ran[1]["wider refused"]
+    assert code == 2 and "must know every attribute of the policy with its range: not quality" in stderr
