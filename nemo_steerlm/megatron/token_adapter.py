@@ -108,10 +108,10 @@ def add(chunks: list[Any], tokens: Sequence[int], vocab_size: int) -> None:
 
 def sum_copies(chunks: list[Any]) -> None:
     """Add up the gradients of the first and the last pipeline stage, which hold the same rows."""
-    for chunk in chunks:
-        for parameter in chunk.parameters():
-            if parameter.requires_grad and getattr(parameter, "shared_embedding", False):
-                dist.all_reduce(parameter.main_grad, group=parallel_state.get_embedding_group())
+    for module in (module for chunk in chunks for module in chunk.modules() if isinstance(module, TokenAdapter)):
+        rows: Any = module.rows
+        if getattr(rows, "shared_embedding", False):
+            dist.all_reduce(rows.main_grad, group=parallel_state.get_embedding_group())
 
 
 def merge(chunk: Any, part: dict[str, Any]) -> None:
