@@ -114,11 +114,11 @@ def passes(
     from nemo_steerlm.attributes import AttributeSchema
     from nemo_steerlm.data.mixture import Mixture
     from nemo_steerlm.megatron import parallel
-    from nemo_steerlm.models import batches
     from nemo_steerlm.models.policy import AttributeConditionedGPT
     from nemo_steerlm.models.regressor import AttributeRegressor
     from nemo_steerlm.train.fit import train
     from nemo_steerlm.train.start import start_model
+    from nemo_steerlm.train.tasks import ConditionedSFTTask, RegressionTask
 
     policy = kind == "policy"
     trainer = configs.TrainerConfig(
@@ -136,7 +136,7 @@ def passes(
     model = start_model(
         AttributeConditionedGPT if policy else AttributeRegressor, config, AttributeSchema.load(inputs.preset())
     )
-    collate = batches.collate_policy if policy else partial(batches.collate_regression, outputs=data.outputs)
+    task = (ConditionedSFTTask if policy else RegressionTask)(model)
     mixture: Any = Mixture([data])  # type: ignore[list-item]
     times: list[float] = []
     step = model.training_step
@@ -151,7 +151,7 @@ def passes(
         with tempfile.TemporaryDirectory() as output:
             times.clear()
             config.output = output
-            train(model, config, mixture, None, collate)
+            train(task, config, mixture, None)
         yield float(data.lengths.sum()) / (times[-1] - times[0])
 
 

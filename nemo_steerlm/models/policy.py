@@ -15,18 +15,16 @@ from nemo_steerlm.data.prefixes import shared_rows
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.megatron import lora, parallel, token_adapter
+from nemo_steerlm.megatron.cross_entropy import token_losses
 from nemo_steerlm.megatron.decoding import project, serving, to_device
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.megatron.generation import Generation, generate
 from nemo_steerlm.megatron.inference import batch_tokens_by_default, broadcast_from_last_stage, read
 from nemo_steerlm.models.base import MegatronModel
-from nemo_steerlm.models.batches import MicroBatch
-from nemo_steerlm.models.losses import cross_entropy, token_losses
 from nemo_steerlm.progress import Progress
 from nemo_steerlm.speakers import USER
 
 Asked = Mapping[str, float | None] | None
-OWN, OTHER = "own labels", "other labels"  # the same responses with their labels, and with those of others
 _LOGIT_ROWS = 1024  # at most so many rows of logits are held at once
 
 
@@ -34,35 +32,12 @@ class AttributeConditionedGPT(MegatronModel):
     """A GPT fine-tuned on answers that follow a line with their attributes (arXiv 2310.05344, section 3.3)."""
 
     kind = "policy"
-    compared_responses = 0  # trained responses of each of the two in `beside`
 
     @classmethod
     def check_kind(cls, card: ModelCard, path: Path) -> None:
         """A plain language model generates too; it just knows no attributes."""
         if card.kind != "language_model":
             super().check_kind(card, path)
-
-    def forward_loss(
-        self, output: torch.Tensor, batch: MicroBatch
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Cross-entropy of `output` `[n, vocabulary / tp]`, the n tokens of responses and their closing markers."""
-        return *cross_entropy(output, batch["targets"], self.card.architecture.vocab_size), {}
-
-    def validation_metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
-        """Loss; and with `OWN` and `OTHER` in `beside`, `val/label_information`.
-
-        That is how much worse the same responses are predicted under the labels of other responses, in nats a
-        response: 0 for a policy that does not listen (`evaluate.steerability.label_information`).
-        """
-        found = super().validation_metrics(kept)
-        if self.compared_responses:
-            own, other = (self.loss_over(self.beside[name]) for name in (OWN, OTHER))
-            found["val/label_information"] = (other - own) / self.compared_responses
-        return found
-
-    def metric_names(self) -> list[str]:
-        """The loss, and what the labels are worth where that is measured."""
-        return [*super().metric_names(), *(["val/label_information"] if self.compared_responses else [])]
 
     def freeze_trunk(self) -> None:
         """Leave only the embeddings of attribute tokens to be trained, where the tokenizer has them.

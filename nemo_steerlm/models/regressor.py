@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from omegaconf import DictConfig
 
-from nemo_steerlm.agreement import attribute_metrics
 from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.prefixes import shared_rows
@@ -23,10 +20,9 @@ from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.decoding import serving, to_device
 from nemo_steerlm.megatron.inference import batch_tokens_by_default, broadcast_from_last_stage, read
-from nemo_steerlm.models.base import MegatronModel, rows_over_ranks, sum_over_ranks
-from nemo_steerlm.models.batches import Item, MicroBatch, collate_regression
+from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.models.heads import LevelHead, make_head
-from nemo_steerlm.models.losses import Objective
+from nemo_steerlm.models.pooling import pool_whole_texts
 from nemo_steerlm.speakers import ASSISTANT
 from nemo_steerlm.tokenizer import Tokenizer
 
@@ -39,14 +35,11 @@ class AttributeRegressor(MegatronModel):
     """A GPT backbone with one fp32 linear layer, read at the last token of the rendered answer or the mean of all.
 
     What the layer's numbers mean is the head's business (`nemo_steerlm.models.heads`); by default they are the values
-    themselves, trained by masked squared error on the attributes' own scale (HelpSteer, arXiv 2311.09528, section
-    4.4). The text of a response is `PromptTemplate.render_regression`.
+    themselves (`train.tasks.RegressionTask`). The text of a response is `PromptTemplate.render_regression`.
 
     Attributes:
         head: the kind of head the card names.
-        objective: what a training minimises.
         fresh_head: whether the head's weights are the initial ones.
-        datasets: names of the data sets it is validated on; `dataset` of a micro-batch is a place in it.
     """
 
     kind = "regressor"
@@ -54,18 +47,20 @@ class AttributeRegressor(MegatronModel):
     def __init__(self, cfg: DictConfig, tokenizer: Tokenizer, trainer: Any = None) -> None:
         super().__init__(cfg, tokenizer, trainer)
         self.head = make_head(self.card.head, self.schema)
-        self.objective = Objective(self.head)
         self.fresh_head = True
-        self.datasets: list[str] = []
+
+    _variants: ClassVar[dict[str, type[AttributeRegressor]]] = {}  # heads that are models of their own
+
+    def __init_subclass__(cls, head: str | None = None, **kwargs: Any) -> None:
+        """Register the model of a head; `nemo_steerlm.models` imports them all."""
+        super().__init_subclass__(**kwargs)
+        if head is not None:
+            AttributeRegressor._variants[head] = cls
 
     @classmethod
     def variant(cls, card: ModelCard) -> type[MegatronModel]:
-        """A generative head is a model of its own."""
-        if card.head != "generative":
-            return cls
-        from nemo_steerlm.models.generative import GenerativeRegressor
-
-        return GenerativeRegressor
+        """The class of the card's head: this one, or a model of its own."""
+        return cls._variants.get(card.head, cls)
 
     @property
     def outputs(self) -> int:
@@ -88,105 +83,6 @@ class AttributeRegressor(MegatronModel):
                 self.card.head, self.card.pooling, self.schema, source.head, source.pooling, source.schema,
             )  # fmt: skip
         return ("score.",) if self.fresh_head else ()
-
-    def collate(self, items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int]) -> MicroBatch:
-        """What `forward_loss` reads; see `batches.collate_regression`."""
-        return collate_regression(items, starts, shape, outputs=len(self.schema))
-
-    start_at: torch.Tensor | None = None  # raw outputs `[R]` that training starts from; None: what the weights say
-
-    def choose_trained(self) -> None:
-        """As every model's, after the head was moved to `start_at`."""
-        if self.start_at is not None:
-            self._start_head_at(self.start_at)
-        super().choose_trained()
-
-    @torch.no_grad()
-    def _start_head_at(self, start: torch.Tensor) -> None:
-        """Let the head answer `start` to the mean state `h` that it reads in the first training batch.
-
-        A head without bias can: all texts end with the same marker, so their states have much in common, and
-        `W += (start - W h) h' / |h|^2` is the smallest change that does it. Runs at any layout, through the schedule.
-        """
-        assert self.training_batches is not None
-        states: list[torch.Tensor] = []
-        heads = [chunk.score for chunk in self.chunks if hasattr(chunk, "score")]
-        hooks = [head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for head in heads]
-        self.eval()
-        kept = self.run(self.training_batches[0], forward_only=True)
-        self.train()
-        for head, hook in zip(heads, hooks, strict=True):
-            hook.remove()
-            pairs = zip(states, kept, strict=True)
-            read_ = torch.cat([self._pool(s.transpose(0, 1).flatten(0, 1), k["first"], k["last"]) for s, k in pairs])
-            total = torch.cat((read_.sum(0), read_.new_tensor([len(read_)])))
-            dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-            mean = total[:-1] / total[-1]
-            head.weight += torch.outer(start.to(mean) - head.weight @ mean, mean) / mean.dot(mean)
-
-    def forward_loss(
-        self, output: torch.Tensor, batch: MicroBatch
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """The objective of `output` `[batch, seq, R]`, read where each sample lies."""
-        raw = self._pool(output.flatten(0, 1), batch["first"], batch["last"])
-        total, count, kept = self.objective(raw, batch)
-        if self.training:
-            return total, count, {}
-        kept |= {name: batch[name] for name in ("labels", "indices", "dataset", "first", "last")}
-        return total, count, {**kept, "values": self.head.values(raw)}
-
-    def _pool(self, output: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """What the head says of each text: raw outputs `[n, R]`.
-
-        The mean is taken after the layer, which is the same as before it: the layer is linear. It is over all tokens
-        of the text, history included, as the reference's `use_avg_pool`.
-
-        Args:
-            output: `[tokens, R]`, texts one after another, possibly with padding in between.
-            first, last: places of each text's first and last token, `[n]`, rising.
-        """
-        if self.card.pooling == "last":
-            return output[last]
-        places = torch.arange(len(output), device=output.device)
-        owner = torch.searchsorted(last, places).clamp(max=len(last) - 1)
-        inside = (places >= first[owner]) & (places <= last[owner])
-        kept = torch.where(inside[:, None], output, 0.0)
-        sums = output.new_zeros(len(last), output.shape[1]).index_add(0, owner, kept)
-        return sums / (last - first + 1)[:, None]
-
-    def validation_metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
-        """Loss, and `agreement`'s figures of every attribute, of each dataset too where there are several.
-
-        Every sample of every rank counts exactly once, whatever the layout.
-        """
-        result = super().validation_metrics(kept) | self._preference_metrics(kept)
-        count = len(self.schema)
-        rows = [torch.cat((k["values"], k["labels"], k["dataset"][:, None]), 1) for k in kept]
-        table = rows_over_ranks([k["indices"] for k in kept], rows, 2 * count + 1)
-        values, labels, dataset = table[:, :count], table[:, count:-1], table[:, -1].astype(int)
-        parts = {"": np.ones(len(table), bool)}
-        if len(np.unique(dataset)) > 1:
-            parts |= {f"{self.datasets[number]}/": dataset == number for number in np.unique(dataset)}
-        for prefix, chosen in parts.items():
-            for name, figures in attribute_metrics(values[chosen], labels[chosen], self.schema).items():
-                if figures.pop("n"):
-                    result |= {f"val/{prefix}{name}/{key}": value for key, value in figures.items()}
-        return result
-
-    def metric_names(self) -> list[str]:
-        """The loss, `agreement`'s figures of every attribute, and those of preference pairs where they are trained."""
-        figures = ("pearson", "spearman", "mae", "mse", "kappa", "accuracy")
-        names = [f"val/{name}/{figure}" for name in self.schema.names for figure in figures]
-        pairs = [] if self.objective.preferred is None else ["val/preference/loss", "val/preference/accuracy"]
-        return [*super().metric_names(), *names, *pairs]
-
-    def _preference_metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
-        """Mean loss of the preference pairs, and how many have the preferred response above the other."""
-        if self.objective.preferred is None:
-            return {}
-        mine = torch.stack([k["preference"] for k in kept]).double().sum(0).unbind() if kept else [0.0] * 3
-        total, right, pairs = sum_over_ranks(*mine, on_last_stage=kept != [])
-        return {"val/preference/loss": total / pairs, "val/preference/accuracy": right / pairs} if pairs else {}
 
     # ---------------------------------------------------------------- inference
 
@@ -338,7 +234,7 @@ class AttributeRegressor(MegatronModel):
                     raw = model.score(hidden.float())
                     if mean:
                         together = raw[to_device(np.concatenate(row.paths), device)]
-                        raw = torch.stack([text.mean(0) for text in together.split(list(map(len, row.paths)))])
+                        raw = pool_whole_texts(together, list(map(len, row.paths)))
                     parts.append(values_of(raw).float())
                 order += row.texts
                 if progress is not None:

@@ -98,15 +98,14 @@ class BestStep(Callback):
             checkpoint.replace_folder(Path(folders[-1]), self.output / "model")
 
 
-def check_metric(metric: str, model: MegatronModel, validates: bool) -> None:
-    """Refuse a metric that no validation will give, before hours have passed; those of one dataset are not known yet.
+def check_metric(metric: str, names: list[str], validates: bool) -> None:
+    """Refuse a metric that is none of `names`, before hours have passed; those of one dataset are not known yet.
 
     Raises:
         ConfigError: there is no validation, or the name is none of its metrics.
     """
     if not validates:
         raise ConfigError(f"trainer.best_metric={metric} needs validation data: give data.val=FILE")
-    names = model.metric_names()
     if metric not in names and metric.count("/") < 3:
         raise _unknown(metric, names)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -26,20 +24,21 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import DataConfig, LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
-from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
-from nemo_steerlm.models.bad_steps import BadSteps
 from nemo_steerlm.models.base import MegatronModel
-from nemo_steerlm.models.batches import Layout, StepBatches, once_through, shuffled
 from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import plain
+from nemo_steerlm.train.bad_steps import BadSteps
+from nemo_steerlm.train.batches import Layout, StepBatches, once_through, shuffled
 from nemo_steerlm.train.best import BestStep, check_metric
+from nemo_steerlm.train.global_batches import GlobalBatches
 from nemo_steerlm.train.saving import Checkpoints
 from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
+from nemo_steerlm.train.tasks import Task
 from nemo_steerlm.yaml_file import read_yaml
 
 _log = logging.getLogger(__name__)
@@ -176,21 +175,19 @@ def _loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
 
 
 def train(
-    model: MegatronModel,
+    task: Task,
     config: TrainRegressorConfig | TrainSftConfig,
     training: Mixture,
     validation: Mixture | None,
-    collate: Callable[..., Any],
     beside: Mapping[str, Mixture] | None = None,
 ) -> dict[str, Any] | None:
     """Fill the run folder `config.output`: train, then write `model/`.
 
     Args:
-        model: with its first weights.
+        task: of a model with its first weights.
         config: of the verb.
         training, validation: the data.
-        collate: of the model's kind.
-        beside: data that the model itself reads at every validation, by name; `model.beside` gets their batches.
+        beside: data that the task's metrics read at every validation, by name.
 
     Returns:
         With `trainer.best_metric` the metric, step and value of what `model/` holds.
@@ -199,13 +196,12 @@ def train(
         ConfigError: the folder holds the run of another configuration, the batch sizes do not divide, or a preference
             pair does not fit into a packed row.
     """
-    output, trainer = Path(config.output), config.trainer
+    output, trainer, model = Path(config.output), config.trainer, task.model
     size = trainer.global_batch_size
     order = GlobalBatches(training.unit_lengths, size, config.seed, shares=training.shares)
     steps = trainer.max_steps or _steps_of(trainer, len(order))
-    model.cfg.max_steps = steps
     if trainer.best_metric is not None:
-        check_metric(trainer.best_metric, model, validation is not None)
+        check_metric(trainer.best_metric, task.metric_names(), validation is not None)
     _enter_run_folder(output, config)
     layout = Layout(
         micro_batch_size=trainer.micro_batch_size,
@@ -220,16 +216,17 @@ def train(
         check_batch_sizes(trainer, layout.ranks)
 
     def batches(data: Mixture, plan: Any, steps: int) -> StepBatches:
-        return StepBatches(plan, data.item, data.lengths, collate, layout, steps, data.units)
-
-    model.training_batches = batches(training, shuffled(order), steps)
+        return StepBatches(plan, data.item, data.lengths, task.collate, layout, steps, data.units)
 
     def once(data: Mixture) -> StepBatches:
         return batches(data, once_through(data.unit_lengths, size), -(-len(data.units) // size))
 
-    if validation is not None:
-        model.validation_batches = once(validation)
-    model.beside = {name: once(data) for name, data in (beside or {}).items()}
+    held_out = None if validation is None else once(validation)
+    extra = {name: once(data) for name, data in (beside or {}).items()}
+    model.begin(
+        task, batches(training, shuffled(order), steps), held_out, extra,
+        bad_steps=BadSteps(trainer.max_bad_steps), max_steps=steps,
+    )  # fmt: skip
     best = fit(model, trainer, config.logging, output, config.resume)
     if best is None:
         model.save_pretrained(output / "model")
@@ -332,7 +329,7 @@ def _enter_run_folder(output: Path, config: Any) -> None:
 def fit(
     model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool
 ) -> BestStep | None:
-    """Train `model` on its `training_batches` up to `model.cfg.max_steps`; checkpoints go to `output/checkpoints`.
+    """Train a model that has begun, up to `model.cfg.max_steps`; checkpoints go to `output/checkpoints`.
 
     A run that was killed goes on from its newest complete checkpoint; one that had ended changes nothing.
 
@@ -345,8 +342,6 @@ def fit(
         CheckpointError: the weights are not finite; they are not saved.
     """
     last = int(model.cfg.max_steps)
-    model.choose_trained()
-    model.bad_steps = BadSteps(trainer_config.max_bad_steps)
     trained, total = lora.count_parameters(model.chunks)
     _log.info("trained parameters: %s of %s (%.2f%%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
     folder = CheckpointFolder(output / "checkpoints", keep=trainer_config.keep_checkpoints)
@@ -366,7 +361,7 @@ def fit(
         metrics.rewind(step + 1 if complete else step)
         model.load_training_state(checkpoint.load(start, model.training_state(), verify=False))
         if validates and not complete and last % val_every == 0:  # killed between the last checkpoint and model/
-            _validate(model, trainer_config.val_batches)
+            model.validate(trainer_config.val_batches)
             metrics.log_metrics({k: float(np.float32(v)) for k, v in model.validated.items()}, last)  # as Lightning
             if best is not None:
                 best.consider(model, last, model.validated)
@@ -406,12 +401,3 @@ def fit(
     with checkpoints.listening():
         trainer.fit(model, ckpt_path=None if start is None else str(start))
     return best
-
-
-def _validate(model: MegatronModel, batches: int | None) -> None:
-    """One validation outside of Lightning's loop; fills `model.validated`."""
-    model.configure_model()
-    model.eval()
-    with torch.no_grad():
-        kept = [one for step in itertools.islice(model.val_dataloader(), batches) for one in model.run(step, True)]
-    model.validated = model.validation_metrics(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_steerlm.config import TrainRegressorConfig
@@ -13,11 +14,12 @@ from nemo_steerlm.data.regression_dataset import RegressionDataset
 from nemo_steerlm.data.units import require_pairs
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.generative import GenerativeRegressor
-from nemo_steerlm.models.losses import Objective, attribute_weights, mean_target
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.train.fit import train
+from nemo_steerlm.train.losses import attribute_weights, check_loss, mean_target
 from nemo_steerlm.train.start import start_model
+from nemo_steerlm.train.tasks import GenerativeTask, RegressionTask, Task
 
 
 def main(config: TrainRegressorConfig) -> None:
@@ -27,7 +29,7 @@ def main(config: TrainRegressorConfig) -> None:
     files, held_out = data.train_files(), data.val_files()
     parallel.start(config, config.seed)
     model = start_model(AttributeRegressor, config, schema)
-    Objective(model.head, config.loss)  # what makes no sense is refused before the data is read
+    check_loss(model.head, config.loss)  # what makes no sense is refused before the data is read
 
     strings = model.strings if isinstance(model, GenerativeRegressor) else None
 
@@ -44,15 +46,19 @@ def main(config: TrainRegressorConfig) -> None:
     validation = Mixture([tokenised(path) for path in held_out], names=held_out) if held_out else None
     if pairs:
         require_pairs(training.report)
-    labels, draws = training.labels, training.draws
-    mean = mean_target(model.head, labels, draws)
-    if config.model.head_init == "mean" and model.fresh_head:
-        model.start_at = model.head.start(mean)
-    weights = attribute_weights(config.loss, schema, labels, draws)
-    model.objective = Objective(model.head, config.loss, weights, mean)
-    model.datasets = validation.datasets if validation else []
+    task = _task(model, config, training, validation.datasets if validation else [])
     with contextlib.closing(model):
-        best = train(model, config, training, validation, model.collate)
+        best = train(task, config, training, validation)
     if parallel.is_rank_zero():
         report = {"train": training.report, "val": validation.report if validation else None}
         write_run_json(config.output, "train-regressor", config, [*files, *held_out], schema, data=report, best=best)
+
+
+def _task(model: AttributeRegressor, config: TrainRegressorConfig, training: Mixture, datasets: Sequence[str]) -> Task:
+    """The loss of the model's head, with what it takes from the training labels."""
+    if isinstance(model, GenerativeRegressor):
+        return GenerativeTask(model, datasets)
+    mean = mean_target(model.head, training.labels, training.draws)
+    moved = config.model.head_init == "mean" and model.fresh_head
+    weights = attribute_weights(config.loss, model.schema, training.labels, training.draws)
+    return RegressionTask(model, datasets, config.loss, weights, mean, model.head.start(mean) if moved else None)

@@ -15,11 +15,11 @@ from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.data.policy_dataset import PolicyDataset, trained_turns, with_other_labels
 from nemo_steerlm.data.tokenise import draw
 from nemo_steerlm.megatron import parallel
-from nemo_steerlm.models.batches import collate_policy
-from nemo_steerlm.models.policy import OTHER, OWN, AttributeConditionedGPT
+from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.train import fit
 from nemo_steerlm.train.start import start_model
+from nemo_steerlm.train.tasks import OTHER, OWN, ConditionedSFTTask
 from nemo_steerlm.verbs.steering import check_scorers
 from nemo_steerlm.verbs.steering_check import check
 
@@ -50,16 +50,19 @@ def train(config: TrainSftConfig) -> None:
     dropout = data.attribute_dropout, data.label_dropout
     training = Mixture([tokenised(path, *dropout) for path in files], data.weights, files)
     validation = Mixture([tokenised(path) for path in held_out], names=held_out) if held_out else None
-    compared = _compared(model, config, held_out)
+    compared, responses = _compared(model, config, held_out)
+    task = ConditionedSFTTask(model, responses)
     with contextlib.closing(model):
-        best = fit.train(model, config, training, validation, collate_policy, compared)
+        best = fit.train(task, config, training, validation, compared)
     if parallel.is_rank_zero():
         report = {"train": training.report, "val": validation.report if validation else None}
         write_run_json(config.output, "train-sft", config, [*files, *held_out], schema, data=report, best=best)
 
 
-def _compared(model: AttributeConditionedGPT, config: TrainSftConfig, files: Sequence[str]) -> dict[str, Mixture]:
-    """Some held-out rows twice, with their own labels and with those of other responses; for what labels are worth."""
+def _compared(
+    model: AttributeConditionedGPT, config: TrainSftConfig, files: Sequence[str]
+) -> tuple[dict[str, Mixture], int]:
+    """Some held-out rows twice, with their own labels and with those of other responses; and how many responses."""
     schema, data, template = model.schema, config.data, model.card.template
     rows = draw(
         (row for path in files for row in read_conversations(path, schema) if row.type and trained_turns(row)),
@@ -70,11 +73,10 @@ def _compared(model: AttributeConditionedGPT, config: TrainSftConfig, files: Seq
     lengths = [len(ids) for ids, _ in texts]
     pairs = [pair for pair, *two in zip(pairs, lengths[::2], lengths[1::2]) if max(two) <= data.max_length]
     if len(pairs) < 2:
-        return {}
-    model.compared_responses = sum(len(trained_turns(row)) for row, _ in pairs)
+        return {}, 0
 
     def tokenised(rows: Sequence[Conversation]) -> Mixture:
         return Mixture([PolicyDataset.build(rows, schema, template, model.tokenizer, data.max_length)])
 
     own, other = zip(*pairs)
-    return {OWN: tokenised(own), OTHER: tokenised(other)}
+    return {OWN: tokenised(own), OTHER: tokenised(other)}, sum(len(trained_turns(row)) for row in own)

@@ -42,7 +42,7 @@ class FakeGpu(TorchDispatchMode):
 
     Attributes:
         memory: bytes by part.
-        waits: how often the host waited for the device, by place, "models/policy.py:36 forward_loss": the innermost
+        waits: how often the host waited for the device, by place, "train/tasks.py:250 loss": the innermost
             line of this package or megatron-core.
         assumed: places where a mask of unknown values chose rows: all of them.
         sent: bytes given to collectives on CUDA tensors, by operation.

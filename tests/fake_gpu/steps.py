@@ -9,7 +9,7 @@ import numpy as np
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from tests.fake_gpu.mode import FakeGpu
-from tests.models.helpers import ARCHITECTURE, make_batches, make_model
+from tests.models.helpers import ARCHITECTURE, make_batches, make_model, make_task
 
 
 def build(
@@ -43,9 +43,21 @@ def batches(
     return [made[0][0]] * count
 
 
-def prepare(model: Any) -> None:
-    """Make the model ready to be trained, as `fit` and Lightning do."""
-    model.choose_trained()
+def begin(model: Any, micro_batches: list[Any] | None = None, task: Any = None) -> None:
+    """Begin a training; with micro-batches the head starts at ones."""
+    import torch
+
+    from nemo_steerlm.train.bad_steps import BadSteps
+    from nemo_steerlm.train.tasks import RegressionTask
+
+    if micro_batches is not None:
+        task = RegressionTask(model, start=torch.ones(model.outputs))
+    model.begin(task or make_task(model), [micro_batches], bad_steps=BadSteps())
+
+
+def prepare(model: Any, micro_batches: list[Any] | None = None, task: Any = None) -> None:
+    """Make the model ready to be trained, as `fit` and Lightning do; see `begin`."""
+    begin(model, micro_batches, task)
     model.configure_model()
     shim = model.configure_optimizers()
     model.train()
@@ -72,10 +84,12 @@ def validate(model: Any, micro_batches: list[Any]) -> dict[str, float]:
 
 def speak_for_the_last_stage() -> None:
     """Let the sums over ranks be those of this stage: the last one, which knows them, is absent."""
-    from nemo_steerlm.models import base
+    from nemo_steerlm.models import training
+    from nemo_steerlm.train import tasks
 
-    real = base.sum_over_ranks
-    base.sum_over_ranks = lambda *values, **rest: real(*values, **{**rest, "on_last_stage": True})
+    real = training.sum_over_ranks
+    for module in (training, tasks):
+        module.sum_over_ranks = lambda *values, **rest: real(*values, **{**rest, "on_last_stage": True})
 
 
 def waits_per_micro_batch(gpu: FakeGpu, model: Any, micro_batch: Any) -> dict[str, int]:

@@ -24,17 +24,13 @@ def without_gloo_groups(gpu: FakeGpu) -> None:
 
 def places_on_the_cpu(gpu: FakeGpu, planted: bool) -> float:
     """`model.head_init=mean` with `model.pooling=mean`, the texts' places not moved to the device."""
-    import torch
+    from nemo_steerlm.train import tasks
 
-    from nemo_steerlm.models.regressor import AttributeRegressor
-
-    pool = AttributeRegressor._pool
+    pool = tasks.pool
     if planted:
-        AttributeRegressor._pool = lambda self, output, *places: pool(self, output, *(p.cpu() for p in places))
+        tasks.pool = lambda output, first, last, kind: pool(output, first.cpu(), last.cpu(), kind)
     model = steps.build("regressor", dict(), pooling="mean")
-    model.training_batches = [steps.batches("regressor", dict())]
-    model.start_at = torch.ones(model.outputs)
-    model.choose_trained()
+    steps.begin(model, steps.batches("regressor", dict()))
     return model.chunks[0].score.weight.shape[0]
 
 
@@ -49,9 +45,9 @@ def numbers_over_nccl(gpu: FakeGpu) -> None:
 
 def waiting(gpu: FakeGpu, planted: bool) -> dict[str, int]:
     """A loss that is printed."""
-    from nemo_steerlm.models.policy import AttributeConditionedGPT
+    from nemo_steerlm.train.tasks import ConditionedSFTTask
 
-    loss = AttributeConditionedGPT.forward_loss
+    loss = ConditionedSFTTask.loss
     if planted:
 
         def printed(self, output, batch):  # type: ignore[no-untyped-def]
@@ -59,7 +55,7 @@ def waiting(gpu: FakeGpu, planted: bool) -> dict[str, int]:
             result[0].item()
             return result
 
-        AttributeConditionedGPT.forward_loss = printed
+        ConditionedSFTTask.loss = printed
     model = steps.build("policy", TP)
     steps.prepare(model)
     return steps.waits_per_micro_batch(gpu, model, steps.batches("policy", TP)[0])
@@ -86,4 +82,4 @@ def test_a_wait_in_every_micro_batch(room: Room) -> None:
     assert once == {}, "no micro-batch waits for the device"
     more = room.run(waiting, world=2, planted=True)
     planted = {place: count - once.get(place, 0) for place, count in more.items() if count != once.get(place, 0)}
-    assert list(planted.values()) == [1] and "models/base.py" in next(iter(planted)), planted
+    assert list(planted.values()) == [1] and "models/training.py" in next(iter(planted)), planted

@@ -16,13 +16,9 @@ VPP = dict(pipeline=2, virtual_pipeline=2)
 
 def run(gpu: FakeGpu, kind: str, layout: dict[str, Any], packed: bool, head_init: bool, **settings: Any) -> list[str]:
     """Two steps and a validation; the names of its metrics."""
-    import torch
-
     model = steps.build(kind, layout, **settings)
     micro_batches = steps.batches(kind, layout, packed=packed)
-    if head_init:
-        model.start_at, model.training_batches = torch.ones(model.outputs), [micro_batches]
-    steps.prepare(model)
+    steps.prepare(model, micro_batches if head_init else None)
     for _ in range(2):
         steps.train(model, micro_batches)
     return sorted(steps.validate(model, micro_batches))

@@ -26,16 +26,16 @@ def fit(
     """Two steps with their validation and checkpoint, then a third one from there; the lines of metrics.jsonl."""
     import torch
 
-    from tests.models.helpers import train
+    from nemo_steerlm.train.tasks import RegressionTask
+    from tests.models.helpers import make_task, train
 
     if "pipeline" in layout:
         steps.speak_for_the_last_stage()
 
-    def start(model: Any) -> None:
-        if head_init:
-            model.start_at = torch.ones(model.outputs)
+    def task_of(model: Any) -> Any:
+        return RegressionTask(model, start=torch.ones(model.outputs)) if head_init else make_task(model)
 
-    settings |= dict(init=None, parallel=ParallelConfig(**layout), precision="bf16", prepare=start)
+    settings |= dict(init=None, parallel=ParallelConfig(**layout), precision="bf16", make_task=task_of)
     lines = train(kind, Path(folder), steps=2, **settings)
     if not resume:
         return lines

@@ -8,7 +8,7 @@ import torch
 
 from nemo_steerlm.config import ParallelConfig
 from tests.distributed import run_distributed
-from tests.models.helpers import make_model, train
+from tests.models.helpers import make_model, make_task, train
 
 
 def save_in_background(folder: str) -> dict:
@@ -123,7 +123,7 @@ def save_a_head_on_four(folder: str) -> list[int]:
     narrow = dataclasses.replace(ARCHITECTURE, num_layers=1, hidden_size=32)
     model = make_model("regressor", ParallelConfig(), architecture=narrow, freeze="trunk")
     model.build()
-    model.choose_trained()
+    model.begin(make_task(model), [None], bad_steps=None)
     model.configure_model()
     model.configure_optimizers()
     inner = getattr(model.optimizer, "chained_optimizers", [model.optimizer])[0].optimizer

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import checkpoint, gpt, layers, parallel
-from nemo_steerlm.models.base import sum_over_ranks
+from nemo_steerlm.megatron.reductions import sum_over_ranks
 from tests.distributed import run_distributed
 from tests.models.helpers import NumberTokenizer, make_batches, make_model, random_items
 

@@ -66,6 +66,15 @@ def random_items(kind: str, count: int, seed: int = 0) -> list[dict[str, np.ndar
     return items
 
 
+def make_task(model: Any) -> Any:
+    """What a model of this kind is trained on."""
+    from nemo_steerlm.train.tasks import ConditionedSFTTask, GenerativeTask, RegressionTask
+
+    if model.kind == "policy":
+        return ConditionedSFTTask(model)
+    return GenerativeTask(model) if model.card.head == "generative" else RegressionTask(model)
+
+
 def with_label_strings(model: Any, items: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """The items as `model` wants them: a generative regressor's end with their label string."""
     if model.card.head != "generative":
@@ -108,7 +117,9 @@ def make_model(
         from nemo_steerlm.models.policy import AttributeConditionedGPT as cls  # type: ignore[assignment]
     card = ModelCard(kind=kind, architecture=architecture, schema=schema, head=head, pooling=pooling)
     cfg = model_config(card, parallel=parallel, **{**settings, **training})
-    return cls.variant(card)(cfg, NumberTokenizer())
+    model = cls.variant(card)(cfg, NumberTokenizer())
+    model.task = make_task(model)  # `begin` gives another
+    return model
 
 
 def make_batches(
@@ -121,7 +132,7 @@ def make_batches(
     once: bool = False,
     pack_length: int | None = None,
     units: np.ndarray | None = None,
-    model: Any = None,
+    task: Any = None,
 ) -> Any:
     """Batches of this rank over the items, in order or once through."""
     from functools import partial
@@ -129,7 +140,7 @@ def make_batches(
     from megatron.core import parallel_state
 
     from nemo_steerlm.data.units import unit_lengths
-    from nemo_steerlm.models import batches
+    from nemo_steerlm.train import batches
 
     layout = batches.Layout(
         micro_batch_size=micro_batch_size,
@@ -146,8 +157,8 @@ def make_batches(
     lengths = np.array([len(item["tokens"]) for item in items])
     count, totals = (len(items), lengths) if units is None else (len(units), unit_lengths(lengths, units))
     collate = batches.collate_policy if kind == "policy" else partial(batches.collate_regression, outputs=3)
-    if model is not None and model.card.head == "generative":
-        collate = model.collate
+    if task is not None:
+        collate = task.collate
     return batches.StepBatches(
         batches.once_through(totals, GLOBAL_BATCH) if once else in_order,
         lambda index, epoch: items[index],
@@ -175,14 +186,17 @@ def train(
     async_checkpoint: bool = False,
     pairs: int = 0,
     prepare: Callable[[Any], None] | None = None,
+    make_task: Callable[[Any], Any] = make_task,
     inspect: Callable[[Any], None] | None = None,
     **training: Any,
 ) -> list[dict]:
     """Train through the real Lightning loop; return the lines of metrics.jsonl.
 
-    `prepare` sees the model before, `inspect` the trained one; of the items `pairs` are preferred to another.
+    `prepare` sees the model before, `inspect` the trained one; `make_task` makes the task of a model; of the items
+    `pairs` are preferred to another.
     """
     from nemo_steerlm.megatron import parallel as processes
+    from nemo_steerlm.train.bad_steps import BadSteps
     from nemo_steerlm.train.fit import fit
 
     processes.initialize(parallel, seed=1)
@@ -193,18 +207,20 @@ def train(
 
         state = checkpoint.load(init, checkpoint.model_state(model.chunks))
         checkpoint.load_model_state(model.chunks, state)
-    cut: dict[str, Any] = dict(
-        micro_batch_size=micro_batch_size, parallel=parallel, pack_length=pack_length, model=model
-    )  # fmt: skip
     if prepare is not None:
         prepare(model)
+    task = make_task(model)
+    cut: dict[str, Any] = dict(
+        micro_batch_size=micro_batch_size, parallel=parallel, pack_length=pack_length, task=task
+    )  # fmt: skip
     items = with_label_strings(model, random_items(kind, 20))
     units = random_units(items, pairs) if pairs else None
-    model.training_batches = make_batches(kind, items, steps=steps, units=units, **cut)
+    training, held_out = make_batches(kind, items, steps=steps, units=units, **cut), None
     if validate:
         items = with_label_strings(model, random_items(kind, 11 + pairs, seed=1))
         units = random_units(items, pairs, seed=1) if pairs else None
-        model.validation_batches = make_batches(kind, items, steps=2, once=True, units=units, **cut)
+        held_out = make_batches(kind, items, steps=2, once=True, units=units, **cut)
+    model.begin(task, training, held_out, bad_steps=BadSteps())
     config = TrainerConfig(
         max_steps=steps, val_every=2, checkpoint_every=checkpoint_every, async_checkpoint=async_checkpoint,
         progress_bar=False,

@@ -13,7 +13,7 @@ from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import finite
 from tests.distributed import run_distributed
-from tests.models.helpers import OPTIMIZER, make_model, train
+from tests.models.helpers import OPTIMIZER, make_model, make_task, train
 from tests.models.test_average import stored_tensors
 
 SAMPLE = 13  # in step 2 alone of the first three
@@ -27,20 +27,22 @@ def _nan_gradient(total: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return total + torch.sqrt(output.sum() * 0)  # the root's slope at 0 is infinite, times 0
 
 
-def _poison(bad: Callable, samples: set[int] | None = None) -> Callable[[Any], None]:
-    """Let the loss of micro-batches with one of the samples (None: of all) be `bad`."""
+def _poison(bad: Callable, samples: set[int] | None = None) -> Callable[[Any], Any]:
+    """A task whose loss of micro-batches with one of the samples (None: of all) is `bad`."""
 
-    def prepare(model: Any) -> None:
-        loss = model.forward_loss
+    def task_of(model: Any) -> Any:
+        task = make_task(model)
+        loss = task.loss
 
         def poisoned(output: torch.Tensor, batch: dict) -> tuple:
             total, *rest = loss(output, batch)
             hit = samples is None or samples & set(batch["indices"].tolist())
             return bad(total, output) if hit and model.training else total, *rest
 
-        model.forward_loss = poisoned
+        task.loss = poisoned
+        return task
 
-    return prepare
+    return task_of
 
 
 def _same(one: dict, two: dict) -> bool:
@@ -64,7 +66,7 @@ def bad_trainings(folder: str) -> dict:
     for name, (layout, bad, settings) in runs.items():
         lines = train(
             "policy", root / name, init=None, parallel=ParallelConfig(**layout), steps=3, checkpoint_every=1,
-            validate=False, prepare=_poison(bad, {SAMPLE}), **settings,
+            validate=False, make_task=_poison(bad, {SAMPLE}), **settings,
         )  # fmt: skip
         states = [stored_tensors(root / name / f"checkpoints/step-{step:08d}") for step in (2, 3)]
         found[name] = {
@@ -75,13 +77,13 @@ def bad_trainings(folder: str) -> dict:
         }
     settings = {"init": None, "parallel": ParallelConfig(), "validate": False}
     train(  # its two steps are the two checkpoints that are kept
-        "policy", root / "still", steps=2, checkpoint_every=1, prepare=_poison(_nan_loss, {SAMPLE}),
+        "policy", root / "still", steps=2, checkpoint_every=1, make_task=_poison(_nan_loss, {SAMPLE}),
         optimizer={**optimizer, "ema_decay": 0.5}, **settings,
     )  # fmt: skip
     found["still"] = _same(*(stored_tensors(root / f"still/checkpoints/step-{step:08d}") for step in (1, 2)))
     message = ""
     try:
-        train("policy", root / "end", steps=5, checkpoint_every=3, prepare=_poison(_nan_loss), **settings)
+        train("policy", root / "end", steps=5, checkpoint_every=3, make_task=_poison(_nan_loss), **settings)
     except ValueError as error:
         message = f"{type(error).__name__}: {error}"
     found["messages"] = [None] * dist.get_world_size()

@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_steerlm.config import OptimizerConfig, ParallelConfig, PolicyDataConfig, TrainerConfig, TrainSftConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import gpt, optim, parallel
-from nemo_steerlm.models import base
-from nemo_steerlm.models.batches import collate_policy, loader, to_device
+from nemo_steerlm.models import base, training
 from nemo_steerlm.models.policy import AttributeConditionedGPT
+from nemo_steerlm.models.training import to_device
 from nemo_steerlm.train import fit
+from nemo_steerlm.train.batches import collate_policy
+from nemo_steerlm.train.tasks import ConditionedSFTTask
 from tests.models.helpers import ARCHITECTURE, make_batches, make_model, random_items, train
 
 aten = torch.ops.aten
@@ -99,7 +101,7 @@ def test_a_batch_is_moved_once_and_by_run_alone(monkeypatch: pytest.MonkeyPatch)
                 forward_step_func(iterator, one)
         return []
 
-    monkeypatch.setattr(base, "get_forward_backward_func", lambda: schedule)
+    monkeypatch.setattr(training, "get_forward_backward_func", lambda: schedule)
     monkeypatch.setattr(parallel, "device", lambda: META)
     model.chunks = [chunk, chunk]  # two virtual stages
     given = batches[0]
@@ -112,9 +114,9 @@ def test_a_batch_is_moved_once_and_by_run_alone(monkeypatch: pytest.MonkeyPatch)
 
 def test_batches_are_pinned_where_cuda_is(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = make_batches("policy", random_items("policy", 8), steps=1, micro_batch_size=4, parallel=ParallelConfig())
-    assert not loader(batches).pin_memory
+    assert not batches.loader().pin_memory
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert loader(batches).pin_memory
+    assert batches.loader().pin_memory
 
 
 @contextmanager
@@ -146,12 +148,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def _with_pairs(model: Any) -> None:
+def _with_pairs(model: Any) -> Any:
     from nemo_steerlm.config import LossConfig
-    from nemo_steerlm.models.losses import Objective
+    from nemo_steerlm.train.tasks import RegressionTask
 
     loss = LossConfig(preference="scaled", preference_attribute="quality", smoothing=1.0)
-    model.objective = Objective(model.head, loss, torch.ones(3), torch.full((model.head.columns,), 0.2))
+    return RegressionTask(model, (), loss, torch.ones(3), torch.full((model.head.columns,), 0.2))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -228,7 +230,10 @@ def test_rows_fit_the_products_of_fp8(
         config.fp8, config.fp8_recipe = "hybrid", recipe
     items = random_items("policy", 8)
     lengths = np.array([len(item["tokens"]) for item in items])
-    model: Any = SimpleNamespace(chunks=[SimpleNamespace(config=config)], cfg=SimpleNamespace(), save_pretrained=str)
+    begun: list[Any] = []
+    model: Any = SimpleNamespace(
+        chunks=[SimpleNamespace(config=config)], save_pretrained=str, begin=lambda *given, **_: begun.extend(given)
+    )
     data: Any = SimpleNamespace(
         item=lambda index, epoch: items[index], lengths=lengths, unit_lengths=lengths, units=None, shares=None
     )
@@ -239,8 +244,8 @@ def test_rows_fit_the_products_of_fp8(
         data=PolicyDataConfig(train="t.jsonl", max_length=200, packing=packing),
     )
     monkeypatch.setattr(fit, "fit", lambda *_: None)
-    fit.train(model, settings, data, None, collate_policy)
-    widths = {batch["tokens"].shape[1] for batch in model.training_batches[0]}
+    fit.train(ConditionedSFTTask(model), settings, data, None)
+    widths = {batch["tokens"].shape[1] for batch in begun[1][0]}
     assert all(width % multiple == 0 for width in widths) and max(widths) < lengths.sum() + multiple
 
 

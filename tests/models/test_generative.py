@@ -150,7 +150,7 @@ def test_what_has_no_place_in_a_generative_regressor_is_refused(runs: dict) -> N
 
 def test_losses_of_other_heads_are_refused() -> None:
     from nemo_steerlm.models.heads import make_head
-    from nemo_steerlm.models.losses import Objective
+    from nemo_steerlm.train.losses import Objective
 
     head = make_head("generative", AttributeSchema.load("helpsteer2"))
     for settings in ({"kind": "huber"}, {"weights": {"humor": 2.0}}, {"preference": "scaled"}, {"smoothing": 1.0}):

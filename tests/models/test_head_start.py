@@ -21,6 +21,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
+def begin(model: Any, batches: Any) -> None:
+    """Begin a training whose head starts at `VALUES`."""
+    from nemo_steerlm.train.tasks import RegressionTask
+
+    model.begin(RegressionTask(model, start=torch.tensor(VALUES)), batches, bad_steps=None)
+
+
 def start(folder: str, layout: ParallelConfig, pack_length: int | None = None) -> tuple[Any, Any]:
     """A model whose head was just moved, and its weights (None on stages without a head)."""
     from nemo_steerlm.megatron import checkpoint, parallel
@@ -32,9 +39,7 @@ def start(folder: str, layout: ParallelConfig, pack_length: int | None = None) -
         checkpoint.save(Path(folder), checkpoint.model_state(model.chunks))
     checkpoint.load_model_state(model.chunks, checkpoint.load(Path(folder), checkpoint.model_state(model.chunks)))
     cut: dict[str, Any] = dict(micro_batch_size=2, parallel=layout, pack_length=pack_length)
-    model.training_batches = make_batches("regressor", random_items("regressor", 8), steps=1, **cut)
-    model.start_at = torch.tensor(VALUES)
-    model.choose_trained()
+    begin(model, make_batches("regressor", random_items("regressor", 8), steps=1, **cut))
     return model, next((c.score.weight.detach() for c in model.chunks if hasattr(c, "score")), None)
 
 
@@ -76,11 +81,8 @@ def test_the_moving_average_starts_there_too(tmp_path: Path, decay: float | None
     model = make_model("regressor", ParallelConfig())
     OmegaConf.update(model.cfg, "optimizer.ema_decay", decay)
     model.build()
-    model.training_batches = make_batches(
-        "regressor", random_items("regressor", 8), steps=1, micro_batch_size=2, parallel=ParallelConfig()
-    )
-    model.start_at = torch.tensor(VALUES)
-    model.choose_trained()
+    items = random_items("regressor", 8)
+    begin(model, make_batches("regressor", items, steps=1, micro_batch_size=2, parallel=ParallelConfig()))
     weight = model.chunks[0].score.weight
     assert model.training
     if decay is not None:

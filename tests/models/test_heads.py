@@ -12,7 +12,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import LossConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.models.heads import make_head
-from nemo_steerlm.models.losses import Objective, attribute_weights, mean_target
+from nemo_steerlm.train.losses import Objective, attribute_weights, mean_target
 
 SCHEMA = AttributeSchema.load({"quality": {"high": 4}, "humor": {"low": 1, "high": 3}, "refusal": {"high": 1}})
 RANGES = [(0, 4), (1, 3), (0, 1)]

@@ -42,6 +42,7 @@ def _validate(folder: Path) -> dict:
     import torch
 
     from nemo_steerlm.megatron import checkpoint, parallel
+    from nemo_steerlm.train.tasks import RegressionTask
 
     items, result, init = _held_out(), {}, folder / "init-validation"
     for name, layout in VALIDATED.items():
@@ -70,10 +71,10 @@ def _validate(folder: Path) -> dict:
         for kind, names in (("", ()), (" by dataset", ("even", "odd"))):
             kept_keys = ("tokens", "labels", "dataset") if names else ("tokens", "labels")
             batches.item = lambda i, epoch, keys=kept_keys: {key: items[i][key] for key in keys}
-            batches.collate, model.datasets = collate if names else plain, names
+            batches.collate, model.task = collate if names else plain, RegressionTask(model, names)
             with torch.no_grad():
                 kept = [one for step in range(2) for one in model.run(batches[step], forward_only=True)]
-            result[name + kind] = model.validation_metrics(kept)
+            result[name + kind] = model.task.metrics(kept)
     return result
 
 

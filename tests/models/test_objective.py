@@ -46,15 +46,16 @@ def make_model(parallel: ParallelConfig = ONE, **settings: Any) -> Any:
 def _settings(case: str) -> dict[str, Any]:
     head, pooling, _ = case.split()
 
-    def prepare(model: Any) -> None:
-        from nemo_steerlm.models.losses import Objective, attribute_weights, mean_target
+    def task_of(model: Any) -> Any:
+        from nemo_steerlm.train.losses import attribute_weights, mean_target
+        from nemo_steerlm.train.tasks import RegressionTask
 
         labels = np.stack([item["labels"] for item in random_items("regressor", 20)])
         loss = LossConfig(preference_attribute="humor" if "preference" in CASES[case] else None, **CASES[case])
         weights = attribute_weights(loss, model.schema, labels)
-        model.objective = Objective(model.head, loss, weights, mean_target(model.head, labels))
+        return RegressionTask(model, (), loss, weights, mean_target(model.head, labels))
 
-    return dict(head=head, pooling=pooling, prepare=prepare, pairs=PAIRS, architecture=SMALL)
+    return dict(head=head, pooling=pooling, make_task=task_of, pairs=PAIRS, architecture=SMALL)
 
 
 def _init(folder: Path, case: str) -> Path:
@@ -117,10 +118,10 @@ def _by_hand(init: Path, case: str) -> float:
     model = make_model(head=settings["head"], pooling=settings["pooling"])
     model.build()
     checkpoint.load_model_state(model.chunks, checkpoint.load(init, checkpoint.model_state(model.chunks)))
-    settings["prepare"](model)
     items = random_items("regressor", 20)
     units = random_units(items, PAIRS)
-    objective, loss, kind = model.objective, model.objective.loss, model.head.kind
+    objective, kind = settings["make_task"](model).objective, model.head.kind
+    loss = objective.loss
     width = {"regression": 1, "ordinal": 4, "distribution": 5}[kind]
     total, count = 0.0, 0
 
@@ -203,7 +204,7 @@ def _silent_rows() -> dict[str, float]:
     """Largest gradient of any weight from rows without labels, an unpaired half and an empty row; with a label."""
     from functools import partial
 
-    from nemo_steerlm.models.batches import collate_regression
+    from nemo_steerlm.train.batches import collate_regression
 
     sizes = {}
     items: list[Any] = random_items("regressor", 3)
@@ -211,7 +212,7 @@ def _silent_rows() -> dict[str, float]:
         model = make_model(pooling=pooling)
         model.build()
         _wake(model)
-        _settings("regression last scaled")["prepare"](model)
+        task = _settings("regression last scaled")["make_task"](model)
         collate = partial(collate_regression, outputs=3)
         for name, label in (("silent", np.nan), ("heard", 2.0)):
             rows = [{**item, "labels": np.full(3, np.nan, np.float32)} for item in items]
@@ -219,7 +220,7 @@ def _silent_rows() -> dict[str, float]:
             batch = collate([*rows, None], range(0, 4 * 48, 48), (4, 48))
             model.chunks[0].zero_grad()
             model.train()
-            total, _, _ = model.forward_loss(model.chunks[0](batch["tokens"], None, None), batch)
+            total, _, _ = task.loss(model.chunks[0](batch["tokens"], None, None), batch)
             total.backward()
             gradients = [p.grad.abs().max() for p in model.chunks[0].parameters() if p.grad is not None]
             assert len(gradients) > 10

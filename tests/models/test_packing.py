@@ -146,7 +146,7 @@ def test_a_resumed_run_goes_on_with_the_same_rows(alone: dict) -> None:
 @pytest.mark.parametrize("kind", ["regressor", "policy"])
 @pytest.mark.parametrize(("ranks", "unit", "equal"), [(1, 1, False), (3, 1, False), (2, 2, True), (1, 4, True)])
 def test_ranks_share_the_samples_of_a_step(kind: str, ranks: int, unit: int, equal: bool) -> None:
-    from nemo_steerlm.models import batches
+    from nemo_steerlm.train import batches
 
     items = random_items(kind, 20)
     lengths = np.array([len(item["tokens"]) for item in items])

@@ -210,7 +210,7 @@ def cross_entropy_on_ranks(seed: int) -> list[float]:
     import torch.distributed as dist
 
     from nemo_steerlm.megatron import parallel
-    from nemo_steerlm.models.losses import cross_entropy
+    from nemo_steerlm.megatron.cross_entropy import cross_entropy
 
     parallel.initialize(ParallelConfig(tensor=int(os.environ["WORLD_SIZE"])), seed=1)
     logits, targets, mask = _logits(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nemo_steerlm.data.packing import pack
+from nemo_steerlm.train.packing import pack
 
 
 def first_fit_decreasing(lengths: list[int], capacity: int) -> int:

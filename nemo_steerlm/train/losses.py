@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import LossConfig
@@ -52,13 +50,7 @@ class Objective:
         self.head, self.loss, self.weights = head, loss or LossConfig(), weights
         self.mean = None if mean is None else mean.nan_to_num(0.0)
         self.label_loss: Callable[..., torch.Tensor] = head.loss
-        if head.kind == "generative":
-            _refuse_all(self.loss)
-        self.preferred = _preferred(self.loss, head.schema)
-        if self.loss.kind in ("mse", "huber") and head.kind != "regression":
-            raise ConfigError(
-                f"loss.kind={self.loss.kind} is for head=regression; leave it out: head={head.kind} has its own loss"
-            )
+        self.preferred = check_loss(head, self.loss)
         if self.loss.kind == "huber":
             self.label_loss = partial(F.huber_loss, reduction="none", delta=self.loss.huber_delta)
 
@@ -125,6 +117,22 @@ def preference_loss(kind: str, difference: torch.Tensor, strength: torch.Tensor)
         difference = difference - strength
     losses = -F.logsigmoid(difference)
     return strength * losses if kind == "scaled" else losses
+
+
+def check_loss(head: Head, loss: LossConfig) -> int | None:
+    """The place of the attribute that preferences are about, None without preferences.
+
+    Raises:
+        ConfigError: a loss that the head does not have, no loss at all, or a preference of no known attribute.
+    """
+    if head.kind == "generative":
+        _refuse_all(loss)
+    preferred = _preferred(loss, head.schema)
+    if loss.kind in ("mse", "huber") and head.kind != "regression":
+        raise ConfigError(
+            f"loss.kind={loss.kind} is for head=regression; leave it out: head={head.kind} has its own loss"
+        )
+    return preferred
 
 
 def _refuse_all(loss: LossConfig) -> None:
@@ -196,28 +204,3 @@ def mean_target(head: Head, labels: np.ndarray, draws: np.ndarray | None = None)
     weights = torch.ones(len(labels)) if draws is None else torch.from_numpy(draws).float()
     seen = head.spread(present * weights[:, None])
     return (targets * seen).sum(0) / seen.sum(0)
-
-
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Next-token cross-entropy of the tokens that carry loss: the sum in fp32, and their number (int).
-
-    Arguments as `token_losses`.
-    """
-    count = targets.new_full((), len(targets), dtype=torch.int)
-    return token_losses(logits, targets, vocab_size).sum(), count
-
-
-def token_losses(logits: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Cross-entropy of each token, `[n]` in fp32 nats.
-
-    Args:
-        logits: this tensor-parallel rank's part `[n, padded vocabulary / tp]`; may be changed in place.
-        targets: `[n]` token ids.
-        vocab_size: the true size; columns that only pad the vocabulary take no part.
-    """
-    rows = logits.float()
-    first = parallel_state.get_tensor_model_parallel_rank() * rows.shape[-1]
-    real = max(0, vocab_size - first)  # columns of this rank that stand for tokens
-    if real < rows.shape[-1]:
-        rows[:, real:] = torch.finfo(torch.float32).min
-    return vocab_parallel_cross_entropy(rows, targets)

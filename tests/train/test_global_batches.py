@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nemo_steerlm.data.global_batches import GlobalBatches
 from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.train.global_batches import GlobalBatches
 
 
 @pytest.mark.parametrize(

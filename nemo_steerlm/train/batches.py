@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemo_steerlm.data.global_batches import GlobalBatches
-from nemo_steerlm.data.packing import pack
 from nemo_steerlm.data.units import EMPTY
-from nemo_steerlm.megatron.layers import Segments
+from nemo_steerlm.models.training import MicroBatch
+from nemo_steerlm.train.global_batches import GlobalBatches
+from nemo_steerlm.train.packing import pack
 
 Item = dict[str, np.ndarray]
-MicroBatch = dict[str, Any]  # tensors, and what the host knows: `real_tokens`, and of a packed row `segments`
 
 
 def collate_policy(items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int]) -> MicroBatch:
@@ -145,6 +144,11 @@ class StepBatches(Dataset):
             self._micro_batch(cut, common or self._width(cut)) for cut in cuts[self.layout.rank :: self.layout.ranks]
         ]
 
+    def loader(self, first_step: int = 0) -> DataLoader[Any]:
+        """A loader that yields one step's micro-batches at a time, from `first_step` on; pinned where CUDA is."""
+        steps, pinned = _From(first_step, len(self)), torch.cuda.is_available()
+        return DataLoader(self, batch_size=None, sampler=steps, pin_memory=pinned)
+
     def _cuts(self, rows: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """The items of each micro-batch of all ranks, the longest units first."""
         layout, size = self.layout, self.layout.micro_batch_size
@@ -186,15 +190,6 @@ class StepBatches(Dataset):
         }
 
 
-def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
-    """The micro-batch as a model reads it: its tensors on `device`, `segments` as `Segments`, also of padded rows.
-
-    Copies do not wait for the device; the loader's tensors are in memory that allows it.
-    """
-    moved = {name: x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
-    return {**moved, "segments": Segments(batch.get("segments") or [batch["tokens"].shape[1]], device)}
-
-
 def shuffled(batches: GlobalBatches) -> Callable[[int], list[tuple[int, int]]]:
     """The plan of a training: endless epochs in a random order."""
     return lambda step: list(zip(batches[step], batches.epochs(step), strict=True))
@@ -222,9 +217,3 @@ class _From(Sampler[int]):
 
     def __len__(self) -> int:
         return self.total
-
-
-def loader(batches: StepBatches, first_step: int = 0) -> DataLoader[Any]:
-    """A loader that yields one step's micro-batches at a time, from `first_step` on; pinned where CUDA is."""
-    steps, pinned = _From(first_step, len(batches)), torch.cuda.is_available()
-    return DataLoader(batches, batch_size=None, sampler=steps, pin_memory=pinned)
