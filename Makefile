@@ -38,7 +38,7 @@ real-model: install
 test: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-# What needs neither torch nor several processes: for every edit.
+# What builds no model and starts no job of several processes: for every edit.
 test-fast: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/config tests/data tests/evaluate tests/report \
 	    $(filter-out tests/test_readme.py tests/test_distributed.py,$(wildcard tests/test_*.py))

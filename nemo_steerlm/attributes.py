@@ -26,7 +26,7 @@ class Attribute:
     """One steerable property of a response.
 
     Attributes:
-        name: Letters, digits, ``_``, ``.`` and ``-`` (it stands in label strings before a colon).
+        name: Letters, digits, ``_``, ``.`` and ``-`` (it stands in attribute strings before a colon).
         low: Smallest value, an integer.
         high: Largest value, an integer.
         default: Value used where a user asks for none; the middle of the range when left out.
@@ -139,7 +139,7 @@ class AttributeSchema:
 
     @property
     def tokens(self) -> list[str]:
-        """Every `attribute:value` that a label string can hold."""
+        """Every `attribute:value` that an attribute string can hold."""
         return [f"{a.name}:{value}" for a in self for value in range(a.low, a.high + 1)]
 
     def __len__(self) -> int:
@@ -166,7 +166,10 @@ class AttributeSchema:
         return hash(tuple((a.name, a.low, a.high) for a in self))
 
     def __repr__(self) -> str:
-        return "AttributeSchema(" + ", ".join(f"{a.name} {a.low}-{a.high}" for a in self) + ")"
+        return f"AttributeSchema({self})"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{a.name} {a.low}-{a.high}" for a in self)
 
     def _unknown(self, name: str) -> str:
         return f"unknown attribute '{name}'{suggest(str(name), self.names)} (known: {', '.join(self.names)})"
@@ -203,7 +206,7 @@ class AttributeSchema:
         return {name: value for name, value in values.items() if name in self._attributes} or None
 
     def format(self, values: Mapping[str, float] | None) -> str:
-        """Return the label string a policy reads: schema order, clamped, integers by round half to even.
+        """Return the attribute string a policy reads: schema order, clamped, integers by round half to even.
 
         Raises:
             DataError: A name is not in the schema (it would be lost silently).
@@ -263,7 +266,7 @@ class AttributeSchema:
 
 
 def parse_label(text: str, where: str = "") -> dict[str, float]:
-    """Read a label string without a schema.
+    """Read an attribute string without a schema.
 
     Raises:
         DataError: Not ``name:number`` pairs separated by commas, or a name twice.
@@ -289,7 +292,7 @@ def parse_label(text: str, where: str = "") -> dict[str, float]:
 
 @functools.lru_cache(maxsize=1024)
 def format_number(value: float, decimals: int = 4) -> str:
-    """Return a number as label strings hold it: ``4`` for 4.0, ``3.5``, at most ``decimals`` decimals."""
+    """Return a number as attribute strings hold it: ``4`` for 4.0, ``3.5``, at most ``decimals`` decimals."""
     return str(int(value)) if value == int(value) else f"{value:.{decimals}f}".rstrip("0").rstrip(".")
 
 

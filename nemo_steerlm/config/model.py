@@ -62,7 +62,7 @@ class ModelConfig:
     init: str | None = option(None, "model folder or Hugging Face folder to start from; null = random weights")
     tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; needed for random weights")
     architecture: Architecture | None = option(None, "shape for random weights; model=llama_tiny and so on fill it")
-    lora: LoRAConfig = option(LoRAConfig, "low-rank adapters")
+    lora: LoRAConfig = option(LoRAConfig, "low-rank adapters; a policy's attribute tokens are trained with them")
     freeze: str = option(
         "none", "trunk = train a regressor's head alone, or the embeddings of a policy's attribute tokens",
         choices=("none", "trunk"),

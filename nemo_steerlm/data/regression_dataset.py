@@ -79,7 +79,7 @@ class RegressionDataset:
             name: Dataset of the rows that do not name theirs under "dataset".
             singles: Whether labelled responses outside of complete pairs are items too.
             pairs: Whether preference pairs stay together; their last responses need no label then.
-            strings: Ends every item with its label string, within `max_length`.
+            strings: Ends every item with its attribute string, within `max_length`.
 
         Raises:
             DataError: No labelled response at all, nothing left, too long under "error", or a pair with three halves.

@@ -64,7 +64,7 @@ class AttributeRegressor(MegatronModel):
 
     @property
     def outputs(self) -> int:
-        """Raw numbers of the head."""
+        """Raw outputs of the head."""
         return self.head.outputs
 
     def fresh_parameters(self, source: ModelCard) -> tuple[str, ...]:

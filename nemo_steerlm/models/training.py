@@ -77,7 +77,7 @@ class TrainableModel(ModelPT):
         self.beside, self.bad_steps = dict(beside or {}), bad_steps
         if max_steps is not None:
             self.cfg.max_steps = max_steps
-        task.head_start(training[0])
+        task.head_start(training)
         self._choose_trained()
 
     def _choose_trained(self) -> None:

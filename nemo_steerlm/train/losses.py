@@ -140,7 +140,7 @@ def _refuse_all(loss: LossConfig) -> None:
         if getattr(loss, field.name) != getattr(LossConfig(), field.name):
             raise ConfigError(
                 f"loss.{field.name}={getattr(loss, field.name)} is not for head=generative, whose loss is the "
-                "cross-entropy of the label string; leave it out"
+                "cross-entropy of the attribute string; leave it out"
             )
 
 

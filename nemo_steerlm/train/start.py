@@ -61,8 +61,8 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
         origin = hf_folder.read_card(Path(source)) if theirs else model_folder.read(source)
         if origin.kind == "policy" and cls.kind == "policy" and origin.schema != schema:
             raise CheckpointError(
-                f"{source} was trained on the attributes {_describe(origin.schema)}, but attributes asks for "
-                f"{_describe(schema)}; give the same attributes, or start from a language model"
+                f"{source} was trained on the attributes {origin.schema}, but attributes asks for "
+                f"{schema}; give the same attributes, or start from a language model"
             )
         tokenizer = (load_tokenizer if theirs else model_folder.read_tokenizer)(source)
         template = origin.template
@@ -127,7 +127,3 @@ def _make(cls: type[Model], config: Any, card: ModelCard, tokenizer: Tokenizer) 
         seed=config.seed,
     )
     return cls.variant(card)(cfg, tokenizer)
-
-
-def _describe(schema: AttributeSchema | None) -> str:
-    return "none" if schema is None else ", ".join(f"{a.name} {a.low}-{a.high}" for a in schema)

@@ -61,8 +61,8 @@ class Task:
         """What `metrics` gives for all data together."""
         return ["val/loss"]
 
-    def head_start(self, first: list[MicroBatch]) -> None:
-        """Move the weights before the training, given the first step's micro-batches; nothing by default."""
+    def head_start(self, batches: Sequence[list[MicroBatch]]) -> None:
+        """Move the weights before the training, given its batches; nothing by default."""
 
 
 class _PredictionTask(Task):
@@ -163,7 +163,7 @@ class RegressionTask(_PredictionTask):
         return [*super().metric_names(), *pairs]
 
     @torch.no_grad()
-    def head_start(self, first: list[MicroBatch]) -> None:
+    def head_start(self, batches: Sequence[list[MicroBatch]]) -> None:
         """Let the head answer `start` to the mean state `h` that it reads in the first training batch.
 
         A head without bias can: all texts end with the same marker, so their states have much in common, and
@@ -175,7 +175,7 @@ class RegressionTask(_PredictionTask):
         heads = [chunk.score for chunk in self.model.chunks if hasattr(chunk, "score")]
         hooks = [head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for head in heads]
         self.model.eval()
-        kept = self.model.run(first, forward_only=True)
+        kept = self.model.run(batches[0], forward_only=True)
         self.model.train()
         for head, hook in zip(heads, hooks, strict=True):
             hook.remove()

@@ -40,7 +40,7 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
         raise ConfigError(f"calibrate={config.calibrate} writes into the model folder; {config.checkpoint} is none")
     stored, model.calibration = model.calibration, None  # raw values are calibrated
     samples, schema = predict(model, config), model.schema
-    model.calibration, corrected, sentence = _correction(model, config, samples, stored)
+    model.calibration, corrected, sentence = _calibrated(model, config, samples, stored)
     if not parallel.is_rank_zero():
         return ""
     datasets = measure(samples, schema, corrected=corrected, seed=config.seed, resamples=config.resamples)
@@ -59,7 +59,7 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
     return summary_table(datasets)
 
 
-def _correction(
+def _calibrated(
     model: AttributeRegressor, config: EvaluateConfig, samples: Samples, stored: Calibration | None
 ) -> tuple[Calibration | None, Floats | None, str | None]:
     """The calibration that is new or `stored`, predictions `[n, K]` after it, and what to say about it."""

@@ -76,7 +76,7 @@ def make_task(model: Any) -> Any:
 
 
 def with_label_strings(model: Any, items: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """The items as `model` wants them: a generative regressor's end with their label string."""
+    """The items as `model` wants them: a generative regressor's end with their attribute string."""
     if model.card.head != "generative":
         return items
     strings = [model.strings.encode(item["labels"].tolist())[0] for item in items]

@@ -1,4 +1,4 @@
-"""The generative regressor: loss on the label string alone, values read token by token, at every layout."""
+"""The generative regressor: loss on the attribute string alone, values read token by token, at every layout."""
 
 from __future__ import annotations
 

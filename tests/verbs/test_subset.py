@@ -96,3 +96,4 @@ def test_a_regressor_may_know_more_than_the_policy(ran: tuple[Path, dict]) -> No
 def test_a_regressor_that_lacks_an_attribute_of_the_policy_is_refused(ran: tuple[Path, dict]) -> None:
     code, stderr = ran[1]["wider refused"]
     assert code == 2 and "must know every attribute of the policy with its range: not quality" in stderr
+    assert "policy/model was trained on humor 0-4, quality 0-4, " in stderr
