@@ -253,7 +253,7 @@ def test_data_without_labels_or_rows_is_refused(kind, tokenizer):
         build(kind, [], tokenizer)
     with pytest.raises(DataError, match="did you mean 'verbosity'"):
         build(kind, [row("a", "b", labels=({"verbosty": 1.0},))], tokenizer)
-    with pytest.raises(ConfigError, match="expected one of drop, truncate_history, error"):
+    with pytest.raises(ConfigError, match="expected one of truncate_history, drop, error"):
         build(kind, [row("a", "b")], tokenizer, overlong="cut")
 
 
