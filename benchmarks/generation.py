@@ -46,6 +46,7 @@ def ours(model: Path, batch: int, top_k: int) -> Iterator[float]:
     """Tokens a second of `nemo_steerlm.megatron.generation.generate`."""
     from nemo_steerlm.config import ParallelConfig
     from nemo_steerlm.formats import hf, hf_config
+    from nemo_steerlm.formats.safetensors_files import SafetensorsFolder
     from nemo_steerlm.megatron import gpt, parallel
     from nemo_steerlm.megatron.drawing import SamplingSettings
     from nemo_steerlm.megatron.generation import generate
@@ -53,7 +54,7 @@ def ours(model: Path, batch: int, top_k: int) -> Iterator[float]:
     parallel.initialize()
     architecture = hf_config.architecture_from_config(hf_config.read_config(model / "config.json"), model)
     chunks = gpt.build(architecture, ParallelConfig())
-    hf.load(hf.SafetensorsFolder(model), chunks, architecture)
+    hf.load(SafetensorsFolder(model), chunks, architecture)
     work = json.loads((model / "work.json").read_text())
     settings = SamplingSettings(
         max_new_tokens=NEW, temperature=float(top_k > 0), top_k=top_k, stop=tuple(map(_Numbers.text, work["stops"]))

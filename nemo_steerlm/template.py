@@ -143,10 +143,12 @@ class PromptTemplate:
         """
         return self._guard(text)
 
-    def _name(self, speaker: str, clean: Clean) -> str:
+    def name_of(self, speaker: str, clean: Clean) -> str:
+        """Return a speaker's name as it stands in a prompt: on one line, without markers."""
         return " ".join(clean(speaker).split())
 
-    def _head(self, system: str, clean: Clean) -> str:
+    def head(self, system: str, clean: Clean) -> str:
+        """Return what a prompt of this system prompt begins with, up to the first turn."""
         system = self.system if system == DEFAULT_SYSTEM else system
         if not (system or self.system):
             return self._prefix
@@ -154,7 +156,7 @@ class PromptTemplate:
 
     def _opening(self, speaker: str, clean: Clean) -> str:
         known = {USER: self.user, ASSISTANT: self.assistant}
-        return f"{self._name(known.get(speaker, speaker), clean)}{self.end_of_name}"
+        return f"{self.name_of(known.get(speaker, speaker), clean)}{self.end_of_name}"
 
     def label_line(self, schema: AttributeSchema, label: Label) -> str:
         """Return ``<extra_id_2>quality:4,...`` with its line end, or "" without a label."""
@@ -168,36 +170,10 @@ class PromptTemplate:
         ``clean`` is what the text of users goes through, :meth:`clean` where it is not given.
         """
         clean = clean or self.clean
-        parts = [self._head(conversation.system, clean)]
+        parts = [self.head(conversation.system, clean)]
         for turn in conversation.turns[: turn_index + 1]:
             parts += (self.turn_start, self._opening(turn.speaker, clean), clean(turn.text), self.end_of_turn)
         return "".join(parts) + self.label_start
-
-    def chat_template(self) -> str:
-        """Return the Jinja template, for `messages`, of :meth:`render_regression` of the last turn.
-
-        It reads OpenAI rows as :class:`Conversation` does and renders the same text, but for one thing: Jinja can
-        break up markers only where they are written out, not what a tokenizer's normaliser might turn into one.
-        """
-        broken = [(marker, f"{marker[0]} {marker[1:]}" if len(marker) > 1 else " ") for marker in self.markers]
-        names = {"user": self._name(self.user, self.clean), "assistant": self._name(self.assistant, self.clean)}
-        start = _literal(f"{self.system_start}{self.system_name}{self.end_of_name}")
-        system, end = _literal(self.clean(DEFAULT_SYSTEM)), _literal(self.end_of_turn)
-        if self.system == DEFAULT_SYSTEM:
-            head = _HEAD.format(start=start, system=system, end=end)
-        else:
-            none = _literal(self._head(DEFAULT_SYSTEM, self.clean))
-            empty = "false" if self.system else "not said"
-            head = _OWN_HEAD.format(start=start, system=system, end=end, none=none, empty=empty)
-        return _CHAT_TEMPLATE.format(
-            clean="".join(f" | replace({_literal(one)}, {_literal(other)})" for one, other in broken),
-            head=head,
-            names="{" + ", ".join(f"{_literal(role)}: {_literal(name)}" for role, name in names.items()) + "}",
-            turn=_literal(self.turn_start),
-            end_of_name=_literal(self.end_of_name),
-            end_of_turn=end,
-            label=_literal(self.label_start),
-        )
 
     def segments(
         self,
@@ -225,7 +201,7 @@ class PromptTemplate:
         masked = conversation.masked_speakers
         pieces: list[Segment] = []
         between = (self.end_of_turn + self.turn_start).removeprefix(self.closing)
-        context = self._head(conversation.system, clean) + self.turn_start
+        context = self.head(conversation.system, clean) + self.turn_start
         last = len(conversation.turns) - 1
         for index, turn in enumerate(conversation.turns):
             text = clean(turn.text)
@@ -355,36 +331,6 @@ class PromptTemplate:
             if text.endswith(self.closing[:length]):
                 return text[:-length]
         return text
-
-
-# Without line breaks, and with text in literals only: what Jinja's options for white space say does not matter.
-_CHAT_TEMPLATE = (
-    "{{% macro clean(text) %}}{{{{ (text if text is string else text | map(attribute='text') | join){clean} }}}}"
-    "{{% endmacro %}}"
-    "{{% set names = {names} %}}"
-    "{{% set heads = messages | selectattr('role', 'in', ['system', 'developer']) | list %}}"
-    "{head}"
-    "{{% for message in messages[heads | length :] %}}"
-    "{{% if message.role not in names %}}"
-    "{{{{ raise_exception('expected system (only first), user or assistant, found the role ' ~ message.role) }}}}"
-    "{{% endif %}}"
-    "{{{{ {turn} }}}}{{{{ names[message.role] }}}}{{{{ {end_of_name} }}}}{{{{ clean(message.content) }}}}"
-    "{{{{ {end_of_turn} }}}}"
-    "{{% endfor %}}"
-    "{{{{ {label} }}}}"
-)
-_SAID = "{{% for message in heads %}}{{{{ clean(message.content) }}}}{{{{ '' if loop.last else '\\n' }}}}"
-_HEAD = "{{{{ {start} }}}}" + _SAID + "{{% else %}}{{{{ {system} }}}}{{% endfor %}}{{{{ {end} }}}}"
-_OWN_HEAD = (
-    "{{% set said %}}" + _SAID + "{{% endfor %}}{{% endset %}}"
-    "{{% if not heads or said == {system} or {empty} %}}{{{{ {none} }}}}"
-    "{{% else %}}{{{{ {start} }}}}{{{{ said }}}}{{{{ {end} }}}}{{% endif %}}"
-)
-
-
-def _literal(text: str) -> str:
-    """A string literal of Jinja, in ASCII."""
-    return '"' + text.encode("unicode_escape").decode("ascii").replace('"', '\\"') + '"'
 
 
 def _shown(with_labels: bool | Sequence[Label], turn: Turn, index: int) -> Label:

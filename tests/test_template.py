@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.normalizers import Replace
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn
+from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.guard import TokenGuard
 from nemo_steerlm.template import PromptTemplate
@@ -484,71 +484,3 @@ def test_other_text_is_left_alone():
     for text in ("a < b > c", "extra_id_1", "<extra_id_3>", "É ﬁ ① 😀 \u200b\x08\n\t ", "<extra id 1>", ""):
         assert TEMPLATE.clean(text) == text
     assert TEMPLATE.clean("a<extra_id_1>b") == "a< extra_id_1>b"
-
-
-# ---------------------------------------------------------------- the chat template
-
-
-CHAT_TEMPLATES = (
-    TEMPLATE,
-    CHATML,
-    chatml(system=""),
-    LLAMA3,
-    dataclasses.replace(TEMPLATE, system="It's {{ 1 }}\n\"mine\" <|im_end|>"),
-    PromptTemplate(system_start="\x00", turn_start="\x11", label_start="\x12"),
-    PromptTemplate(
-        system_start="«S»", turn_start='<|"start"|>', label_start="{{label}}", end_of_name=": ",
-        end_of_turn="<|im_end|>\n", system_name="Sÿstem 🙂", user="Human {1}", assistant="A\\n'I'",
-    ),
-)  # fmt: skip
-CHATS: tuple[list[dict], ...] = (
-    [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}],
-    [
-        {"role": "system", "content": " Be\n\nkind. "},
-        {"role": "developer", "content": "Be <extra_id_1>brief."},
-        {"role": "user", "content": "\n  {{ 7 * 7 }} {% raw %} \\n \u2028 你好\t"},
-        {"role": "assistant", "content": '<extra_id_2>q:4\n <|im_end|> \x11\x12\x00 <|"start"|> {{label}} «S»'},
-        {"role": "user", "content": "".join(CHAT_MARKERS)},
-        {"role": "assistant", "content": "<|begin|><|head|><|head|>x<|im_start|><|im_start|>"},
-        {"role": "user", "content": ""},
-        {"role": "assistant", "content": [{"type": "text", "text": "in "}, {"type": "text", "text": "parts\n"}]},
-    ],
-    [{"role": "system", "content": DEFAULT_SYSTEM}, {"role": "user", "content": "Hi"}],
-    [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}],
-)
-
-
-@pytest.mark.parametrize("template", CHAT_TEMPLATES)
-@pytest.mark.parametrize("messages", CHATS)
-@pytest.mark.parametrize("trim", [True, False])
-def test_the_chat_template_renders_what_a_regressor_reads(template, messages, trim):
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    source = template.chat_template()
-    assert "\n" not in source and source.isascii()
-    turns = Conversation.from_record({"messages": messages})
-    names = {"User": template.user, "Assistant": template.assistant}
-    for turn in turns.turns:
-        turn.speaker = names[turn.speaker]
-    expected = template.render_regression(turns, len(turns.turns) - 1)
-    jinja = ImmutableSandboxedEnvironment(trim_blocks=trim, lstrip_blocks=trim).from_string(source)
-    assert jinja.render(messages=messages) == expected
-
-
-@pytest.mark.parametrize("role", ["tool", "system"])
-def test_the_chat_template_refuses_what_the_reader_refuses(role):
-    from jinja2 import Environment
-
-    class Refused(Exception):
-        pass
-
-    def raise_exception(message):
-        raise Refused(message)
-
-    messages = [*CHATS[0], {"role": role, "content": "?"}]
-    jinja = Environment()
-    jinja.globals["raise_exception"] = raise_exception
-    with pytest.raises(Refused, match=f"the role {role}"):
-        jinja.from_string(TEMPLATE.chat_template()).render(messages=messages)
-    with pytest.raises(DataError, match=f"the role '{role}'"):
-        Conversation.from_record({"messages": messages})

@@ -15,7 +15,6 @@ The tables below name every family's tensors; a family has those of them that `h
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -26,20 +25,16 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.files import open_to_others
-from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, SCORE, head_size, read_config, tensor_shapes
+from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, SCORE, head_size, tensor_shapes
+from nemo_steerlm.formats.safetensors_files import SafetensorsWriter, some
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.parallel import is_rank_zero
 
-INDEX = "model.safetensors.index.json"
 # Last parts of the names that GPTQ, AWQ, bitsandbytes and fp8 give to packed weights and their scales.
 _QUANTISED = (".qweight", ".qzeros", ".scales", ".absmax", ".SCB", ".weight_scale", ".weight_scale_inv")
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # megatron-core's name of a module -> the Hugging Face modules it is made of, and the dimension that tensor parallelism
 # cuts (None: every rank has all of it). Both name what is in a module "weight" and "bias".
@@ -89,76 +84,6 @@ class TensorSource(Protocol):
         """Where its tokenizer lies, None where it has none."""
 
 
-class SafetensorsFolder:
-    """The weights of a Hugging Face folder: `model.safetensors`, or the files its index names.
-
-    Raises:
-        CheckpointError: no safetensors there, or two sets of them; a file that the index names is missing, damaged,
-            or lacks a tensor that it should hold.
-    """
-
-    format = "safetensors"
-
-    def __init__(self, folder: Path) -> None:
-        self.where = folder
-        index, single = folder / INDEX, folder / "model.safetensors"
-        if index.is_file():
-            weight_map = read_config(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise CheckpointError(f"{index}: no weight_map in it")
-            names = sorted({str(name) for name in weight_map.values()})
-            if single.is_file() and single.name not in names:
-                raise CheckpointError(
-                    f"{folder}: holds {single.name} and {INDEX}, which names other files; remove the one that is old"
-                )
-        elif single.is_file():
-            weight_map, names = None, [single.name]
-        else:
-            raise CheckpointError(
-                f"{folder}: neither model.safetensors nor {INDEX} here; pickled weights (.bin, .pth) are not read, "
-                f"save the model with safe_serialization=True"
-            )
-        self._files: dict[str, Any] = {}
-        for file in (folder / name for name in names):
-            try:
-                handle = safe_open(file, framework="pt")
-                held = set(handle.keys())
-            except FileNotFoundError:
-                raise CheckpointError(f"{file}: missing, but {index.name} names it") from None
-            except SafetensorError as error:
-                raise CheckpointError(f"{file}: damaged: {error}") from error
-            wanted = held if weight_map is None else {n for n, name in weight_map.items() if name == file.name}
-            if lost := sorted(wanted - held):
-                raise CheckpointError(f"{file}: {len(lost)} tensors that {INDEX} places there are not: {_some(lost)}")
-            self._files.update(dict.fromkeys(sorted(wanted), handle))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the first matrix, which stands for all.
-
-        Raises:
-            CheckpointError: it is a quantised type.
-        """
-        name = next((n for n in self._files if n.endswith("q_proj.weight")), next(iter(self._files)))
-        stored = self._files[name].get_slice(name).get_dtype()
-        if stored not in DTYPES:
-            raise CheckpointError(f"{self.where}: {name} is stored as {stored}; expected one of {', '.join(DTYPES)}")
-        return DTYPES[stored]
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of everything in the files."""
-        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._files.items()}
-
-    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows (`dim` 0) or columns (1) `start` to `stop` of a tensor; only these bytes are read."""
-        part = self._files[name].get_slice(name)
-        return part[start:stop] if dim == 0 else part[:, start:stop]
-
-    def tokenizer_folder(self) -> Path:
-        """The folder itself."""
-        return self.where
-
-
 def check_tensors(source: TensorSource, architecture: Architecture, outputs: int | None = None) -> None:
     """Compare what is there with what the configuration promises; `outputs` as in `tensor_shapes`.
 
@@ -170,7 +95,7 @@ def check_tensors(source: TensorSource, architecture: Architecture, outputs: int
     missing = [name for name in expected if name not in found]
     if missing:
         hint = "; a backbone without its head, or tie_word_embeddings is wrong" if missing == [HEAD] else ""
-        raise CheckpointError(f"{source.where}: {len(missing)} tensors are missing: {_some(missing)}{hint}")
+        raise CheckpointError(f"{source.where}: {len(missing)} tensors are missing: {some(missing)}{hint}")
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(
@@ -181,8 +106,7 @@ def check_tensors(source: TensorSource, architecture: Architecture, outputs: int
     foreign = [n for n in found if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
     if foreign:
         raise CheckpointError(
-            f"{source.where}: {len(foreign)} tensors that a {architecture.family} model does not have: "
-            f"{_some(foreign)}"
+            f"{source.where}: {len(foreign)} tensors that a {architecture.family} model does not have: {some(foreign)}"
         )
 
 
@@ -198,10 +122,6 @@ def _check_kind(names: Iterable[str], where: Path) -> None:
         else:
             continue
         raise CheckpointError(f"{where}: holds {name}: {kind}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _parameters(
@@ -309,7 +229,8 @@ def save(
     places = _places(held)
     shapes = tensor_shapes(architecture, outputs)
     order = list(shapes)
-    writer = _Writer(folder, shapes, dtype, max_file_bytes) if is_rank_zero() else None
+    sizes = {name: math.prod(shape) * _stored(name, dtype).itemsize for name, shape in shapes.items()}
+    writer = SafetensorsWriter(folder, sizes, max_file_bytes) if is_rank_zero() else None
     for names in sorted(places, key=lambda key: order.index(key[0])):
         shards = _gather(held.get(names, (None, None))[1], places[names], _stored(names[0], dtype))
         if writer is None:
@@ -371,41 +292,3 @@ def _gather(parameter: torch.Tensor | None, place: _Place, dtype: torch.dtype) -
 
 def _stored(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if name == SCORE else dtype
-
-
-class _Writer:
-    """Collects tensors in the order of `tensor_shapes` and writes each file as soon as it is complete."""
-
-    def __init__(
-        self, folder: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, max_file_bytes: int
-    ) -> None:
-        self.folder, self.total = folder, 0
-        self.weight_map: dict[str, str] = {}
-        self.plan: list[list[str]] = [[]]
-        self.pending: dict[str, torch.Tensor] = {}
-        filled = 0
-        for name, shape in shapes.items():
-            size = math.prod(shape) * _stored(name, dtype).itemsize
-            if self.plan[-1] and filled + size > max_file_bytes:
-                self.plan.append([])
-                filled = 0
-            self.plan[-1].append(name)
-            filled += size
-            self.total += size
-        self.written = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        self.pending[name] = tensor.contiguous()
-        while self.written < len(self.plan) and all(n in self.pending for n in self.plan[self.written]):
-            names, count = self.plan[self.written], len(self.plan)
-            self.written += 1
-            file = "model.safetensors" if count == 1 else f"model-{self.written:05d}-of-{count:05d}.safetensors"
-            save_file({n: self.pending.pop(n) for n in names}, self.folder / file, metadata={"format": "pt"})
-            open_to_others(self.folder / file)
-            self.weight_map.update(dict.fromkeys(names, file))
-
-    def finish(self) -> None:
-        assert not self.pending and self.written == len(self.plan), "a tensor was not handed over"
-        if len(self.plan) > 1:
-            index = {"metadata": {"total_size": self.total}, "weight_map": self.weight_map}
-            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

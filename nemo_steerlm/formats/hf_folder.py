@@ -12,6 +12,7 @@ from nemo_steerlm.attributes import Attribute, AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf_config
+from nemo_steerlm.formats.exported_chat_template import chat_template
 from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
@@ -149,7 +150,7 @@ def _describe_regressor(folder: Path, card: ModelCard, tokenizer: Tokenizer) -> 
         _write(file, state | changed | {"added_tokens": _special(state.get("added_tokens", []), names)})
         settings |= _special_settings(settings, names, frozenset(tokenizer.atoms) - names)
         (folder / "special_tokens_map.json").unlink(missing_ok=True)  # the same again, as it was
-    (folder / "chat_template.jinja").write_text(card.template.chat_template(), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(chat_template(card.template), encoding="utf-8")
     _write(described, settings)
     if settings.get("pad_token") is None:
         backend = AutoTokenizer.from_pretrained(folder, local_files_only=True)

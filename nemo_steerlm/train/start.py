@@ -21,6 +21,7 @@ from nemo_steerlm.config import (
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf, hf_folder, model_folder
 from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.formats.safetensors_files import SafetensorsFolder
 from nemo_steerlm.megatron import finite
 from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.models.base import MegatronModel, model_config
@@ -78,7 +79,7 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
         if theirs:
             model.build(initialise=False)
             fresh, outputs = model.fresh_parameters(origin), hf_folder.outputs_of(origin)
-            hf.load(hf.SafetensorsFolder(Path(source)), model.chunks, origin.architecture, outputs, head=not fresh)
+            hf.load(SafetensorsFolder(Path(source)), model.chunks, origin.architecture, outputs, head=not fresh)
             finite.check(source, finite.parameters(model.chunks), finite.DAMAGED)
         else:
             model.load_weights(source)

@@ -20,6 +20,7 @@ from nemo_steerlm.config import Architecture, ExportConfig, ImportConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError, suggest
 from nemo_steerlm.formats import gguf, hf, hf_config, hf_folder, llama2c, model_folder
 from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.formats.safetensors_files import SafetensorsFolder
 from nemo_steerlm.formats.vocabulary import MoreRows, with_attribute_tokens
 from nemo_steerlm.integrity import listing
 from nemo_steerlm.megatron import checkpoint, finite, gpt, parallel
@@ -119,7 +120,7 @@ def open_checkpoint(path: Path, schema: AttributeSchema | None = None) -> tuple[
     if model_folder.is_model_folder(path):
         raise CheckpointError(f"{path}: already a model folder; use it as it is")
     card = hf_folder.read_card(path)
-    return hf.SafetensorsFolder(path), _named(card, path, schema)
+    return SafetensorsFolder(path), _named(card, path, schema)
 
 
 def _named(card: ModelCard, path: Path, schema: AttributeSchema | None) -> ModelCard:

@@ -22,18 +22,14 @@ from nemo_steerlm.data.synthetic.annotators import AnnotatorPool
 from nemo_steerlm.data.synthetic.grammar import (
     CONTENT,
     DICTIONARY,
-    DOMAINS,
-    FILLERS,
     JOKES,
     MISSPELLINGS,
-    NOUN_DOMAIN,
-    PLAYFUL_WORDS,
     RUDE_REMARKS,
-    RUDE_WORDS,
     article,
     fields,
     fill,
 )
+from nemo_steerlm.data.synthetic.lexicon import DOMAINS, FILLERS, NOUN_DOMAIN, PLAYFUL_WORDS, RUDE_WORDS
 from nemo_steerlm.data.synthetic.oracle import ATTRIBUTE_NAMES, asked, count_slips, oracle, words_of
 from nemo_steerlm.data.synthetic.world import make_samples
 from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer

@@ -27,6 +27,7 @@ from nemo_steerlm.config import (
 )
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf, hf_config, model_folder
+from nemo_steerlm.formats.safetensors_files import INDEX
 from nemo_steerlm.megatron import gpt, inference, parallel
 from nemo_steerlm.provenance import sha256_file
 from nemo_steerlm.tokenizer import load_tokenizer
@@ -242,7 +243,7 @@ def test_files_in_parts(tmp_path: Path) -> None:
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 2
     assert max(file.stat().st_size for file in files) < 110_000
-    index = json.loads((tmp_path / "out" / hf.INDEX).read_text())
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
     tensors = all_tensors(tmp_path / "out")
     assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in tensors.values())
     assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
@@ -259,7 +260,7 @@ def test_a_tensor_is_read_from_the_file_its_index_names(models: dict[str, Path],
     save_file({stale: tensors[stale]}, source / "a.safetensors")
     save_file({**tensors, stale: torch.zeros_like(tensors[stale])}, source / "b.safetensors")
     index = {name: file for file, names in parts.items() for name in names}
-    (source / hf.INDEX).write_text(json.dumps({"weight_map": index}))
+    (source / INDEX).write_text(json.dumps({"weight_map": index}))
     to_folder(source, tmp_path / "model")
     to_hf(tmp_path / "model", tmp_path / "hf")
     assert differing(models["llama2"], tmp_path / "hf") == []
@@ -427,7 +428,7 @@ def _break_files(folder: Path, case: str) -> None:
     elif case == "pickle only":
         weights.rename(folder / "pytorch_model.bin")
     elif case == "part missing":
-        (folder / hf.INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+        (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
         weights.unlink()
     elif case == "bias in the weights":
         tensors = load_file(weights) | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}
@@ -441,7 +442,7 @@ def _break_files(folder: Path, case: str) -> None:
     elif case in ("single and index", "index without its tensor"):
         tensors = load_file(weights)
         save_file({n: t for n, t in tensors.items() if n != "model.norm.weight"}, folder / "part.safetensors")
-        (folder / hf.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "part.safetensors")}))
+        (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "part.safetensors")}))
         if case == "index without its tensor":
             weights.unlink()
     elif case == "adapter":

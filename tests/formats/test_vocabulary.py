@@ -20,9 +20,9 @@ from nemo_steerlm.config import (
 from nemo_steerlm.config.prompt import AttributeOptions
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.formats import model_folder
-from nemo_steerlm.formats.hf import SafetensorsFolder
 from nemo_steerlm.formats.hf_config import EMBEDDING
 from nemo_steerlm.formats.model_folder import ModelCard
+from nemo_steerlm.formats.safetensors_files import SafetensorsFolder
 from nemo_steerlm.formats.vocabulary import MoreRows
 from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.tokenizer import load_tokenizer

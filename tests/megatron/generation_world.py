@@ -10,6 +10,7 @@ import torch
 
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.formats import hf
+from nemo_steerlm.formats.safetensors_files import SafetensorsFolder
 from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.megatron.generation import Generation, generate
@@ -31,7 +32,7 @@ def architecture(vocab_size: int) -> Architecture:
 def build(folder: str | Path, vocab_size: int, layout: ParallelConfig) -> gpt.LanguageModel:
     parallel.initialize(layout)
     chunks = gpt.build(architecture(vocab_size), layout)
-    hf.load(hf.SafetensorsFolder(Path(folder)), chunks, architecture(vocab_size))
+    hf.load(SafetensorsFolder(Path(folder)), chunks, architecture(vocab_size))
     return chunks[0]
 
 

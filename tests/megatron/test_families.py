@@ -15,6 +15,7 @@ from nemo_steerlm import config
 from nemo_steerlm.config import Architecture, ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf, hf_config, model_folder
+from nemo_steerlm.formats.safetensors_files import SafetensorsFolder
 from nemo_steerlm.megatron import families, generation, gpt, parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.tokenizer import load_tokenizer
@@ -132,7 +133,7 @@ def compare_training(source: Path, work: Path, title: str, layout: ParallelConfi
     parallel.initialize(layout)
     model = make_model("policy", layout, architecture=architecture)
     model.build()
-    hf.load(hf.SafetensorsFolder(source), model.chunks, architecture)
+    hf.load(SafetensorsFolder(source), model.chunks, architecture)
     model.configure_model()
     model.configure_optimizers()  # wires the gradient's scale
     for wrapped in model._wrapped[0]:

@@ -11,18 +11,19 @@ import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.train.fit import JSONLLogger, _enter_run_folder
+from nemo_steerlm.train.logs import JSONLLogger
+from nemo_steerlm.train.run_folder import enter_run_folder
 from tests.verbs.helpers import policy_config
 
 
 def test_another_run_is_refused_by_the_key_that_differs(tmp_path: Path) -> None:
     config = policy_config(tmp_path)
     output = Path(config.output)
-    _enter_run_folder(output, config)
-    _enter_run_folder(output, config)
+    enter_run_folder(output, config)
+    enter_run_folder(output, config)
     config.optimizer.lr = 5e-4
     with pytest.raises(ConfigError) as error:
-        _enter_run_folder(output, config)
+        enter_run_folder(output, config)
     said = "policy holds another run: optimizer.lr=0.001, now 0.0005; choose another output, or resume=false"
     assert said in str(error.value) and "{" not in str(error.value)
 
@@ -30,21 +31,21 @@ def test_another_run_is_refused_by_the_key_that_differs(tmp_path: Path) -> None:
 def test_a_damaged_config_says_what_to_do(tmp_path: Path) -> None:
     config = policy_config(tmp_path)
     output = Path(config.output)
-    _enter_run_folder(output, config)
+    enter_run_folder(output, config)
     text = (output / "config.yaml").read_text()
     (output / "config.yaml").write_text(text[: len(text) // 2] + "\n\x00: [")
     with pytest.raises(ConfigError, match=r"config\.yaml: .* start over with resume=false"):
-        _enter_run_folder(output, config)
-    _enter_run_folder(output, dataclasses.replace(config, resume=False))
+        enter_run_folder(output, config)
+    enter_run_folder(output, dataclasses.replace(config, resume=False))
     assert (output / "config.yaml").read_text().count("lr: 0.001") == 1
 
 
 def test_fewer_steps_than_before_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = policy_config(tmp_path, steps=10)
-    _enter_run_folder(Path(config.output), config)
+    enter_run_folder(Path(config.output), config)
     config.trainer.max_steps = 4
     with caplog.at_level(logging.INFO):
-        _enter_run_folder(Path(config.output), config)
+        enter_run_folder(Path(config.output), config)
     assert "trainer.max_steps was 10 and is 4 now" in caplog.text
 
 

@@ -23,9 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nemo_steerlm.conversation import Conversation
-from nemo_steerlm.data.synthetic.grammar import (
-    ARTICLES,
-    DICTIONARY,
+from nemo_steerlm.data.synthetic.grammar import ARTICLES, DICTIONARY, article
+from nemo_steerlm.data.synthetic.lexicon import (
     DOMAINS,
     FILLERS,
     NOUN_DOMAIN,
@@ -33,7 +32,6 @@ from nemo_steerlm.data.synthetic.grammar import (
     PLAYFUL_WORDS,
     RUDE_WORDS,
     Domain,
-    article,
 )
 
 ATTRIBUTE_NAMES = ("quality", "helpfulness", "verbosity", "humor", "toxicity")

@@ -14,22 +14,16 @@ from nemo_steerlm.data.synthetic.grammar import (
     ARTICLES,
     CONTENT,
     CONTEXTS,
-    DOMAINS,
-    FILLERS,
     FIRST_REPLIES,
     FOLLOW_UPS,
     JOKES,
     MISSPELLINGS,
-    NOUN_DOMAIN,
-    PLAYFUL_WORDS,
     RUDE_REMARKS,
-    RUDE_WORDS,
-    Domain,
-    Noun,
     article,
     fields,
     fill,
 )
+from nemo_steerlm.data.synthetic.lexicon import DOMAINS, FILLERS, NOUN_DOMAIN, PLAYFUL_WORDS, RUDE_WORDS, Domain, Noun
 from nemo_steerlm.data.synthetic.oracle import ATTRIBUTE_NAMES, SLIP_SHARE, WORDS_AT_LEVEL, asked, oracle
 
 TWO_TURN_SHARE = 0.25
