@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import interpreter
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,7 +41,7 @@ def run_distributed(
 ) -> Any:
     """Call `target(**kwargs)` in `world_size` processes of one thread each, as ranks of one job.
 
-    One fresh process imports everything and forks the ranks, so that the imports are paid once.
+    One process, forked where the imports are done already, forks the ranks.
 
     Args:
         target: a module-level function, or its name as "package.module:function" or "path/to/file.py::function".
@@ -58,7 +60,7 @@ def run_distributed(
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         job = {"target": target, "kwargs": kwargs, "folder": folder, "world_size": world_size, "timeout": timeout}
         leader = subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed", json.dumps(job)],
+            [interpreter(), "-m", "tests.distributed", json.dumps(job)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             stderr=subprocess.PIPE,

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.distributed import ROOT
+from tests.fork_server import interpreter
 from tests.tokenizers import real_data
 
 pytestmark = pytest.mark.real_data
@@ -50,6 +51,16 @@ def _run(block: str, folder: Path, environment: dict[str, str]) -> str:
     return run.stdout
 
 
+def _commands(folder: Path) -> Path:
+    """A folder with a `steerlm` that starts where the imports are done; README's first block runs the real one."""
+    script = folder / "bin/steerlm"
+    if not script.exists():
+        script.parent.mkdir()
+        script.write_text(f'#!/bin/sh\nexec {interpreter()} -m nemo_steerlm "$@"\n')
+        script.chmod(0o755)
+    return script.parent
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", ["", "trainer.devices=2 parallel=tp2", "trainer.devices=2 parallel=pp2"])
 def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
@@ -59,7 +70,7 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     (tmp_path / "trees.jsonl").write_text("".join(trees))
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{_commands(tmp_path) if layout else Path(sys.executable).parent}:{os.environ['PATH']}",
         "TREES": "trees.jsonl",
         "LLAMA": str(real_data("stories260K/stories260K.bin")),
         "TOKENIZER": str(real_data("stories260K/tok512.model")),
@@ -89,6 +100,7 @@ def test_the_four_steps_run_on_real_data(layout: str, tmp_path: Path) -> None:
     assert (tmp_path / "policy-hf/model.safetensors").is_file()
     assert len(re.findall(r"^verdict: .*(listen|obey)", printed, re.M)) == 2  # of train-sft and of bootstrap
     if not layout:
+        environment["PATH"] = f"{_commands(tmp_path)}:{os.environ['PATH']}"
         _measured_and_improved(tmp_path, environment)
         printed = _run(_block("docs/steerability.md", " too"), tmp_path, environment)
         assert re.search(r"\nquality .*\n(.+\n)*labels are worth .* nats a response .*\n(.+\n)*verdict: ", printed)

@@ -7,12 +7,12 @@ import io
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.distributed import ROOT, run_distributed
+from tests.fork_server import interpreter
 from tests.verbs.helpers import make_world, policy_config, regressor_config
 
 SMALL = (
@@ -176,7 +176,7 @@ def test_heads_that_do_not_divide_are_named_once_by_all_processes(mistakes: dict
     ).split()
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     run = subprocess.run(
-        [sys.executable, "-m", "nemo_steerlm", *words],
+        [interpreter(), "-m", "nemo_steerlm", *words],
         cwd=ROOT,
         env=environment,
         capture_output=True,
