@@ -1,6 +1,6 @@
 """The prompt template: the one place that turns conversations into text and tokens.
 
-Training, annotation and inference all come through here, so they cannot drift apart. The layout is NeMo-Aligner's::
+Training, annotation and inference all come through here, so they cannot drift apart. The format is NeMo-Aligner's::
 
     <extra_id_0>System\\n{system}\\n<extra_id_1>User\\n{text}\\n<extra_id_1>Assistant\\n<extra_id_2>{label}\\n{text}\\n<extra_id_1>
 
@@ -13,7 +13,7 @@ Other strings write the formats of chat models, ChatML here, in which a turn has
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n
     <|im_start|>assistant\n<label token>{label}\n{text}<|im_end|>
 
-The attribute string stands where it stands in SteerLM's layout, between the speaker's name and the response, and ends
+The attribute string stands where it stands in SteerLM's format, between the speaker's name and the response, and ends
 like a name: all the rest is the model's own format.
 """
 

@@ -1,14 +1,14 @@
 """Crash-safe part files for long jobs that turn rows into rows (`annotate`, `sample`).
 
-A job cuts its input into numbered chunks and writes one part file a chunk. A part becomes visible only when it is
+A job cuts its input into numbered batches and writes one part file a batch. A part becomes visible only when it is
 complete and on the disk, so a job that is killed at any moment starts again where it stopped; `merge` joins the parts
 into the final file in one step and leaves a manifest beside it. Several processes may work on one store as long as
-each chunk belongs to one of them.
+each batch belongs to one of them.
 
     if finished(output, job={"input": sha256, "temperature": 1.0}):
         return
     store = PartStore(folder, job={"input": sha256, "temperature": 1.0})
-    for index, rows in enumerate(chunks(read_rows(), 256)):
+    for index, rows in enumerate(batched(read_rows(), 256)):
         if not store.done(index, [row["id"] for row in rows]):
             store.write(index, work(rows))
     store.merge(output, count=index + 1)
@@ -34,7 +34,7 @@ _JOB_FILE = "job.json"
 _COPY_CHARACTERS = 1 << 20
 
 
-def chunks(
+def batched(
     iterable: Iterable[T], size: int, *, weight: Callable[[T], int] = lambda item: 0, most: int = 1
 ) -> Iterator[list[T]]:
     """Cuts an iterable into consecutive lists of `size` items without reading ahead; the last may be shorter.
@@ -45,17 +45,17 @@ def chunks(
         ConfigError: `size` is below 1.
     """
     if size < 1:
-        raise ConfigError(f"the chunk size must be at least 1, got {size}")
-    chunk: list[T] = []
+        raise ConfigError(f"the batch size must be at least 1, got {size}")
+    batch: list[T] = []
     total = 0
     for item in iterable:
-        chunk.append(item)
+        batch.append(item)
         total += weight(item)
-        if len(chunk) == size or total >= most:
-            yield chunk
-            chunk, total = [], 0
-    if chunk:
-        yield chunk
+        if len(batch) == size or total >= most:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def finished(output: str | Path, job: dict[str, Any]) -> bool:

@@ -16,9 +16,10 @@ import numpy as np
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
+from nemo_steerlm.data.parts import batched
 from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
 from nemo_steerlm.data.sources.tally import Tally
-from nemo_steerlm.data.tokenise import cache_settings, check_limit, chunked, require_items, too_long, without_oldest
+from nemo_steerlm.data.tokenise import BATCH, cache_settings, check_limit, require_items, too_long, without_oldest
 from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.template import Label, PromptTemplate
@@ -111,12 +112,12 @@ class PolicyDataset:
         names = "conversations kept dropped_overlong truncated unlabelled turns_lost labels_not_shown".split()
         report: Counter[str] = Counter(dict.fromkeys(names, 0))
         tally = Tally()
-        for chunk in chunked(conversations):
-            report["conversations"] += len(chunk)
-            for row in chunk:
+        for batch in batched(conversations, BATCH):
+            report["conversations"] += len(batch)
+            for row in batch:
                 tally.count_unused(row.turns)
                 report["labels_not_shown"] += row.type is None and any(turn.label for turn in row.turns)
-            for row, (ids, mask) in zip(chunk, encode(chunk, [True] * len(chunk)), strict=True):
+            for row, (ids, mask) in zip(batch, encode(batch, [True] * len(batch)), strict=True):
                 if not ids:
                     report["unlabelled"] += 1
                     continue

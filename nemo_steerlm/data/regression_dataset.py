@@ -17,9 +17,10 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
 from nemo_steerlm.data.label_string import LabelString
+from nemo_steerlm.data.parts import batched
 from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
 from nemo_steerlm.data.sources.tally import Tally
-from nemo_steerlm.data.tokenise import cache_settings, check_limit, chunked, require_items, too_long, without_oldest
+from nemo_steerlm.data.tokenise import BATCH, cache_settings, check_limit, require_items, too_long, without_oldest
 from nemo_steerlm.data.units import EMPTY, PreferencePairs, no_pair, unit_lengths
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
@@ -111,10 +112,10 @@ class RegressionDataset:
         names: dict[str, int] = {}
         halves, tally = PreferencePairs(), Tally()
         report = Counter(dict.fromkeys(("conversations", "kept", "dropped_overlong", "truncated", "unlabelled"), 0))
-        for chunk in chunked(conversations):
-            report["conversations"] += len(chunk)
+        for batch in batched(conversations, BATCH):
+            report["conversations"] += len(batch)
             jobs = []
-            for conversation in chunk:
+            for conversation in batch:
                 tally.count_unused(conversation.turns)
                 responses = conversation.response_indices
                 compared = responses[-1] if pairs and conversation.pair and responses else None

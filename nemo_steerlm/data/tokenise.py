@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from nemo_steerlm.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
-_CHUNK = 256  # conversations tokenised in one call
+BATCH = 256  # conversations tokenised in one call
 
 
 def cache_settings(
@@ -37,13 +36,6 @@ def check_limit(max_length: int, overlong: str) -> None:
         raise ConfigError(f"overlong={overlong!r}: expected one of {', '.join(OVERLONG)}")
     if max_length < 1:
         raise ConfigError(f"max_length={max_length}: expected a positive number of tokens")
-
-
-def chunked(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    """The conversations in lists as long as one call of the tokenizer takes well."""
-    rows = iter(conversations)
-    while chunk := list(itertools.islice(rows, _CHUNK)):
-        yield chunk
 
 
 def draw(items: Iterable[T], count: int, seed: int) -> list[T]:

@@ -1,4 +1,4 @@
-"""A language model that remembers what it has read: one walk over its layers, with cached keys and values.
+"""A language model that remembers what it has read: one pass over its layers, with cached keys and values.
 
 Megatron-core's own forward serves training: dropout, recomputation, offloading and fusions are asked about in every
 layer, and RoPE's cosines computed there. At one token a step these questions cost more than the products of a small
@@ -153,7 +153,7 @@ class Decoder:
             self._values[layer][rows, :, :width] = value.permute(1, 2, 0, 3)[copies]
             return self.model.decoder.layers[layer].self_attention.core_attention(query, key, value, None)
 
-        hidden = walk(self.model, tokens, self._cos[:width], self._sin[:width], attend)
+        hidden = forward(self.model, tokens, self._cos[:width], self._sin[:width], attend)
         return None if hidden is None else self._logits(hidden[last[copies], copies])
 
     def decode(self, tokens: np.ndarray, live: np.ndarray) -> torch.Tensor | None:
@@ -190,7 +190,9 @@ class Decoder:
             )  # fmt: skip
             return out.reshape(1, slots, -1)
 
-        hidden = walk(self.model, ids[:, None], self._cos[positions, 0][None], self._sin[positions, 0][None], attend)
+        hidden = forward(
+            self.model, ids[:, None], self._cos[positions, 0][None], self._sin[positions, 0][None], attend
+        )
         if hidden is None:
             return None
         return self._logits(hidden[0] if len(live) == slots else hidden[0, self.on_device(live)])
@@ -299,7 +301,7 @@ def _in_blocks(length: int) -> int:
     return _BLOCK * -(-length // _BLOCK)
 
 
-def walk(
+def forward(
     model: LanguageModel,
     tokens: torch.Tensor,
     cos: torch.Tensor,

@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 
 from nemo_steerlm.data.prefixes import SharedRow
 from nemo_steerlm.megatron import parallel
-from nemo_steerlm.megatron.decoding import to_device, walk
+from nemo_steerlm.megatron.decoding import forward, to_device
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.layers import has_flash_attention, packed_attention
 
@@ -48,7 +48,7 @@ def read(model: LanguageModel, row: SharedRow, everywhere: bool = False) -> torc
 
     cos, sin = model.rotation(to_device(row.positions, device))
     chosen = None if everywhere else to_device([path[-1] for path in row.paths], device)
-    hidden = walk(model, to_device(row.tokens, device)[None], cos, sin, attend, chosen)
+    hidden = forward(model, to_device(row.tokens, device)[None], cos, sin, attend, chosen)
     return None if hidden is None else model.decoder.final_layernorm(hidden)[:, 0]
 
 

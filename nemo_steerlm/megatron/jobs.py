@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_steerlm.conversation import Conversation
-from nemo_steerlm.data.parts import PartStore, chunks, finished
+from nemo_steerlm.data.parts import PartStore, batched, finished
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
 from nemo_steerlm.progress import Progress
@@ -74,7 +74,7 @@ def run_in_parts(
     writes = parallel_state.get_model_parallel_group().rank() == 0
     count = seen = 0
     with Progress(output.name, total, unit, shown=is_rank_zero()) as progress:
-        for index, part in enumerate(chunks(rows, part_size, weight=_characters, most=_PART_CHARACTERS)):
+        for index, part in enumerate(batched(rows, part_size, weight=_characters, most=_PART_CHARACTERS)):
             count = index + 1
             if index % shard[1] == shard[0] and claims.reached():
                 if not store.done(index, [row.id for row in part]):

@@ -80,7 +80,7 @@ def collate_regression(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class MicroBatching:
     """How a global batch is cut.
 
     Attributes:
@@ -91,7 +91,8 @@ class Layout:
         equal_lengths: pad all micro-batches of a step to one length, as pipeline stages expect.
         pack_length: None for one sample a row; else samples share rows of at most this many tokens, and how many
             rows there are follows from the data.
-        unit: with packing every rank gets a multiple of this many micro-batches (interleaved pipeline schedules).
+        count_multiple: with packing every rank gets a multiple of this many micro-batches (interleaved pipeline
+            schedules).
     """
 
     micro_batch_size: int
@@ -100,7 +101,7 @@ class Layout:
     multiple: int = 8
     equal_lengths: bool = False
     pack_length: int | None = None
-    unit: int = 1
+    count_multiple: int = 1
 
 
 class StepBatches(Dataset):
@@ -121,13 +122,13 @@ class StepBatches(Dataset):
         item: Callable[[int, int], Item],
         lengths: np.ndarray,
         collate: Callable[[Sequence[Item | None], Sequence[int], tuple[int, int]], MicroBatch],
-        layout: Layout,
+        cutting: MicroBatching,
         steps: int,
         units: np.ndarray | None = None,
     ) -> None:
         self.units = units
         self.plan, self.item, self.lengths, self.collate = plan, item, lengths, collate
-        self.layout, self.steps = layout, steps
+        self.cutting, self.steps = cutting, steps
 
     def __len__(self) -> int:
         return self.steps
@@ -135,13 +136,13 @@ class StepBatches(Dataset):
     def __getitem__(self, step: int) -> list[MicroBatch]:
         cuts = self._cuts(self.plan(step))
         common = None
-        if self.layout.equal_lengths:
+        if self.cutting.equal_lengths:
             common, most = max(map(self._width, cuts)), max(map(len, cuts))
-            if self.layout.pack_length is None:  # micro-batches with pairs have more rows
+            if self.cutting.pack_length is None:  # micro-batches with pairs have more rows
                 cuts = [cut + [(EMPTY, 0)] * (most - len(cut)) for cut in cuts]
         # neighbours in length go to different ranks, so that all ranks have about the same work
         return [
-            self._micro_batch(cut, common or self._width(cut)) for cut in cuts[self.layout.rank :: self.layout.ranks]
+            self._micro_batch(cut, common or self._width(cut)) for cut in cuts[self.cutting.rank :: self.cutting.ranks]
         ]
 
     def loader(self, first_step: int = 0) -> DataLoader[Any]:
@@ -151,11 +152,11 @@ class StepBatches(Dataset):
 
     def _cuts(self, rows: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """The items of each micro-batch of all ranks, the longest units first."""
-        layout, size = self.layout, self.layout.micro_batch_size
-        if layout.pack_length is not None:
+        cutting, size = self.cutting, self.cutting.micro_batch_size
+        if cutting.pack_length is not None:
             units = [self._members(row) for row in rows if row[0] != EMPTY]
             lengths = [sum(int(self.lengths[index]) for index, _ in unit) for unit in units]
-            bins = pack(lengths, layout.pack_length, layout.ranks * layout.unit)
+            bins = pack(lengths, cutting.pack_length, cutting.ranks * cutting.count_multiple)
             return [[row for i in members for row in units[i]] for members in bins]
         units = sorted(map(self._members, rows), key=lambda unit: (-max(map(self._length, unit)), unit))
         return [[row for unit in units[i : i + size] for row in unit] for i in range(0, len(units), size)]
@@ -171,13 +172,13 @@ class StepBatches(Dataset):
 
     def _width(self, rows: list[tuple[int, int]]) -> int:
         lengths = [self._length(row) for row in rows] or [0]
-        tokens = max(1, max(lengths) if self.layout.pack_length is None else sum(lengths))
-        return -(-tokens // self.layout.multiple) * self.layout.multiple
+        tokens = max(1, max(lengths) if self.cutting.pack_length is None else sum(lengths))
+        return -(-tokens // self.cutting.multiple) * self.cutting.multiple
 
     def _micro_batch(self, rows: list[tuple[int, int]], width: int) -> MicroBatch:
         items = [None if index == EMPTY else self.item(index, epoch) for index, epoch in rows]
         sizes = [0 if item is None else len(item["tokens"]) for item in items]
-        if self.layout.pack_length is None:
+        if self.cutting.pack_length is None:
             batch = self.collate(items, range(0, len(rows) * width, width), (len(rows), width))
         else:
             starts = [sum(sizes[:i]) for i in range(len(sizes))]

@@ -22,7 +22,7 @@ from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.train.bad_steps import BadSteps
-from nemo_steerlm.train.batches import Layout, StepBatches, once_through, shuffled
+from nemo_steerlm.train.batches import MicroBatching, StepBatches, once_through, shuffled
 from nemo_steerlm.train.best import BestStep, check_metric
 from nemo_steerlm.train.global_batches import GlobalBatches
 from nemo_steerlm.train.logs import JSONLLogger, ShowProgress, add_loggers
@@ -74,20 +74,20 @@ def train(
     if trainer.best_metric is not None:
         check_metric(trainer.best_metric, task.metric_names(), validation is not None)
     enter_run_folder(output, config)
-    layout = Layout(
+    cutting = MicroBatching(
         micro_batch_size=trainer.micro_batch_size,
         rank=parallel_state.get_data_parallel_rank(),
         ranks=parallel_state.get_data_parallel_world_size(),
         multiple=gpt.row_multiple(model.chunks[0].config),
         equal_lengths=config.parallel.pipeline > 1,
         pack_length=_row_length(config.data, (training, validation, *(beside or {}).values())),
-        unit=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
+        count_multiple=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
     )
-    if layout.pack_length is None:
-        check_batch_sizes(trainer, layout.ranks)
+    if cutting.pack_length is None:
+        check_batch_sizes(trainer, cutting.ranks)
 
     def batches(data: Mixture, plan: Any, steps: int) -> StepBatches:
-        return StepBatches(plan, data.item, data.lengths, task.collate, layout, steps, data.units)
+        return StepBatches(plan, data.item, data.lengths, task.collate, cutting, steps, data.units)
 
     def once(data: Mixture) -> StepBatches:
         return batches(data, once_through(data.unit_lengths, size), -(-len(data.units) // size))

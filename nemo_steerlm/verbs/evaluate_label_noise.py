@@ -6,7 +6,7 @@ import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig
-from nemo_steerlm.data.parts import chunks
+from nemo_steerlm.data.parts import batched
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.evaluate.label_noise import measure
 from nemo_steerlm.evaluate.samples import Samples, collect, labelled_responses
@@ -16,7 +16,7 @@ from nemo_steerlm.provenance import annotated_with, plain, versions, write_run_j
 from nemo_steerlm.report.label_noise_page import summary_table, write_report
 from nemo_steerlm.verbs.evaluate_regressor import predict
 
-_CHUNK = 4096
+_BATCH = 4096
 
 
 def label_noise(model: AttributeRegressor | None, config: EvaluateConfig) -> str:
@@ -61,7 +61,7 @@ def _summary(model: AttributeRegressor | None, samples: Samples) -> str:
 
 def _annotated(config: EvaluateConfig, schema: AttributeSchema) -> Samples:
     parts = []
-    for part in chunks(labelled_responses(config.inputs(), schema), _CHUNK):
+    for part in batched(labelled_responses(config.inputs(), schema), _BATCH):
         turns = [one.conversation.turns[one.turn] for one in part]
         predicted = np.array([schema.vector(turn.label_predicted) for turn in turns], np.float64)
         parts.append(collect(part, predicted, schema))

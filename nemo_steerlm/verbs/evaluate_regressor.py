@@ -12,7 +12,7 @@ from nemo_steerlm import calibration
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.config import EvaluateConfig
-from nemo_steerlm.data.parts import chunks
+from nemo_steerlm.data.parts import batched
 from nemo_steerlm.data.regression_dataset import fit_history
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.evaluate.regressor import cross_fitted, measure
@@ -23,7 +23,7 @@ from nemo_steerlm.provenance import plain, sha256_file, versions, write_run_json
 from nemo_steerlm.report.regressor_page import summary_table, write_report
 from nemo_steerlm.report.tables import number
 
-_CHUNK = 4096  # responses read, tokenised and predicted at a time
+_BATCH = 4096  # responses read, tokenised and predicted at a time
 
 
 def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
@@ -83,7 +83,7 @@ def predict(model: AttributeRegressor, config: EvaluateConfig) -> Samples:
         The same samples on every rank; NaN as prediction of a response that does not fit `max_length`.
     """
     parts = []
-    for part in chunks(labelled_responses(config.inputs(), model.schema), _CHUNK):
+    for part in batched(labelled_responses(config.inputs(), model.schema), _BATCH):
         texts, readable = _texts(model, part, config)
         values = np.full((len(part), len(model.schema)), np.nan)
         values[readable] = model.predict_over_ranks(texts, config.batch_tokens)
@@ -97,7 +97,7 @@ def predict(model: AttributeRegressor, config: EvaluateConfig) -> Samples:
 def _distributions(model: AttributeRegressor, config: EvaluateConfig) -> list[Floats]:
     """Of each attribute the probabilities of its levels `[n, levels]`, rows as `predict`'s."""
     parts = []
-    for part in chunks(labelled_responses(config.inputs(), model.schema), _CHUNK):
+    for part in batched(labelled_responses(config.inputs(), model.schema), _BATCH):
         texts, readable = _texts(model, part, config)
         columns = list(model.distribution_over_ranks(texts, config.batch_tokens).values())
         whole = [np.full((len(part), column.shape[1]), np.nan) for column in columns]

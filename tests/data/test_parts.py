@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_steerlm.data.parts import PartStore, chunks, finished, manifest_path
+from nemo_steerlm.data.parts import PartStore, batched, finished, manifest_path
 from nemo_steerlm.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,15 +28,15 @@ WRITER = textwrap.dedent(
     """
     import os, shutil, signal, sys, time
     from pathlib import Path
-    from nemo_steerlm.data.parts import PartStore, chunks
+    from nemo_steerlm.data.parts import PartStore, batched
 
     folder, output, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir", "shutil.rmtree"}
 
     def job(parts, rows, delay, noise=0):
         store = PartStore(folder, {"input": "x"})
-        for index, chunk in enumerate(chunks(range(parts * rows), rows)):
-            ids = [f"row-{one}" for one in chunk]
+        for index, batch in enumerate(batched(range(parts * rows), rows)):
+            ids = [f"row-{one}" for one in batch]
             if not store.done(index, ids):
                 time.sleep(delay)
                 store.write(index, [{"id": one, "text": one * 400 + " \\u00e9\\u2028\\r\\n"} for one in ids])
@@ -242,17 +242,17 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_chunks_do_not_read_ahead() -> None:
+def test_batches_do_not_read_ahead() -> None:
     source = iter(range(5))
-    pieces = chunks(source, 2)
+    pieces = batched(source, 2)
     assert next(pieces) == [0, 1]
     assert next(source) == 2
     assert list(pieces) == [[3, 4]]
     with pytest.raises(ConfigError, match="at least 1"):
-        next(chunks([1], 0))
+        next(batched([1], 0))
 
 
-def test_chunks_end_once_they_are_heavy() -> None:
+def test_batches_end_once_they_are_heavy() -> None:
     texts = ["a", "bb", "c" * 9, "d", "e", "f", "g" * 5]
-    assert list(chunks(texts, 3, weight=len, most=5)) == [["a", "bb", "c" * 9], ["d", "e", "f"], ["g" * 5]]
-    assert list(chunks(texts, 9, weight=len, most=3)) == [["a", "bb"], ["c" * 9], ["d", "e", "f"], ["g" * 5]]
+    assert list(batched(texts, 3, weight=len, most=5)) == [["a", "bb", "c" * 9], ["d", "e", "f"], ["g" * 5]]
+    assert list(batched(texts, 9, weight=len, most=3)) == [["a", "bb"], ["c" * 9], ["d", "e", "f"], ["g" * 5]]

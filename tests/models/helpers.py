@@ -142,13 +142,13 @@ def make_batches(
     from nemo_steerlm.data.units import unit_lengths
     from nemo_steerlm.train import batches
 
-    layout = batches.Layout(
+    cutting = batches.MicroBatching(
         micro_batch_size=micro_batch_size,
         rank=parallel_state.get_data_parallel_rank(),
         ranks=parallel_state.get_data_parallel_world_size(),
         equal_lengths=parallel.pipeline > 1,
         pack_length=pack_length,
-        unit=parallel.pipeline if parallel.virtual_pipeline else 1,
+        count_multiple=parallel.pipeline if parallel.virtual_pipeline else 1,
     )
 
     def in_order(step: int) -> list[tuple[int, int]]:
@@ -164,7 +164,7 @@ def make_batches(
         lambda index, epoch: items[index],
         lengths,
         collate,
-        layout,
+        cutting,
         steps,
         units,
     )

@@ -153,11 +153,17 @@ def test_ranks_share_the_samples_of_a_step(kind: str, ranks: int, unit: int, equ
     collate = batches.collate_policy if kind == "policy" else partial(batches.collate_regression, outputs=3)
 
     def share(rank: int) -> list:
-        layout = batches.Layout(
-            micro_batch_size=99, rank=rank, ranks=ranks, unit=unit, equal_lengths=equal, pack_length=50, multiple=4
+        cutting = batches.MicroBatching(
+            micro_batch_size=99,
+            rank=rank,
+            ranks=ranks,
+            count_multiple=unit,
+            equal_lengths=equal,
+            pack_length=50,
+            multiple=4,
         )
         plan = batches.once_through(lengths, GLOBAL_BATCH)
-        steps = batches.StepBatches(plan, lambda index, _: items[index], lengths, collate, layout, 3)
+        steps = batches.StepBatches(plan, lambda index, _: items[index], lengths, collate, cutting, 3)
         return [steps[step] for step in range(3)]
 
     shares, seen = [share(rank) for rank in range(ranks)], []
