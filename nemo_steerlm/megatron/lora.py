@@ -131,6 +131,8 @@ def freeze_trunk(chunks: list[Any]) -> None:
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             parameter.requires_grad_(name.startswith("score."))
+        if chunk.post_process and getattr(chunk, "output_layer", None) is not None:
+            chunk.output_layer.register_forward_hook(lambda _, __, output: (_in_order(output[0]), *output[1:]))
 
 
 def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
@@ -155,8 +157,6 @@ def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
                 linear.register_forward_hook(
                     lambda _, inputs, output, adapter=adapter: (output[0] + adapter(inputs[0]), output[1])
                 )
-        if chunk.post_process and getattr(chunk, "output_layer", None) is not None:
-            chunk.output_layer.register_forward_hook(lambda _, __, output: (_in_order(output[0]), *output[1:]))
         if chunk.pre_process and chunk.config.recompute_granularity == "full":
             # A recomputed layer learns only where its input asks for a gradient, which a frozen embedding does not.
             chunk.embedding.register_forward_hook(

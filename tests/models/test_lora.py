@@ -25,6 +25,8 @@ ONE = ParallelConfig()
 LAYOUTS = {"tp2": dict(tensor=2), "tp2+sp": dict(tensor=2, sequence=True), "pp2": dict(pipeline=2)}
 TIED = dataclasses.replace(ARCHITECTURE, num_layers=2, tie_word_embeddings=True)
 DEEP = dataclasses.replace(TIED, num_layers=4)  # a layer for each of two virtual stages of two ranks
+# What is trained beside frozen weights.
+FROZEN: dict[str, dict] = {"adapters": {}, "attribute tokens": {"lora": {}, "freeze": "trunk"}}
 
 
 def _run(kind: str, root: Path, name: str, parallel: ParallelConfig = ONE, **settings: Any) -> list[list[float]]:
@@ -94,9 +96,10 @@ def train_alone(folder: str) -> dict:
             "buffers": sum(buffer.numel for buffer in model._wrapped[0][0].buffers),
         }
 
-    with _frozen_gradients() as strides:
-        _run("policy", root, "packed", steps=1, pack_length=64, precision="bf16")  # in fp32 they are in order anyway
-    found["frozen gradients"] = strides
+    for name, trained in FROZEN.items():
+        with _frozen_gradients() as strides:  # in fp32 they are in order anyway
+            _run("policy", root, f"packed {name}", steps=1, pack_length=64, precision="bf16", **trained)
+        found[f"{name}: gradients"] = strides
     found["head only curve"] = _run("regressor", root, "head", lora={}, freeze="trunk", inspect=head_only)
     return found
 
@@ -223,10 +226,12 @@ def test_adapters_train_alike_in_virtual_stages(found: dict) -> None:
     _same(found["deep vpp2"], found["deep"])
 
 
-def test_gradients_meet_frozen_weights_in_order(found: dict) -> None:
+@pytest.mark.parametrize("name", FROZEN)
+def test_gradients_meet_frozen_weights_in_order(found: dict, name: str) -> None:
     """Under other strides torch multiplies token by token, even where a packed row makes them mean the same memory."""
-    assert {shape[-1] for shape, _ in found["frozen gradients"]} > {TIED.hidden_size, 512}  # the padded vocabulary
-    for shape, strides in found["frozen gradients"]:
+    gradients = found[f"{name}: gradients"]
+    assert {shape[-1] for shape, _ in gradients} > {TIED.hidden_size, 512}  # the padded vocabulary
+    for shape, strides in gradients:
         assert tuple(strides) == torch.empty(shape, device="meta").stride()
 
 
