@@ -31,7 +31,7 @@ from nemo_steerlm.tokenizer import load_tokenizer
 from nemo_steerlm.train.start import start_model
 from nemo_steerlm.verbs import annotate, convert, train_regressor
 from tests import tokenizers
-from tests.formats.test_hf import all_tensors, differing
+from tests.formats.helpers import all_tensors, differing
 from tests.prompts import CHAT_MARKERS, CHATML, LLAMA3
 
 SCHEMA = AttributeSchema([Attribute("quality"), Attribute("humor", 0, 9), Attribute("verbosity")])
