@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.formats import model_folder
+from nemo_steerlm.formats import hf_folder, model_folder
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer
 from tests import tokenizers
@@ -154,7 +154,7 @@ def test_an_export_that_reads_otherwise_is_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(CheckpointError, match="ends with the padding token '<.pad.>'"):
         export(folder, tmp_path / "hf")
     folder = make_regressor(tmp_path / "model", tokenizer)
-    monkeypatch.setattr(PromptTemplate, "chat_template", lambda self: "{{ messages[0].content }}")
+    monkeypatch.setattr(hf_folder, "chat_template", lambda template: "{{ messages[0].content }}")
     with pytest.raises(CheckpointError, match="chat template renders 'Hello, .* was trained on .<extra_id_0>"):
         export(folder, tmp_path / "hf")
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "padded", "model"}
