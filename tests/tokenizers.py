@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,9 @@ CORPUS = [
     "<extra_id_1>Assistant\n<extra_id_2>quality:4,toxicity:0,humor:2\nI am fine, thank you. And you?\n\nGood.  Bye!\n",
     "The quick brown fox jumps over the lazy dog. 0123456789 <x> extra id _ É ﬁ １ ＜ ＞ \t tabs, *stars* and #hashes",
 ]
+KINDS = ("bpe", "bpe_markers", "bpe_nfkc", "bpe_lowercase", "sentencepiece", "sentencepiece_nfkc")
+KINDS += ("bpe_bert", "bpe_strip", "bpe_rewrite", "llama_like", "gpt2", "tok512")
+FAITHFUL = ("bpe", "bpe_markers", "sentencepiece", "llama_like", "gpt2")  # decode(encode(text)) == text for any text
 
 
 def real_data(name: str) -> Path:
@@ -21,6 +26,31 @@ def real_data(name: str) -> Path:
     if not (folder / name).exists():
         pytest.skip(f"real data {folder / name} is not here (set STEERLM_REAL_DATA)")
     return folder / name
+
+
+def kinds(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, one a kind of tokenizer."""
+    return [pytest.param(n, marks=pytest.mark.real_data if n in ("gpt2", "tok512") else ()) for n in names]
+
+
+def of_kind(folder: Path, kind: str) -> Path:
+    """A tokenizer of one of KINDS."""
+    from tokenizers.normalizers import Replace
+
+    if kind == "gpt2":
+        return gpt2(folder)
+    if kind == "llama_like":
+        return llama_like(folder)
+    if kind == "tok512":
+        return real_data("stories260K/tok512.model")
+    if kind == "sentencepiece":
+        return sentencepiece_model(folder)
+    if kind == "sentencepiece_nfkc":  # the markers are symbols of their own, matched in normalised text
+        rule = {"normalization_rule_name": "nmt_nfkc_cf", "remove_extra_whitespaces": True}
+        return sentencepiece_model(folder, user_symbols=True, **rule)
+    named = {"bpe_nfkc": "NFKC", "bpe_lowercase": "Lowercase", "bpe_bert": "BertNormalizer"}
+    normalizer = (named | {"bpe_strip": "StripAccents", "bpe_rewrite": Replace("@@", "")}).get(kind)
+    return bpe(folder, markers=kind not in ("bpe", "bpe_strip"), normalizer=normalizer)
 
 
 def bpe(folder: Path, *, markers: bool, normalizer: object = None) -> Path:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from nemo_steerlm.config import AttributesConfig, PrepareConfig
+from nemo_steerlm.conversation import Conversation, Pair, Turn, write_conversations
 from nemo_steerlm.data.near import PromptSample, leaks
 from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.data.report import LabelFigures
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.report.data_page import data_page
 from nemo_steerlm.verbs import prepare as pipeline
+from tests.data.helpers import run
 from tests.tokenizers import bpe
 
 
@@ -197,3 +199,14 @@ def test_the_page_says_what_the_report_does_and_no_text_becomes_markup(tmp_path)
     assert '<td class="number">0.432</td>' in data_page({**report, "rater_agreement": people})
     minimal = data_page({"source": "synthetic", "recipe": "default"})
     assert "<h2>" not in minimal
+
+
+def test_a_missing_half_is_told(tmp_path, caplog):
+    halves = [
+        Conversation([Turn("User", "q"), Turn("Assistant", f"{name} {role}")], pair=Pair(name, role))
+        for name, role in (("a", "chosen"), ("b", "rejected"), ("c", "rejected"), ("c", "chosen"))
+    ]
+    write_conversations(tmp_path / "a.jsonl", halves)
+    report, rows = run("steerlm", tmp_path / "a.jsonl", tmp_path)
+    assert len(rows) == 4 and report["pairs"]["train"] == {"chosen": 2, "rejected": 2, "complete": False}
+    assert "train holds halves of preference pairs" in caplog.text

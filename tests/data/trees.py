@@ -1,9 +1,10 @@
-"""A few OASST trees written by hand, with one of each thing that has to be handled."""
+"""OASST trees: a few written by hand, with one of each thing that has to be handled, and many alike."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def trees() -> list[dict]:
         tree(ask("u9", "Hello", answer("a9", "Shared answer"))),  # the same dialogue as in the first tree
         tree(ask("g1", "Hallo", answer("g2", "Guten Tag", lang="de"), lang="de")),
     ]
+
+
+def many_trees(count: int, prompts: int | None = None, seed: int = 0, padding: str = "") -> Iterator[dict]:
+    """Trees with four labelled responses each; of so many prompts, or each of its own."""
+    generator = random.Random(seed)
+    for index in range(count):
+        text = f"Prompt {generator.randrange(prompts) if prompts else index}"
+        replies = [answer(f"a{index}.{k}", f"Reply {generator.randrange(30)}{padding}") for k in range(3)]
+        nested = answer(f"b{index}", "Then", ask(f"c{index}", "So", *replies[1:]))
+        yield tree(ask(f"t{index}", text, replies[0], nested))
 
 
 def write_trees(path: Path, rows: Iterable[dict]) -> Path:

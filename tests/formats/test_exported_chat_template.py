@@ -10,7 +10,7 @@ from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.formats.exported_chat_template import chat_template
 from nemo_steerlm.template import PromptTemplate
-from tests.test_template import CHAT_MARKERS, CHATML, LLAMA3, TEMPLATE, chatml
+from tests.prompts import CHAT_MARKERS, CHATML, LLAMA3, TEMPLATE, chatml
 
 CHAT_TEMPLATES = (
     TEMPLATE,

@@ -1,4 +1,4 @@
-"""Hugging Face Llama models against transformers itself: logits, files and refusals, at every layout."""
+"""Hugging Face Llama models against transformers itself: logits and files, at every layout."""
 
 from __future__ import annotations
 
@@ -14,44 +14,32 @@ from safetensors.torch import load_file, save_file
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import (
-    Architecture,
-    ExportConfig,
-    ImportConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     PolicyDataConfig,
-    RopeScaling,
     TrainerConfig,
     TrainSftConfig,
 )
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.formats import hf, hf_config, model_folder
-from nemo_steerlm.formats.safetensors_files import INDEX
-from nemo_steerlm.megatron import gpt, inference, parallel
+from nemo_steerlm.formats import hf, model_folder
+from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.provenance import sha256_file
 from nemo_steerlm.tokenizer import load_tokenizer
 from nemo_steerlm.verbs import convert
 from tests.distributed import run_distributed
-from tests.megatron.reference import forward
+from tests.formats.helpers import (
+    SHAPES,
+    all_tensors,
+    differing,
+    make_model,
+    make_tokenizer,
+    megatron_logits,
+    sample_tokens,
+    to_folder,
+    to_hf,
+)
 
-SHAPES: dict[str, dict[str, Any]] = {
-    # Llama 2: as many key heads as query heads, a head of its own, a vocabulary that needs padding (250 -> 256)
-    "llama2": dict(
-        vocab_size=250, hidden_size=64, intermediate_size=88, num_hidden_layers=4, num_attention_heads=4,
-        tie_word_embeddings=False, rms_norm_eps=1e-6,
-    ),
-    # Llama 3.1 and 3.2: grouped queries, tied, scaled RoPE whose blend lies inside the tested length, head_dim apart
-    # from hidden / heads, and so few words that the second tensor-parallel rank holds padding only (60 -> 128)
-    "llama3": dict(
-        vocab_size=60, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=2, head_dim=12, tie_word_embeddings=True, rms_norm_eps=1e-5,
-        rope_parameters=dict(
-            rope_theta=500000.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-            original_max_position_embeddings=32,
-        ),
-    ),
-}  # fmt: skip
 SCALAR = {"quality": 0.65, "humor": -0.3}
 LAYOUTS: dict[str, dict[str, int]] = {
     "tp2": dict(tensor=2),
@@ -59,29 +47,6 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "tp2xpp2": dict(tensor=2, pipeline=2),
     "pp2+vpp2": dict(pipeline=2, virtual_pipeline=2),
 }
-
-
-def make_model(folder: Path, shape: str, **save: Any) -> Any:
-    """A random Llama with its tokenizer, written by transformers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(3)
-    model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=64, initializer_range=0.12, **SHAPES[shape])).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" in name:  # not all ones, or exchanging two of them would go unseen
-            parameter.data.uniform_(0.5, 1.5)
-    model.save_pretrained(folder, **save)
-    make_tokenizer(folder)
-    return model
-
-
-def make_tokenizer(folder: Path, words: int = 60) -> None:
-    from tokenizers import Tokenizer, models
-
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def make_classifier(folder: Path) -> Path:
@@ -96,70 +61,9 @@ def make_classifier(folder: Path) -> Path:
     return folder
 
 
-def sample_tokens(shape: str) -> torch.Tensor:
-    return torch.randint(0, SHAPES[shape]["vocab_size"], (2, 48), generator=torch.Generator().manual_seed(5))
-
-
-def to_folder(source: Path, output: Path, layout: ParallelConfig | None = None) -> str:
-    layout = layout or ParallelConfig()
-    return convert.import_main(ImportConfig(input=str(source), output=str(output), parallel=layout))
-
-
-def to_hf(folder: Path, output: Path, layout: ParallelConfig | None = None, **settings: Any) -> str:
-    layout = layout or ParallelConfig()
-    return convert.export_main(ExportConfig(checkpoint=str(folder), output=str(output), parallel=layout, **settings))
-
-
-def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a Hugging Face folder."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(file))
-    return tensors
-
-
 def contents(folder: Path) -> dict[str, str]:
     """A hash of every file but the one that says how it was made."""
     return {file.name: sha256_file(file) for file in sorted(folder.iterdir()) if file.name != "run.json"}
-
-
-def differing(a: Path, b: Path) -> list[str]:
-    """Names of the tensors that are not the same bits in both folders."""
-    left, right = all_tensors(a), all_tensors(b)
-    return sorted(
-        name
-        for name in left.keys() | right.keys()
-        if name not in left or name not in right or not torch.equal(left[name], right[name])
-    )
-
-
-@torch.no_grad()
-def megatron_logits(folder: Path, tokens: torch.Tensor, layout: ParallelConfig) -> torch.Tensor:
-    """Logits `[batch, seq, padded vocabulary]` of a model folder at a layout, on every rank."""
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
-
-    parallel.initialize(layout)
-    architecture = model_folder.read(folder).architecture
-    chunks = gpt.build(architecture, layout)
-    model_folder.load_weights(folder, chunks)
-    output = forward(chunks[0].eval(), tokens)
-    logits = torch.empty(*tokens.shape, gpt.padded_vocabulary(architecture))
-    if parallel_state.is_pipeline_last_stage():
-        logits = gather_from_tensor_model_parallel_region(output).contiguous()
-    return inference.broadcast_from_last_stage(logits)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each shape as a Hugging Face folder, with the logits of transformers beside it."""
-    folders = {}
-    for shape in SHAPES:
-        folders[shape] = tmp_path_factory.mktemp("hf") / shape
-        model = make_model(folders[shape], shape)
-        with torch.no_grad():
-            save_file({"logits": model(sample_tokens(shape)).logits}, folders[shape].with_suffix(".logits"))
-    return folders
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -228,42 +132,6 @@ def test_every_layout(models: dict[str, Path], tmp_path: Path) -> None:
         assert result["differing"] == [], title
         assert result["files"] == alone[title.split()[0]], title
         assert result.get("logits", 0.0) < 1e-5, title
-
-
-def test_files_in_parts(tmp_path: Path) -> None:
-    make_model(tmp_path / "parts", "llama2", max_shard_size="100KB")
-    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
-    source, card = convert.open_checkpoint(tmp_path / "parts")
-    parallel.initialize()
-    chunks = gpt.build(card.architecture, ParallelConfig())
-    hf.load(source, chunks, card.architecture)
-    (tmp_path / "out").mkdir()
-    hf.save(tmp_path / "out", chunks, card.architecture, torch.float32, max_file_bytes=100_000)
-
-    files = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 2
-    assert max(file.stat().st_size for file in files) < 110_000
-    index = json.loads((tmp_path / "out" / INDEX).read_text())
-    tensors = all_tensors(tmp_path / "out")
-    assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in tensors.values())
-    assert index["weight_map"] == {name: file.name for file in files for name in load_file(file)}
-    assert differing(tmp_path / "parts", tmp_path / "out") == []
-
-
-def test_a_tensor_is_read_from_the_file_its_index_names(models: dict[str, Path], tmp_path: Path) -> None:
-    """Another file may hold one of the same name: what an earlier save left."""
-    source = shutil.copytree(models["llama2"], tmp_path / "in")
-    tensors = load_file(source / "model.safetensors")
-    (source / "model.safetensors").unlink()
-    stale = "model.layers.0.mlp.down_proj.weight"
-    parts = {"a.safetensors": [stale], "b.safetensors": [name for name in tensors if name != stale]}
-    save_file({stale: tensors[stale]}, source / "a.safetensors")
-    save_file({**tensors, stale: torch.zeros_like(tensors[stale])}, source / "b.safetensors")
-    index = {name: file for file, names in parts.items() for name in names}
-    (source / INDEX).write_text(json.dumps({"weight_map": index}))
-    to_folder(source, tmp_path / "model")
-    to_hf(tmp_path / "model", tmp_path / "hf")
-    assert differing(models["llama2"], tmp_path / "hf") == []
 
 
 def test_an_export_is_for_all_to_read_and_to_generate_with(models: dict[str, Path], tmp_path: Path) -> None:
@@ -367,131 +235,6 @@ def test_names_of_transformer_engine(models: dict[str, Path], tmp_path: Path) ->
     hf.load(source, chunks, card.architecture)
     hf.save(tmp_path, chunks, card.architecture, torch.float32)
     assert differing(models["llama2"], tmp_path) == []
-
-
-def test_config_round_trip() -> None:
-    from transformers import LlamaConfig
-
-    architecture = Architecture(
-        num_layers=3, hidden_size=48, ffn_hidden_size=80, num_attention_heads=6, num_query_groups=3, head_dim=10,
-        vocab_size=77, max_position_embeddings=99, norm_epsilon=3e-6, rope_theta=123456.0, tie_word_embeddings=True,
-        rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=512), init_std=0.03,
-    )  # fmt: skip
-    data = hf_config.config_from_architecture(architecture, "bfloat16")
-    assert hf_config.architecture_from_config(data, "here") == architecture
-    # transformers reads it, and what transformers writes in its own notation is read back as the same
-    theirs = LlamaConfig.from_dict(data)
-    assert theirs.num_key_value_heads == 3 and str(theirs.dtype).endswith("bfloat16")
-    assert hf_config.architecture_from_config(json.loads(theirs.to_json_string(use_diff=False)), "") == architecture
-    # keys that are left out mean the same as in transformers
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    short = {"model_type": "llama", **{key: data[key] for key in sizes}}
-    full = json.loads(LlamaConfig.from_dict(short).to_json_string(use_diff=False))
-    assert hf_config.architecture_from_config(short, "") == hf_config.architecture_from_config(full, "")
-
-
-BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "another model": ({"model_type": "gemma"}, "model_type is 'gemma'"),
-    "attention bias": ({"attention_bias": True}, "attention_bias is True"),
-    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    "quantised, by name": ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights (gptq)"),
-    "token classifier": ({"architectures": ["LlamaForTokenClassification"]}, "Classification, a token classifier;"),
-    "headless": ({"architectures": ["LlamaModel"]}, "architectures names LlamaModel, a backbone without a head"),
-    "reward model": ({"architectures": ["LlamaForRewardModel"]}, "RewardModel, a model of another task"),
-    "yarn": ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
-    "linear, old notation": ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
-    "half a llama3": ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "lacks low_freq_factor"),
-    "no sizes": ({"hidden_size": None}, "hidden_size is None"),
-    "shapes of another": ({"intermediate_size": 96}, "gate_proj.weight has shape [88, 64], its configuration asks"),
-    "more layers": ({"num_hidden_layers": 5}, "9 tensors are missing: model.layers.4.input_layernorm"),
-    "fewer layers": ({"num_hidden_layers": 3}, "9 tensors that a llama model does not have: model.layers.3"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD_CONFIGS)
-def test_refuses_config(models: dict[str, Path], tmp_path: Path, case: str) -> None:
-    change, message = BAD_CONFIGS[case]
-    source = shutil.copytree(models["llama2"], tmp_path / "in")
-    data = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(data | change))
-    with pytest.raises(CheckpointError) as caught:
-        to_folder(source, tmp_path / "out")
-    assert message in str(caught.value) and str(source) in str(caught.value) and "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == [source], "nothing half-written"
-
-
-def _break_files(folder: Path, case: str) -> None:
-    weights = folder / "model.safetensors"
-    if case == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif case == "pickle only":
-        weights.rename(folder / "pytorch_model.bin")
-    elif case == "part missing":
-        (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
-        weights.unlink()
-    elif case == "bias in the weights":
-        tensors = load_file(weights) | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}
-        save_file(tensors, weights)
-    elif case == "tensor missing":
-        tensors = load_file(weights)
-        del tensors["lm_head.weight"]
-        save_file(tensors, weights)
-    elif case == "8-bit":
-        save_file({name: t.to(torch.float8_e4m3fn) for name, t in load_file(weights).items()}, weights)
-    elif case in ("single and index", "index without its tensor"):
-        tensors = load_file(weights)
-        save_file({n: t for n, t in tensors.items() if n != "model.norm.weight"}, folder / "part.safetensors")
-        (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "part.safetensors")}))
-        if case == "index without its tensor":
-            weights.unlink()
-    elif case == "adapter":
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    elif case == "adapter in the weights":
-        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-        save_file(load_file(weights) | {name: torch.zeros(8, 64)}, weights)
-    elif case == "gptq":
-        save_file({n.replace("q_proj.weight", "q_proj.qweight"): t for n, t in load_file(weights).items()}, weights)
-    elif case == "headless":
-        save_file({n.removeprefix("model."): t for n, t in load_file(weights).items() if n != hf.HEAD}, weights)
-    elif case == "no config":
-        (folder / "config.json").unlink()
-    elif case == "broken config":
-        (folder / "config.json").write_text("{")
-    elif case == "no tokenizer":
-        (folder / "tokenizer.json").unlink()
-    elif case == "tokenizer of another":
-        make_tokenizer(folder, words=251)
-
-
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ("truncated", "damaged"),
-        ("pickle only", "pickled weights"),
-        ("part missing", "model-00001-of-00002.safetensors: missing"),
-        ("bias in the weights", "does not have: model.layers.0.self_attn.q_proj.bias"),
-        ("tensor missing", "1 tensors are missing: lm_head.weight"),
-        ("8-bit", "stored as F8_E4M3"),
-        ("single and index", "holds model.safetensors and model.safetensors.index.json, which names other files"),
-        ("index without its tensor", "part.safetensors: 1 tensors that model.safetensors.index.json places there"),
-        ("adapter", "an adapter (adapter_config.json), no model of its own"),
-        ("adapter in the weights", "q_proj.lora_A.weight: an adapter; merge it"),
-        ("gptq", "q_proj.qweight: quantised weights; dequantise"),
-        ("headless", "holds embed_tokens.weight: a backbone without a head"),
-        ("no config", "no config.json"),
-        ("broken config", "not valid JSON"),
-        ("no tokenizer", "tokenizer="),
-        ("tokenizer of another", "251 tokens, but the model"),
-    ],
-)
-def test_refuses_files(models: dict[str, Path], tmp_path: Path, case: str, message: str) -> None:
-    source = shutil.copytree(models["llama2"], tmp_path / "in")
-    _break_files(source, case)
-    with pytest.raises((CheckpointError, ConfigError)) as caught:
-        to_folder(source, tmp_path / "out")
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == [source], "nothing half-written"
 
 
 def test_harmless_leftovers_are_ignored(models: dict[str, Path], tmp_path: Path) -> None:

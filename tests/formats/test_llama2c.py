@@ -17,7 +17,7 @@ from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.verbs import convert
 from tests import tokenizers
 from tests.distributed import run_distributed
-from tests.formats.test_hf import all_tensors, differing, make_tokenizer, megatron_logits, to_hf
+from tests.formats.helpers import all_tensors, differing, make_tokenizer, megatron_logits, to_hf
 
 SIZES = dict(dim=32, hidden=40, layers=3, heads=4, groups=2, vocabulary=67, length=24)
 

@@ -28,7 +28,7 @@ from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.tokenizer import load_tokenizer
 from nemo_steerlm.verbs import convert
 from tests.distributed import run_distributed
-from tests.formats.test_hf import SHAPES, all_tensors, differing, make_model, megatron_logits, sample_tokens, to_hf
+from tests.formats.helpers import SHAPES, all_tensors, differing, make_model, megatron_logits, sample_tokens, to_hf
 from tests.tokenizers import sentencepiece_model
 from tests.verbs.helpers import make_world, policy_config, weights_of
 

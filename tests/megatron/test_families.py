@@ -21,7 +21,7 @@ from nemo_steerlm.megatron.drawing import SamplingSettings
 from nemo_steerlm.tokenizer import load_tokenizer
 from nemo_steerlm.verbs import convert
 from tests.distributed import run_distributed
-from tests.formats.test_hf import differing, make_tokenizer, megatron_logits, to_folder, to_hf
+from tests.formats.helpers import differing, make_tokenizer, megatron_logits, to_folder, to_hf
 from tests.models.helpers import make_batches, make_model, random_items
 
 VOCABULARY, NEW = 500, 8
