@@ -26,8 +26,9 @@ from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
 from nemo_steerlm.provenance import versions
+from nemo_steerlm.report.canvas import DARK, LIGHT, Theme, both_themes, new_figure
 from nemo_steerlm.report.page import picture, render, table, with_interval, write_folder
-from nemo_steerlm.report.pictures import DARK, LIGHT, Theme, both_themes, draw, new_figure
+from nemo_steerlm.report.pictures import draw
 from nemo_steerlm.report.tables import number, text_table
 from nemo_steerlm.verbs.evaluate_steerability import read_answers
 

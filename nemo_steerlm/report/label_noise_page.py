@@ -10,8 +10,8 @@ from typing import Any
 
 from nemo_steerlm.evaluate.label_noise import LEAST_ROWS
 from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.report.canvas import Theme, both_themes, draw_arms
 from nemo_steerlm.report.page import picture, render, settings_section, table, write_folder
-from nemo_steerlm.report.pictures import Theme, both_themes, draw_arms
 from nemo_steerlm.report.regressor_page import with_bounds
 from nemo_steerlm.report.tables import interval, number, text_table
 

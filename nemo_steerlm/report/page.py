@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.files import atomic_writer
-from nemo_steerlm.report.pictures import DOTS_PER_INCH
+from nemo_steerlm.report.canvas import DOTS_PER_INCH
 from nemo_steerlm.report.tables import NOTHING, interval, number
 
 Pictures = Mapping[str, tuple[bytes, bytes]]  # PNG bytes for a light and a dark page

@@ -10,8 +10,9 @@ from typing import Any
 
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.regressor import SHOWN
+from nemo_steerlm.report.canvas import Theme, both_themes, draw_arms
 from nemo_steerlm.report.page import picture, render, settings_section, table, write_folder
-from nemo_steerlm.report.pictures import Theme, both_themes, draw_arms, draw_reliability
+from nemo_steerlm.report.pictures import draw_reliability
 from nemo_steerlm.report.tables import interval, number, text_table
 
 

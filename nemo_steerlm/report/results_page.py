@@ -11,8 +11,9 @@ from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.steerability import mean_spearman
 from nemo_steerlm.report import steering_page
 from nemo_steerlm.report.bars import bar_rows, check_bars
+from nemo_steerlm.report.canvas import DARK, LIGHT
 from nemo_steerlm.report.page import picture, render, settings_section, table, with_interval, write_folder
-from nemo_steerlm.report.pictures import DARK, LIGHT, PREFERENCE_SCORES, draw
+from nemo_steerlm.report.pictures import PREFERENCE_SCORES, draw
 from nemo_steerlm.report.tables import number
 
 Data = Mapping[str, Any]
