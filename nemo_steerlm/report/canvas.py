@@ -157,6 +157,16 @@ def add_legend(figure: Any, axis: Any) -> None:
             handle.set_alpha(0.8)
 
 
+def readable_on(background: Sequence[float]) -> str:
+    """Black or white, whichever stands out more from a colour (red, green, blue from 0 to 1): at least 4.5 to 1.
+
+    Contrast and luminance are those of WCAG 2.2; at a luminance of 0.18 black and white are equally far, 4.58 to 1.
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if luminance + 0.05 > (1.05 * 0.05) ** 0.5 else "#ffffff"
+
+
 def draw_arms(
     names: Sequence[str],
     arms: Mapping[str, tuple[str, str, Mapping[str, Mapping[str, Any]]]],

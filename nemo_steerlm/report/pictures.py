@@ -17,6 +17,7 @@ from nemo_steerlm.report.canvas import (
     new_figure,
     new_panels,
     numbers,
+    readable_on,
     square_axes,
 )
 from nemo_steerlm.report.tables import number
@@ -158,23 +159,31 @@ def _costs(data: Mapping[str, Any], theme: Theme) -> Any:
     return figure
 
 
-def _cross_talk(data: Mapping[str, Any], theme: Theme) -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
+def slope_colours(theme: Theme) -> Callable[[Any], Any]:
+    """Gives the colours `[..., 4]` (red, green, blue, opacity) behind slopes or correlations `[...]`."""
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
+    colours = LinearSegmentedColormap.from_list("slopes", [theme.orange, theme.page, theme.blue])
+    colours = colours.with_extremes(bad=theme.page)
+    scale = Normalize(-1.15, 1.15)
+    return lambda slope: colours(scale(np.ma.masked_invalid(slope)))
+
+
+def _cross_talk(data: Mapping[str, Any], theme: Theme) -> Any:
     table = data["cross_talk_rank"] if unlike_scales(data) else data["cross_talk"]
     rows, columns = list(table), list(next(iter(table.values())))
     slopes = np.array([numbers([table[i][j] for j in columns]) for i in rows])
     figure = new_figure(2.2 + 1.05 * len(columns), 1.5 + 0.62 * len(rows))
     axis = figure.subplots()
-    colours = LinearSegmentedColormap.from_list("slopes", [theme.orange, theme.page, theme.blue])
-    axis.imshow(slopes, cmap=colours, vmin=-1.15, vmax=1.15, aspect="auto")
+    colours = slope_colours(theme)(slopes)
+    axis.imshow(colours, aspect="auto")
     for place, slope in np.ndenumerate(slopes):
         text = number(float(slope), 2)
         # Weight marks the diagonal and leaks of more than a fifth of a level.
         strong = rows[place[0]] == columns[place[1]]
         heavy = "bold" if strong or abs(slope) > 0.2 else "normal"
-        bright = theme.page if abs(slope) > 0.6 else theme.ink
-        axis.text(place[1], place[0], text, ha="center", va="center", color=bright, fontweight=heavy, fontsize=11)
+        colour = readable_on(colours[place])
+        axis.text(place[1], place[0], text, ha="center", va="center", color=colour, fontweight=heavy, fontsize=11)
     axis.set_xticks(range(len(columns)), [column.replace("_", "\n") for column in columns])
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlabel="measured", ylabel="requested")

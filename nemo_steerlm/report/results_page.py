@@ -76,7 +76,8 @@ def render_page(data: Data, samples: Sequence[Mapping[str, Any]], pictures: Pict
     """
     parts = {key: part(data) for key, part in _PARTS.items() if data.get(key)}
     if samples:
-        parts["samples"] = _samples(samples)
+        defaults = {name: one["default"] for name, one in data.get("attributes", {}).items()}
+        parts["samples"] = _samples(samples, defaults)
     return render("results.html.j2", data, parts, pictures)
 
 
@@ -187,29 +188,27 @@ _PARTS: Mapping[str, Callable[[Data], Any]] = {
 }
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _samples(samples: Sequence[Mapping[str, Any]], defaults: Mapping[str, int]) -> list[dict[str, Any]]:
     """Prompts with the answers that follow each other."""
     groups: list[dict[str, Any]] = []
     for sample in samples:
         if not groups or groups[-1]["prompt"] != sample["prompt"]:
             groups.append({"prompt": sample["prompt"], "answers": []})
-        groups[-1]["answers"].append(sample)
-    for group in groups:
-        requests = [one["requested"] for one in group["answers"]]
-        turned = {name for name in requests[0] if len({str(request.get(name)) for request in requests}) > 1}
-        group["answers"] = [_answer(one, turned) for one in group["answers"]]
+        asked = asked_levels(sample["requested"], sample.get("measured"), defaults)
+        groups[-1]["answers"].append({"asked": asked, "text": sample["response"]})
     return groups
 
 
-def _answer(sample: Mapping[str, Any], turned: set[str]) -> dict[str, Any]:
-    measured = sample.get("measured")
-    asked = [
+def asked_levels(
+    requested: Mapping[str, Any], measured: Mapping[str, Any] | None, defaults: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """What was asked of an answer and measured, and whether it differs from the attribute's default."""
+    return [
         {
             "name": name,
             "level": number(int(level) if isinstance(level, float) and level.is_integer() else level, 1),
             "measured": number(measured.get(name), 1) if measured else None,
-            "turned": name in turned,
+            "turned": level != defaults.get(name, level),
         }
-        for name, level in sample["requested"].items()
+        for name, level in requested.items()
     ]
-    return {"asked": asked, "text": sample["response"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from nemo_steerlm.report.results_page import write_report
-from tests.report.report_data import NAMES, report_data
+from tests.report.report_data import NAMES, SCHEMA, report_data
 
 PICTURES = [
     f"{name}.png"
@@ -115,6 +116,14 @@ def test_texts_of_a_model_stay_texts(written) -> None:
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
     policy = [attributes["content"] for tag, attributes in page.tags if "http-equiv" in attributes]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_bold_is_what_differs_from_the_default(written) -> None:
+    html = (written[0] / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<div( class="turned")?><dt>(\w+)</dt><dd>(\d)\b', html)
+    assert [name for turned, name, _ in shown if turned] == ["humor", "quality"]
+    defaults = SCHEMA.defaults()
+    assert all(bool(turned) == (int(level) != defaults[name]) for turned, name, level in shown)
 
 
 def test_hostile_names_and_settings_are_escaped_too(tmp_path: Path) -> None:
