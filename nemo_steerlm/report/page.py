@@ -101,9 +101,10 @@ def _environment(folder: Path) -> Environment:
     return environment
 
 
-def _words(html: str) -> str:
-    """What a page says, without its tags (Markup.striptags is slow on pictures), in lower case."""
-    return re.sub(r"<[^>]*>", " ", html).lower()
+def _words(html: str) -> set[str]:
+    """The words outside of tags, in lower case, those that end in s without it too."""
+    found = set(re.findall(r"[a-z][a-z-]*", re.sub(r"<[^>]*>", " ", html).lower()))
+    return found | {word.removesuffix("s") for word in found}
 
 
 def _picture(light: bytes, dark: bytes) -> dict[str, Any]:
