@@ -21,12 +21,14 @@ import yaml
 
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import GenerateConfig
+from nemo_steerlm.config.command import command
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
 from nemo_steerlm.provenance import versions
 from nemo_steerlm.report.canvas import DARK, LIGHT, Theme, both_themes, new_figure
-from nemo_steerlm.report.page import Cell, Table, render, with_interval, write_folder
+from nemo_steerlm.report.page import Cell, Commands, Table, render, with_interval, write_folder
 from nemo_steerlm.report.pictures import draw
 from nemo_steerlm.report.steering_page import costs, cross_talk
 from nemo_steerlm.report.tables import number, text_table
@@ -52,7 +54,8 @@ def main(folder: Path) -> None:
     light, dark = draw(drawn, {}, LIGHT), draw(drawn, {}, DARK)
     pictures = {name: (light[name], dark[name]) for name in light}
     pictures |= both_themes({"learning": partial(draw_learning, found["curve"])})
-    html = render("real_model.html.j2", found, parts(found, drawn), pictures, Path(__file__).parent)
+    commands = Commands(made=f"python examples/real_model/page.py {folder}", next=next_command(folder))
+    html = render("real_model.html.j2", found, parts(found, drawn), pictures, commands, Path(__file__).parent)
     write_folder(folder / "page", html, figures, pictures)
     rows = [
         [one["measure"], number(one["value"]), one["bar"], "reached" if one["reached"] else "not reached"]
@@ -160,6 +163,15 @@ def best_of_the_data(steered: Mapping[str, Figures]) -> str | None:
 def bar(measure: str, value: float, bound: str, reached: bool) -> Figures:
     """A line of the table."""
     return {"measure": measure, "value": value, "bar": bound, "reached": reached}
+
+
+def next_command(folder: Path) -> str:
+    """Asks the first policy for a long answer."""
+    asked = GenerateConfig(
+        checkpoint=str(folder / "policy-1" / "model"), prompt="How do I bake bread?", attributes={"verbosity": 4.0},
+        temperature=1.0, top_k=50, max_new_tokens=128,
+    )  # fmt: skip
+    return command("generate", asked)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------

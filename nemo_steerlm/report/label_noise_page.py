@@ -10,7 +10,7 @@ from typing import Any
 from nemo_steerlm.evaluate.label_noise import LEAST_ROWS
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.report.canvas import Theme, both_themes, draw_arms
-from nemo_steerlm.report.page import Cell, Table, render, settings_part, write_folder
+from nemo_steerlm.report.page import Cell, Commands, Table, render, settings_part, write_folder
 from nemo_steerlm.report.regressor_page import with_bounds
 from nemo_steerlm.report.tables import interval, number, text_table
 
@@ -31,13 +31,14 @@ def summary_table(parts: Mapping[str, Any]) -> str:
     return text_table(rows, [*head, "ties", "ceiling"])
 
 
-def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
+def write_report(folder: str | Path, data: Mapping[str, Any], commands: Commands | None = None) -> dict[str, Any]:
     """Write report.html, report.json and the pictures.
 
     Args:
         folder: where to.
         data: `parts` (from `evaluate.label_noise.measure`), `attributes` (the schema's dict), `summary` (plain text),
             `settings`, `seed`, `versions`; all of it goes into report.json.
+        commands: for the foot of the page.
 
     Returns:
         The content of report.json.
@@ -46,7 +47,8 @@ def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
     parts = {kind: named for kind, named in report["parts"].items() if named}
     pictures = both_themes({kind: partial(_draw, named) for kind, named in parts.items() if any(named.values())})
     shown = {kind: _part(kind, named) for kind, named in parts.items()} | {"settings": settings_part(report)}
-    write_folder(folder, render("label_noise.html.j2", report, shown, pictures), report, pictures)
+    html = render("label_noise.html.j2", report, shown, pictures, commands)
+    write_folder(folder, html, report, pictures)
     return report
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from nemo_steerlm.report.tables import NOTHING, duration, interval, number
 Pictures = Mapping[str, tuple[bytes, bytes]]  # PNG bytes for a light and a dark page
 _TEMPLATES = Path(__file__).with_name("templates")
 _LOOKS = {"#": "number", "|": "track"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commands:
+    """Command lines for a page's foot: the one that made it, and the one to type next."""
+
+    made: str
+    next: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +84,7 @@ def render(
     data: Mapping[str, Any],
     parts: Mapping[str, Any],
     pictures: Pictures | None = None,
+    commands: Commands | None = None,
     folder: Path = _TEMPLATES,
 ) -> str:
     """Render a page.
@@ -84,11 +94,13 @@ def render(
         data: content of report.json.
         parts: what the macro of each key takes; a section without a part is left out.
         pictures: what the macro `picture` finds by name.
+        commands: what the foot says beside the date.
         folder: where the template lies; those of the package are found beside it.
     """
     shown = {name: _picture(*pair) for name, pair in (pictures or {}).items()}
     page = _environment(folder).get_template("page.html.j2")
-    return page.render(template=template, data=data, parts=parts, pictures=shown)
+    made = {"date": date.today().isoformat(), "commands": commands}
+    return page.render(template=template, data=data, parts=parts, pictures=shown, **made)
 
 
 @functools.cache

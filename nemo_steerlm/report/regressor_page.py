@@ -10,7 +10,7 @@ from typing import Any
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.regressor import SHOWN
 from nemo_steerlm.report.canvas import Theme, both_themes, draw_arms
-from nemo_steerlm.report.page import Cell, Table, render, settings_part, write_folder
+from nemo_steerlm.report.page import Cell, Commands, Table, render, settings_part, write_folder
 from nemo_steerlm.report.pictures import draw_reliability
 from nemo_steerlm.report.tables import interval, number, text_table
 
@@ -31,13 +31,14 @@ def summary_table(datasets: Mapping[str, Any]) -> str:
     return text_table(rows, head)
 
 
-def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
+def write_report(folder: str | Path, data: Mapping[str, Any], commands: Commands | None = None) -> dict[str, Any]:
     """Write report.html, report.json and the pictures.
 
     Args:
         folder: where to.
         data: `datasets` (from `evaluate.regressor.measure`), `attributes` (the schema's dict), `summary` (plain text),
             `correction` (plain text, or None), `settings`, `seed`, `versions`; all of it goes into report.json.
+        commands: for the foot of the page.
 
     Returns:
         The content of report.json.
@@ -60,7 +61,8 @@ def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
         "length": _length(datasets),
         "settings": settings_part(report),
     }
-    write_folder(folder, render("regressor.html.j2", report, parts, pictures), report, pictures)
+    html = render("regressor.html.j2", report, parts, pictures, commands)
+    write_folder(folder, html, report, pictures)
     return report
 
 

@@ -11,14 +11,23 @@ from nemo_steerlm.evaluate.steerability import mean_spearman
 from nemo_steerlm.report import steering_page
 from nemo_steerlm.report.bars import bar_rows, check_bars
 from nemo_steerlm.report.canvas import DARK, LIGHT
-from nemo_steerlm.report.page import Cell, Pictures, Table, render, settings_part, with_interval, write_folder
+from nemo_steerlm.report.page import (
+    Cell,
+    Commands,
+    Pictures,
+    Table,
+    render,
+    settings_part,
+    with_interval,
+    write_folder,
+)
 from nemo_steerlm.report.pictures import PREFERENCE_SCORES, draw
 from nemo_steerlm.report.tables import duration, number
 
 Data = Mapping[str, Any]
 
 
-def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
+def write_report(folder: str | Path, data: Data, commands: Commands | None = None) -> dict[str, Any]:
     """Writes report.html, report.json and one PNG a picture into `folder`.
 
     Every part is optional; a part that is absent or empty has no section. NaN may stand wherever a float does.
@@ -49,7 +58,7 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
                          prompt that follow each other are shown together
         arrays           {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`
 
-    All but `samples` and `arrays` goes into report.json, with null for NaN.
+    All but `samples` and `arrays` goes into report.json, with null for NaN. `commands` stand at the foot of the page.
 
     Returns:
         The content of report.json.
@@ -62,23 +71,26 @@ def write_report(folder: str | Path, data: Data) -> dict[str, Any]:
     figures.setdefault("bars", json_ready(check_bars(figures)))
     light, dark = draw(figures, arrays, LIGHT), draw(figures, arrays, DARK)
     pictures = {name: (light[name], dark[name]) for name in light}
-    write_folder(folder, render_page(figures, samples, pictures), figures, pictures)
+    write_folder(folder, render_page(figures, samples, pictures, commands), figures, pictures)
     return figures
 
 
-def render_page(data: Data, samples: Sequence[Mapping[str, Any]], pictures: Pictures) -> str:
+def render_page(
+    data: Data, samples: Sequence[Mapping[str, Any]], pictures: Pictures, commands: Commands | None = None
+) -> str:
     """Renders the page.
 
     Args:
         data: content of report.json.
         samples: see `write_report`.
         pictures: PNG bytes for a light and a dark page by name, see `pictures.draw`.
+        commands: for the foot of the page.
     """
     parts = {key: part(data) for key, part in _PARTS.items() if data.get(key)}
     if samples:
         defaults = {name: one["default"] for name, one in data.get("attributes", {}).items()}
         parts["samples"] = _samples(samples, defaults)
-    return render("results.html.j2", data, parts, pictures)
+    return render("results.html.j2", data, parts, pictures, commands)
 
 
 # One function a section: plain data for the macro of the same name in results.html.j2.

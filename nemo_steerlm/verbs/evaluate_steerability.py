@@ -32,6 +32,7 @@ from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.provenance import plain, versions, write_run_json
 from nemo_steerlm.report.results_page import write_report
 from nemo_steerlm.report.tables import interval, number, text_table
+from nemo_steerlm.verbs.commands import after_steerability
 from nemo_steerlm.verbs.steering import answer, answered, check_scorers, held_out, listening, measure
 
 _SHOWN_PROMPTS = 3  # whose answers stand on the page
@@ -172,6 +173,7 @@ def evaluate(config: EvaluateConfig) -> str:
             "seconds": {"total": round(time.perf_counter() - started, 1)}, "seed": config.seed,
             "settings": plain(config), "versions": versions(), "bars": [],
         },
+        after_steerability(config, quality if quality and quality in model.schema else model.schema.names[0]),
     )  # fmt: skip
     _write_answers(Path(config.output) / "answers.jsonl", swept, answers, columns)
     write_run_json(config.output, "evaluate", config, config.inputs(), model.schema)

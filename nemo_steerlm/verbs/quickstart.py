@@ -52,6 +52,7 @@ from nemo_steerlm.report.tables import text_table
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.verbs import annotate, train_regressor, train_sft
 from nemo_steerlm.verbs.bootstrap import bootstrap
+from nemo_steerlm.verbs.commands import after_quickstart
 from nemo_steerlm.verbs.evaluate_steerability import NOTHING, figures, sweep
 from nemo_steerlm.verbs.steering import answer, answered, listening, measure
 
@@ -313,4 +314,4 @@ class Quickstart:
         data["bars"] = check_bars(data)
         if parallel.is_rank_zero():
             write_run_json(self.output, "quickstart", self.config, [], self.schema)
-        return write_report(self.output, data)
+        return write_report(self.output, data, after_quickstart(self.config))
