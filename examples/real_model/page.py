@@ -27,7 +27,7 @@ from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
 from nemo_steerlm.provenance import versions
-from nemo_steerlm.report.canvas import DARK, LIGHT, Theme, both_themes, new_figure
+from nemo_steerlm.report.canvas import Theme, both_themes, new_figure
 from nemo_steerlm.report.page import Cell, Commands, Table, render, with_interval, write_folder
 from nemo_steerlm.report.pictures import draw
 from nemo_steerlm.report.steering_page import costs, cross_talk
@@ -51,9 +51,7 @@ def main(folder: Path) -> None:
     found["bars"] = check(found)
     figures = json_ready(found)
     drawn = json_ready(found["default"]) | {"attributes": schema.to_dict(), "scales": SCALES}
-    light, dark = draw(drawn, {}, LIGHT), draw(drawn, {}, DARK)
-    pictures = {name: (light[name], dark[name]) for name in light}
-    pictures |= both_themes({"learning": partial(draw_learning, found["curve"])})
+    pictures = draw(drawn, {}) | both_themes({"learning": partial(draw_learning, found["curve"])})
     commands = Commands(made=f"python examples/real_model/page.py {folder}", next=next_command(folder))
     html = render("real_model.html.j2", found, parts(found, drawn), pictures, commands, Path(__file__).parent)
     write_folder(folder / "page", html, figures, pictures)

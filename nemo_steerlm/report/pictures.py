@@ -11,8 +11,8 @@ import numpy as np
 from nemo_steerlm.report.canvas import (
     Theme,
     add_legend,
+    both_themes,
     bounds,
-    draw_all,
     draw_arms,
     new_figure,
     new_panels,
@@ -21,28 +21,31 @@ from nemo_steerlm.report.canvas import (
     square_axes,
 )
 from nemo_steerlm.report.tables import number
+from nemo_steerlm.report.training import draw_losses
 
 _MOST_DOTS = 600  # more only turn a cloud into a blot
 
 
-def draw(data: Mapping[str, Any], arrays: Mapping[str, Any], theme: Theme) -> dict[str, bytes]:
+def draw(data: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, tuple[bytes, bytes]]:
     """Draws every picture the data has figures for.
 
     Args:
         data: a report's figures as plain JSON types, see `write_report`.
-        arrays: measurements of single rows, see `write_report`.
-        theme: colours.
+        arrays: measurements of single rows and steps, see `write_report`.
 
     Returns:
-        PNG bytes by name: regressor, and one for each key of `data` that has a drawer.
+        PNG bytes for a light and a dark page by name: regressor and trainings, and one for each key of `data` that has
+        a drawer.
     """
     drawers: dict[str, Callable[[Theme], Any]] = {}
+    if arrays.get("trainings"):
+        drawers["trainings"] = partial(draw_losses, arrays["trainings"])
     if "regressor" in arrays and data.get("attributes"):
-        drawers["regressor"] = lambda theme: _regressor(data, arrays["regressor"], theme)
+        drawers["regressor"] = partial(_regressor, data, arrays["regressor"])
     for name, drawer in _DRAWERS.items():
         if data.get(name):
             drawers[name] = partial(drawer, data)
-    return draw_all(drawers, theme)
+    return both_themes(drawers)
 
 
 def _regressor(data: Mapping[str, Any], arrays: Mapping[str, Any], theme: Theme) -> Any:

@@ -10,11 +10,9 @@ from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.steerability import mean_spearman
 from nemo_steerlm.report import steering_page
 from nemo_steerlm.report.bars import bar_rows, check_bars
-from nemo_steerlm.report.canvas import DARK, LIGHT
 from nemo_steerlm.report.page import (
     Cell,
     Commands,
-    Pictures,
     Table,
     render,
     settings_part,
@@ -23,6 +21,7 @@ from nemo_steerlm.report.page import (
 )
 from nemo_steerlm.report.pictures import PREFERENCE_SCORES, draw
 from nemo_steerlm.report.tables import duration, number
+from nemo_steerlm.report.training import training_table
 
 Data = Mapping[str, Any]
 
@@ -56,7 +55,8 @@ def write_report(folder: str | Path, data: Data, commands: Commands | None = Non
         bars             as `check_bars` returns them; worked out when absent
         samples          [{prompt, requested: {NAME: level}, response, measured: {NAME: value} or None}]; those of one
                          prompt that follow each other are shown together
-        arrays           {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`
+        arrays           {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`;
+                         trainings: {NAME: what `training.losses` returns}
 
     All but `samples` and `arrays` goes into report.json, with null for NaN. `commands` stand at the foot of the page.
 
@@ -69,28 +69,14 @@ def write_report(folder: str | Path, data: Data, commands: Commands | None = Non
     arrays, samples = data.get("arrays") or {}, json_ready(data.get("samples") or [])
     figures: dict[str, Any] = json_ready({key: data[key] for key in data if key not in ("arrays", "samples")})
     figures.setdefault("bars", json_ready(check_bars(figures)))
-    light, dark = draw(figures, arrays, LIGHT), draw(figures, arrays, DARK)
-    pictures = {name: (light[name], dark[name]) for name in light}
-    write_folder(folder, render_page(figures, samples, pictures, commands), figures, pictures)
-    return figures
-
-
-def render_page(
-    data: Data, samples: Sequence[Mapping[str, Any]], pictures: Pictures, commands: Commands | None = None
-) -> str:
-    """Renders the page.
-
-    Args:
-        data: content of report.json.
-        samples: see `write_report`.
-        pictures: PNG bytes for a light and a dark page by name, see `pictures.draw`.
-        commands: for the foot of the page.
-    """
-    parts = {key: part(data) for key, part in _PARTS.items() if data.get(key)}
+    parts = {key: part(figures) for key, part in _PARTS.items() if figures.get(key)}
     if samples:
-        defaults = {name: one["default"] for name, one in data.get("attributes", {}).items()}
-        parts["samples"] = _samples(samples, defaults)
-    return render("results.html.j2", data, parts, pictures, commands)
+        parts["samples"] = _samples(samples, figures.get("attributes", {}))
+    if arrays.get("trainings"):
+        parts["trainings"] = training_table(arrays["trainings"])
+    pictures = draw(figures, arrays)
+    write_folder(folder, render("results.html.j2", figures, parts, pictures, commands), figures, pictures)
+    return figures
 
 
 # One function a section: plain data for the macro of the same name in results.html.j2.
@@ -200,19 +186,19 @@ _PARTS: Mapping[str, Callable[[Data], Any]] = {
 }
 
 
-def _samples(samples: Sequence[Mapping[str, Any]], defaults: Mapping[str, int]) -> list[dict[str, Any]]:
+def _samples(samples: Sequence[Mapping[str, Any]], schema: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Prompts with the answers that follow each other."""
     groups: list[dict[str, Any]] = []
     for sample in samples:
         if not groups or groups[-1]["prompt"] != sample["prompt"]:
             groups.append({"prompt": sample["prompt"], "answers": []})
-        asked = asked_levels(sample["requested"], sample.get("measured"), defaults)
+        asked = asked_levels(sample["requested"], sample.get("measured"), schema)
         groups[-1]["answers"].append({"asked": asked, "text": sample["response"]})
     return groups
 
 
 def asked_levels(
-    requested: Mapping[str, Any], measured: Mapping[str, Any] | None, defaults: Mapping[str, int]
+    requested: Mapping[str, Any], measured: Mapping[str, Any] | None, schema: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """What was asked of an answer and measured, and whether it differs from the attribute's default."""
     return [
@@ -220,7 +206,7 @@ def asked_levels(
             "name": name,
             "level": number(int(level) if isinstance(level, float) and level.is_integer() else level, 1),
             "measured": number(measured.get(name), 1) if measured else None,
-            "turned": level != defaults.get(name, level),
+            "turned": name in schema and level != schema[name]["default"],
         }
         for name, level in requested.items()
     ]

@@ -49,6 +49,7 @@ from nemo_steerlm.provenance import plain, versions, write_run_json
 from nemo_steerlm.report.bars import bar_rows, check_bars
 from nemo_steerlm.report.results_page import write_report
 from nemo_steerlm.report.tables import text_table
+from nemo_steerlm.report.training import losses
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.verbs import annotate, train_regressor, train_sft
 from nemo_steerlm.verbs.bootstrap import bootstrap
@@ -301,6 +302,11 @@ class Quickstart:
     # ---------------------------------------------------------------- the report
 
     def _report(self) -> dict[str, Any]:
+        runs = {
+            "regressor": "regressor", "policy": "policy", "step 4": "bootstrap/round-1/policy",
+            "control of step 4": "bootstrap/control",
+        }  # fmt: skip
+        self.figures["arrays"]["trainings"] = {name: losses(self.output / run) for name, run in runs.items()}
         data = {
             "title": "SteerLM quickstart",
             "summary": f"The policy {self.figures['verdict']['words']}.",
