@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nemo_steerlm.report.page import Cell, Commands, Table, bars, render
+from nemo_steerlm.report.page import Cell, Commands, Table, bars, render, shaded
 from nemo_steerlm.report.tables import number
 
 Data = Mapping[str, Any]
 _SIDES = ("train", "val")
-_DEEPEST = 45  # per cent of a colour behind a figure: the ink stays readable on it
 
 
 def data_page(report: Data, commands: Commands | None = None) -> str:
     """Render the page; a part that the report does not have gets no section."""
     parts = {key: part(report) for key, part in _PARTS.items() if report.get(key)}
     return render("data.html.j2", report, parts, commands=commands)
-
-
-def shaded(text: str, value: float, most: float, look: str = "shade") -> Cell:
-    """A cell as deep in colour as its value is large."""
-    return Cell(text=text, look=look, share=round(_DEEPEST * value / most) if most else 0)
 
 
 def _read(report: Data) -> Table:

@@ -20,6 +20,7 @@ from nemo_steerlm.report.tables import NOTHING, duration, interval, number
 
 Pictures = Mapping[str, tuple[bytes, bytes]]  # PNG bytes for a light and a dark page
 _TEMPLATES = Path(__file__).with_name("templates")
+_DEEPEST = 45  # per cent of a colour behind a figure: the ink stays readable on it
 _LOOKS = {"#": "number", "|": "track"}
 
 
@@ -135,6 +136,11 @@ def bars(title: str, counts: Mapping[str, int]) -> Table:
             for name, count in counts.items()
         ],
     )
+
+
+def shaded(text: str, value: float, most: float, look: str = "shade") -> Cell:
+    """A cell as deep in colour as its value is large."""
+    return Cell(text=text, look=look, share=round(_DEEPEST * value / most) if most else 0)
 
 
 def with_interval(figures: Mapping[str, Any], key: str, sign: bool = False) -> Cell:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_steerlm.report import data_page, page
+from nemo_steerlm.report import page
 from nemo_steerlm.report.canvas import DARK, LIGHT, Theme, readable_on
 from nemo_steerlm.report.pictures import slope_colours
 
@@ -56,7 +56,7 @@ def test_black_or_white_is_readable_on_any_colour() -> None:
 @pytest.mark.parametrize("colours", palettes(), ids=["light", "dark"])
 def test_figures_of_shaded_cells_and_verdicts(colours: dict[str, str]) -> None:
     ink, card = rgb(colours["ink"]), rgb(colours["card"])
-    deepest = data_page.shaded("", 1, 1).share
+    deepest = page.shaded("", 1, 1).share
     assert deepest is not None
     for colour in ("accent", "bad"):
         for share in np.arange(0, deepest + 1) / 100:
