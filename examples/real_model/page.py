@@ -32,11 +32,17 @@ from nemo_steerlm.report.page import Cell, Commands, Table, render, with_interva
 from nemo_steerlm.report.pictures import draw
 from nemo_steerlm.report.steering_page import costs, cross_talk
 from nemo_steerlm.report.tables import number, text_table
+from nemo_steerlm.report.training import losses, training_table
 from nemo_steerlm.verbs.evaluate_steerability import read_answers
 
 SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment", "quality": "predicted quality"}
 FROM_DATA = ("quality", "toxicity", "humor", "creativity", "helpfulness")
 PARTS = {"regressor": "regressor.json", "bootstrap": "bootstrap/report.json", "trainer": "trainer/steering.json"}
+RUNS = {
+    "regressor": "regressor",
+    **{f"policy {seed}": f"policy-{seed}" for seed in (1, 2, 3)},
+    "bootstrap": "bootstrap/round-1/policy",
+}
 WORTH = "val/label_information"
 BAR = 0.8
 SHOWN = 20
@@ -51,9 +57,12 @@ def main(folder: Path) -> None:
     found["bars"] = check(found)
     figures = json_ready(found)
     drawn = json_ready(found["default"]) | {"attributes": schema.to_dict(), "scales": SCALES}
-    pictures = draw(drawn, {}) | both_themes({"learning": partial(draw_learning, found["curve"])})
+    trainings = {name: losses(folder / run) for name, run in RUNS.items() if (folder / run).is_dir()}
+    pictures = draw(drawn, {"trainings": trainings})
+    pictures |= both_themes({"learning": partial(draw_learning, found["curve"])})
+    shown = parts(found, drawn) | {"trainings": training_table(trainings)}
     commands = Commands(made=f"python examples/real_model/page.py {folder}", next=next_command(folder))
-    html = render("real_model.html.j2", found, parts(found, drawn), pictures, commands, Path(__file__).parent)
+    html = render("real_model.html.j2", found, shown, pictures, commands, Path(__file__).parent)
     write_folder(folder / "page", html, figures, pictures)
     rows = [
         [one["measure"], number(one["value"]), one["bar"], "reached" if one["reached"] else "not reached"]

@@ -136,13 +136,14 @@ def _bootstrap(data: Data) -> dict[str, Any]:
 
 
 def change_table(step: Mapping[str, Any]) -> Table:
-    """What step 4 changed, beside the control arm: all targets together, and each attribute."""
-    control = step.get("control") or {}
-    rows = [["together", with_interval(step, "gain", sign=True), with_interval(control, "gain", sign=True)]]
-    for name, one in (step.get("attributes") or {}).items():
-        other = (control.get("attributes") or {}).get(name) or {}
-        rows.append([name, with_interval(one, "gain", sign=True), with_interval(other, "gain", sign=True)])
-    return Table(["Attribute", "#Step 4", "#Control arm"], rows)
+    """What step 4 changed, beside the control arm if there is one: all targets together, and each attribute."""
+    arms = {"Step 4": step, "Control arm": step.get("control")}
+    there = {title: {"together": arm, **(arm.get("attributes") or {})} for title, arm in arms.items() if arm}
+    rows = [
+        [name, *(with_interval(arm.get(name) or {}, "gain", sign=True) for arm in there.values())]
+        for name in there["Step 4"]
+    ]
+    return Table(["Attribute", *(f"#{title}" for title in there)], rows)
 
 
 def _preference(data: Data) -> Table:

@@ -56,7 +56,7 @@ def draw_losses(trainings: Mapping[str, Losses], theme: Theme) -> Any:
             width = max(1, len(values) // 20)
             mean = np.convolve(values, np.ones(width) / width, "valid")
             axis.plot(steps, values, color=theme.blue, linewidth=0.7, alpha=0.35, label="a step")
-            axis.plot(steps[width - 1 :], mean, color=theme.blue, linewidth=2, label="mean of the last steps")
+            axis.plot(steps[width - 1 :], mean, color=theme.blue, linewidth=2, label="running mean")
         axis.set_title(name)
     add_legend(figure, max(panels.values(), key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     return figure
