@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_steerlm.report.page import Cell, Commands, Table, render, shaded
+from nemo_steerlm.report.page import Commands, Row, Table, render, shaded
 from nemo_steerlm.report.tables import number
 
 _SIDES = {"human": "annotators", "predicted": "regressor"}
@@ -20,7 +20,7 @@ def annotation_page(report: Mapping[str, Any], commands: Commands | None = None)
 def _labels(labels: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
     """A histogram a line: what annotators gave, and what the regressor gives in its place."""
     levels = sorted({int(level) for sides in labels.values() for counts in sides.values() for level in counts})
-    rows: list[list[str | Cell]] = []
+    rows: list[Row] = []
     for name, sides in labels.items():
         for side, counts in sides.items():
             total, most = sum(counts.values()), max(counts.values(), default=0)

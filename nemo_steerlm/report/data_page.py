@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nemo_steerlm.report.page import Cell, Commands, Table, bars, render, shaded
+from nemo_steerlm.report.page import Cell, Commands, Row, Table, bars, render, shaded
 from nemo_steerlm.report.tables import number
 
 Data = Mapping[str, Any]
@@ -35,7 +35,7 @@ def _labels(report: Data) -> Table:
     labels = report["labels"]
     values = sorted({int(value) for histogram in labels.values() for value in histogram})
     statistics = report.get("label_statistics") or {}
-    rows = []
+    rows: list[Row] = []
     for name, histogram in labels.items():
         figures = statistics.get(name) or {}
         most = max(histogram.values(), default=0)
@@ -48,7 +48,7 @@ def _labels(report: Data) -> Table:
 def _correlations(report: Data) -> Table:
     figures = report["label_correlations"]
     names = [name for name, row in figures.items() if any(value is not None for value in row.values())]
-    rows = []
+    rows: list[Row] = []
     for name in names:
         values = [figures[name][other] or 0.0 for other in names]
         cells = [shaded(number(r, 2), abs(r), 1, "shade" if r >= 0 else "shade bad") for r in values]
@@ -91,7 +91,7 @@ def _prompts(report: Data) -> dict[str, Any]:
 
 
 def _suspicious(report: Data) -> Table:
-    rows = [
+    rows: list[Row] = [
         [_words(reason), number(found["rows"]), Cell(small=", ".join(map(str, found["examples"])))]
         for reason, found in report["suspicious"].items()
     ]
@@ -99,7 +99,8 @@ def _suspicious(report: Data) -> Table:
 
 
 def _pairs(report: Data) -> dict[str, Table]:
-    figures, rows = report["pairs"], []
+    figures = report["pairs"]
+    rows: list[Row] = []
     for side in _SIDES:
         one = figures.get(side) or {}
         words, look = ("complete", "reached") if one.get("complete") else ("halves are missing", "missed")
@@ -109,7 +110,7 @@ def _pairs(report: Data) -> dict[str, Table]:
 
 
 def _raters(report: Data) -> Table:
-    rows = [
+    rows: list[Row] = [
         [name, number(one["items"]), number(one["ratings"]), number(one["alpha"], 3)]
         for name, one in report["rater_agreement"].items()
     ]

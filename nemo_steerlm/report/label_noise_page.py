@@ -10,7 +10,7 @@ from typing import Any
 from nemo_steerlm.evaluate.label_noise import LEAST_ROWS
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.report.canvas import Theme, both_themes, draw_arms
-from nemo_steerlm.report.page import Cell, Commands, Table, render, settings_part, write_folder
+from nemo_steerlm.report.page import Commands, Row, Table, render, settings_part, write_folder
 from nemo_steerlm.report.regressor_page import with_bounds
 from nemo_steerlm.report.tables import interval, number, text_table
 
@@ -56,8 +56,8 @@ def _part(kind: str, named: Mapping[str, Any]) -> dict[str, Any]:
     first = ["Attribute", _COLUMNS[kind]]
     agreement = [*first, "#Pearson", "#Spearman", "#MAE", "#Kappa", "#Bias", "#Higher", "#Lower", "#n"]
     noise = [*first, "#Entropy", "#Ties", "#Reliability at least", "#Noise of one annotator", "#Ceiling"]
-    agreement_rows: list[list[str | Cell]] = []
-    noise_rows: list[list[str | Cell]] = []
+    agreement_rows: list[Row] = []
+    noise_rows: list[Row] = []
     for name, attributes in named.items():
         for attribute, one in attributes.items():
             bounded = [with_bounds(one, key) for key in ("pearson", "spearman", "mae", "kappa", "bias")]

@@ -49,6 +49,9 @@ class Cell:
     share: float | None = None
 
 
+Row = list[str | Cell]
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Plain texts in rows and columns; # before a heading makes a column of numbers, | one of bars."""

@@ -166,7 +166,7 @@ def slope_colours(theme: Theme) -> Callable[[Any], Any]:
     """Gives the colours `[..., 4]` (red, green, blue, opacity) behind slopes or correlations `[...]`."""
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    colours = LinearSegmentedColormap.from_list("slopes", [theme.orange, theme.page, theme.blue])
+    colours: Any = LinearSegmentedColormap.from_list("slopes", [theme.orange, theme.page, theme.blue])
     colours = colours.with_extremes(bad=theme.page)
     scale = Normalize(-1.15, 1.15)
     return lambda slope: colours(scale(np.ma.masked_invalid(slope)))

@@ -9,13 +9,14 @@ from typing import Any
 
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.regressor import SHOWN
+from nemo_steerlm.evaluate.reports import DatasetReport
 from nemo_steerlm.report.canvas import Theme, both_themes, draw_arms
-from nemo_steerlm.report.page import Cell, Commands, Table, render, settings_part, write_folder
+from nemo_steerlm.report.page import Cell, Commands, Row, Table, render, settings_part, write_folder
 from nemo_steerlm.report.pictures import draw_reliability
 from nemo_steerlm.report.tables import interval, number, text_table
 
 
-def summary_table(datasets: Mapping[str, Any]) -> str:
+def summary_table(datasets: Mapping[str, DatasetReport]) -> str:
     """The figures for a terminal: a line a dataset and attribute."""
     rows = []
     for name, dataset in datasets.items():
@@ -67,9 +68,11 @@ def write_report(folder: str | Path, data: Mapping[str, Any], commands: Commands
 
 
 def _lines(
-    datasets: Mapping[str, Any], head: Sequence[str], cells: Callable[[Mapping[str, Any]], Sequence[str | Cell]]
+    datasets: Mapping[str, DatasetReport],
+    head: Sequence[str],
+    cells: Callable[[Mapping[str, Any]], Row],
 ) -> Table:
-    rows = [
+    rows: list[Row] = [
         [attribute, name, *cells(one)]
         for name, dataset in datasets.items()
         for attribute, one in dataset["attributes"].items()
@@ -83,36 +86,38 @@ def with_bounds(one: Mapping[str, Any], key: str) -> Cell:
     return Cell(text=number(one.get(key)), small=interval(bounds, 2) if bounds else "")
 
 
-def _agreement(datasets: Mapping[str, Any]) -> Table:
+def _agreement(datasets: Mapping[str, DatasetReport]) -> Table:
     head = ["#Pearson", "#Spearman", "#MSE", "#MAE", "#Quadratic kappa", "#Accuracy", "#n"]
     return _lines(datasets, head, lambda one: [*(with_bounds(one, key) for key in SHOWN), number(one["n"])])
 
 
-def _baselines(datasets: Mapping[str, Any]) -> Table:
+def _baselines(datasets: Mapping[str, DatasetReport]) -> Table:
     head = ["#MSE", "#MSE of the mean", "#Gain over it", "#MSE of length", "#Gain over it", "#Pearson of length"]
 
-    def cells(one: Mapping[str, Any]) -> list[str | Cell]:
+    def cells(one: Mapping[str, Any]) -> Row:
         mean, length = one["floor"]["mean"], one["floor"]["length"]
-        first = [number(one["mse"]), number(mean["mse"]), with_bounds(one, "skill_mean")]
-        return [*first, number(length["mse"]), with_bounds(one, "skill_length"), number(length["pearson"])]
+        return [
+            number(one["mse"]), number(mean["mse"]), with_bounds(one, "skill_mean"), number(length["mse"]),
+            with_bounds(one, "skill_length"), number(length["pearson"]),
+        ]  # fmt: skip
 
     return _lines(datasets, head, cells)
 
 
-def _calibration(datasets: Mapping[str, Any]) -> Table:
+def _calibration(datasets: Mapping[str, DatasetReport]) -> Table:
     corrected = any("corrected" in one for part in datasets.values() for one in part["attributes"].values())
     head = ["#Calibration error", "#Bias", "#Slope", "#Spread"]
     head += ["#Corrected: error", "#Slope", "#MSE", "#Pearson"] if corrected else []
 
-    def cells(one: Mapping[str, Any]) -> list[str | Cell]:
-        row = [number(one["ece"]), with_bounds(one, "bias"), with_bounds(one, "slope"), number(one["spread"])]
+    def cells(one: Mapping[str, Any]) -> Row:
+        row: Row = [number(one["ece"]), with_bounds(one, "bias"), with_bounds(one, "slope"), number(one["spread"])]
         other = one.get("corrected") or {}
         return row + ([number(other.get(key)) for key in ("ece", "slope", "mse", "pearson")] if corrected else [])
 
     return _lines(datasets, head, cells)
 
 
-def _length(datasets: Mapping[str, Any]) -> Table:
+def _length(datasets: Mapping[str, DatasetReport]) -> Table:
     head = ["#Labels", "#Predictions", "#Predictions given the label"]
     keys = ("length_label", "length_predicted", "length_partial")
     return _lines(datasets, head, lambda one: [with_bounds(one, key) for key in keys])

@@ -7,67 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.reports import Results, Sample
 from nemo_steerlm.evaluate.steerability import mean_spearman
 from nemo_steerlm.report import steering_page
 from nemo_steerlm.report.bars import bar_rows, check_bars
-from nemo_steerlm.report.page import (
-    Cell,
-    Commands,
-    Table,
-    render,
-    settings_part,
-    with_interval,
-    write_folder,
-)
+from nemo_steerlm.report.page import Cell, Commands, Row, Table, render, settings_part, with_interval, write_folder
 from nemo_steerlm.report.pictures import PREFERENCE_SCORES, draw
 from nemo_steerlm.report.tables import duration, number
 from nemo_steerlm.report.training import training_table
 
-Data = Mapping[str, Any]
 
-
-def write_report(folder: str | Path, data: Data, commands: Commands | None = None) -> dict[str, Any]:
+def write_report(folder: str | Path, data: Results, commands: Commands | None = None) -> Results:
     """Writes report.html, report.json and one PNG a picture into `folder`.
 
-    Every part is optional; a part that is absent or empty has no section. NaN may stand wherever a float does.
-
-        title, summary   text at the top of the page
-        attributes       AttributeSchema.to_dict(): order, ranges
-        regressor        {NAME: {pearson, spearman, mae, mse, kappa, accuracy, n, human}} as `attribute_metrics`
-                         returns it; human = the same for the human labels, may be absent
-        verdict          as `steerability.verdict` returns it
-        listening        {rows, loss, permuted, none, attributes: {NAME: ...}} as `label_information` returns them
-        measured_by      what measured the answers; "the oracle" when absent
-        scales           {NAME: the score that stands for it, where that has another scale}
-        steerability     {NAME: ...} as `steerability` returns it
-        ways             {way of asking: steerability}, of `steerability.WAYS`
-        costs, quality   as `steerability.setting_costs` returns it, and the score it is of
-        requests         [{asked, n, empty, distinct_2, spearman}]: one row for each way of asking, as
-                         `describe_answers` returns it; spearman may be absent
-        cross_talk, cross_talk_rank   {REQUESTED: {MEASURED: slope or rank correlation}}, as `steerability` has them
-        label_source     {none | permuted | human | predicted: {NAME: {spearman, interval, ...}}}
-        bootstrap        {gain, interval, attributes: {NAME: {gain, interval}}, control: {the same}}; what else it
-                         holds on its first level (rounds, sampled, kept, ...) is shown in a line
-        preference       {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties, strict}}],
-                         notes: [text]}
-        seconds          {STEP: seconds, ..., total: seconds}
-        settings         nested dict; seed: int; versions: {package: version}
-        bars             as `check_bars` returns them; worked out when absent
-        samples          [{prompt, requested: {NAME: level}, response, measured: {NAME: value} or None}]; those of one
-                         prompt that follow each other are shown together
-        arrays           {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`;
-                         trainings: {NAME: what `training.losses` returns}
-
-    All but `samples` and `arrays` goes into report.json, with null for NaN. `commands` stand at the foot of the page.
+    Args:
+        folder: where to.
+        data: NaN may stand wherever a float does; it is null in report.json.
+        commands: for the foot of the page.
 
     Returns:
-        The content of report.json.
+        The content of report.json: all of the data but `samples` and `arrays`.
 
     Raises:
         OSError: the folder cannot be written.
     """
     arrays, samples = data.get("arrays") or {}, json_ready(data.get("samples") or [])
-    figures: dict[str, Any] = json_ready({key: data[key] for key in data if key not in ("arrays", "samples")})
+    figures: Results = json_ready({key: one for key, one in data.items() if key not in ("arrays", "samples")})
     figures.setdefault("bars", json_ready(check_bars(figures)))
     parts = {key: part(figures) for key, part in _PARTS.items() if figures.get(key)}
     if samples:
@@ -82,16 +47,16 @@ def write_report(folder: str | Path, data: Data, commands: Commands | None = Non
 # One function a section: plain data for the macro of the same name in results.html.j2.
 
 
-def _bars(data: Data) -> Table:
+def _bars(data: Results) -> Table:
     looks = {True: "reached", False: "missed", None: "open"}
-    rows = []
+    rows: list[Row] = []
     for line, (name, value, wanted, word) in zip(data["bars"], bar_rows(data["bars"])):
         verdict = Cell(text=word, look=f"verdict {looks[line['reached']]}")
         rows.append([Cell(text=name, small=line["detail"]), value, wanted, verdict])
     return Table(["Measure", "#Value", "#Bar", "Result"], rows)
 
 
-def _regressor(data: Data) -> Table:
+def _regressor(data: Results) -> Table:
     head = ["Attribute", "#Pearson", "#Spearman", "#MAE", "#Quadratic kappa", "#n"]
     keys = ("pearson", "spearman", "mae", "kappa", "n")
     human = any(one.get("human") for one in data["regressor"].values())
@@ -106,18 +71,18 @@ def _regressor(data: Data) -> Table:
     return Table(head, rows)
 
 
-def _requests(data: Data) -> Table:
-    rows = [
+def _requests(data: Results) -> Table:
+    rows: list[Row] = [
         [one["asked"], number(one.get("spearman")), f"{one['empty']} of {one['n']}", number(one["distinct_2"])]
         for one in data["requests"]
     ]
     return Table(["Asked for", "#Spearman", "#Empty answers", "#Distinct-2"], rows)
 
 
-def _label_source(data: Data) -> Table:
+def _label_source(data: Results) -> Table:
     order = [source for source in ("none", "permuted", "human", "predicted") if source in data["label_source"]]
     sources = {source: data["label_source"][source] for source in order}
-    rows: list[list[str | Cell]] = [
+    rows: list[Row] = [
         [name, *(with_interval(figures.get(name) or {}, "spearman") for figures in sources.values())]
         for name in next(iter(sources.values()))
     ]
@@ -125,7 +90,7 @@ def _label_source(data: Data) -> Table:
     return Table(["Attribute", *(f"#{source.capitalize()}" for source in sources)], rows)
 
 
-def _bootstrap(data: Data) -> dict[str, Any]:
+def _bootstrap(data: Results) -> dict[str, Any]:
     step = data["bootstrap"]
     facts = [
         f"{key.replace('_', ' ')} {number(one) if isinstance(one, (int, float)) else one}"
@@ -139,17 +104,17 @@ def change_table(step: Mapping[str, Any]) -> Table:
     """What step 4 changed, beside the control arm if there is one: all targets together, and each attribute."""
     arms = {"Step 4": step, "Control arm": step.get("control")}
     there = {title: {"together": arm, **(arm.get("attributes") or {})} for title, arm in arms.items() if arm}
-    rows = [
+    rows: list[Row] = [
         [name, *(with_interval(arm.get(name) or {}, "gain", sign=True) for arm in there.values())]
         for name in there["Step 4"]
     ]
     return Table(["Attribute", *(f"#{title}" for title in there)], rows)
 
 
-def _preference(data: Data) -> Table:
+def _preference(data: Results) -> Table:
     found = data["preference"]["rows"]
     scores = {key: title for key, title in PREFERENCE_SCORES.items() if key in found[0]}
-    rows = []
+    rows: list[Row] = []
     for row in found:
         name = Cell(text=row["name"], look="part" if row["level"] == "subset" else "")
         cells = [with_interval(row[key], "accuracy") for key in scores]
@@ -158,10 +123,10 @@ def _preference(data: Data) -> Table:
     return Table(["", *titles, "#n", "#Ties", "#Strict"], rows)
 
 
-def _seconds(data: Data) -> Table:
+def _seconds(data: Results) -> Table:
     steps = {name: one for name, one in data["seconds"].items() if name != "total" and one is not None}
     longest = max(steps.values(), default=1) or 1
-    rows: list[list[str | Cell]] = [
+    rows: list[Row] = [
         [name.replace("_", " "), duration(one), Cell(look="bar", share=round(100 * one / longest, 1))]
         for name, one in steps.items()
     ]
@@ -170,7 +135,7 @@ def _seconds(data: Data) -> Table:
     return Table(["Step", "#Time", "|"], rows)
 
 
-_PARTS: Mapping[str, Callable[[Data], Any]] = {
+_PARTS: Mapping[str, Callable[[Results], Any]] = {
     "bars": _bars,
     "regressor": _regressor,
     "listening": steering_page.listening,
@@ -187,7 +152,7 @@ _PARTS: Mapping[str, Callable[[Data], Any]] = {
 }
 
 
-def _samples(samples: Sequence[Mapping[str, Any]], schema: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _samples(samples: Sequence[Sample], schema: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Prompts with the answers that follow each other."""
     groups: list[dict[str, Any]] = []
     for sample in samples:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
+from nemo_steerlm.evaluate.reports import Results
 from nemo_steerlm.evaluate.steerability import WAYS, mean_spearman
-from nemo_steerlm.report.page import Cell, Table, with_interval
+from nemo_steerlm.report.page import Cell, Row, Table, with_interval
 from nemo_steerlm.report.pictures import unlike_scales
 from nemo_steerlm.report.tables import NOTHING, number
 
-Data = Mapping[str, Any]
 
-
-def listening(data: Data) -> Table:
+def listening(data: Results) -> Table:
     """What labels are worth to the policy."""
     heard = data["listening"]
-    rows: list[list[str | Cell]] = [
+    assert heard is not None, "there is no section about it otherwise"
+    rows: list[Row] = [
         ["no attribute string", with_interval(heard["none"], "gain", sign=True)],
         ["the labels of other responses", with_interval(heard["permuted"], "gain", sign=True)],
     ]
@@ -26,10 +25,10 @@ def listening(data: Data) -> Table:
     return Table(["Shown instead", "#Nats a response"], rows)
 
 
-def steerability(data: Data) -> dict[str, Any]:
+def steerability(data: Results) -> dict[str, Any]:
     """Requested against measured, attribute by attribute."""
     steered, scales = data["steerability"], data.get("scales") or {}
-    rows = []
+    rows: list[Row] = []
     for name, one in steered.items():
         means = "\u2002".join(number(point["mean"], 2) for point in one["curve"])  # an en space
         same = f"{one['identical']:.0%}" if one.get("identical") is not None else NOTHING
@@ -44,25 +43,28 @@ def steerability(data: Data) -> dict[str, Any]:
     return {"mean": mean_spearman(steered), "table": Table([*head, "#Same answer", "#n"], rows)}
 
 
-def ways(data: Data) -> Table:
+def ways(data: Results) -> Table:
     """The rank correlations in every way of asking."""
     ways = {way: steered for way, steered in data["ways"].items() if steered}
     names = list(dict.fromkeys(name for steered in ways.values() for name in steered))
-    rows = [[name, *(with_interval(one.get(name) or {}, "spearman") for one in ways.values())] for name in names]
+    rows: list[Row] = [
+        [name, *(with_interval(one.get(name) or {}, "spearman") for one in ways.values())] for name in names
+    ]
     heads = [WAYS[way][0].upper() + WAYS[way][1:] for way in ways]
     return Table(["Attribute", *(f"#{head}" for head in heads)], rows)
 
 
-def costs(data: Data) -> dict[str, Any]:
+def costs(data: Results) -> dict[str, Any]:
     """What each setting costs in quality."""
-    quality, rows = str(data.get("quality") or "quality"), []
+    quality = str(data.get("quality") or "quality")
+    rows: list[Row] = []
     for name, points in data["costs"].items():
         worst = min(points, key=lambda one: math.inf if one["gain"] is None else one["gain"])
         rows.append([name, number(worst["level"]), with_interval(worst, "gain", sign=True)])
     return {"quality": quality, "table": Table(["Attribute", "#Costliest level", f"#Change of {quality}"], rows)}
 
 
-def cross_talk(data: Data) -> dict[str, Any]:
+def cross_talk(data: Results) -> dict[str, Any]:
     """What is measured of one attribute when another is asked for."""
     ranks = unlike_scales(data)
     cells = data["cross_talk_rank"] if ranks else data["cross_talk"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from nemo_steerlm.files import read_jsonl
 from nemo_steerlm.report.canvas import Theme, add_legend, new_panels
-from nemo_steerlm.report.page import Cell, Table
+from nemo_steerlm.report.page import Cell, Row, Table
 from nemo_steerlm.report.tables import NOTHING, number
 
 Losses = Mapping[str, Sequence[tuple[int, float]]]  # "train" and "val": (step, loss) by step
@@ -30,7 +30,7 @@ def losses(run: str | Path) -> Losses:
 
 def training_table(trainings: Mapping[str, Losses]) -> Table:
     """The means of the first and the last tenth of the steps, and the validations, by the name of a training."""
-    rows: list[list[str | Cell]] = []
+    rows: list[Row] = []
     for name, found in trainings.items():
         train, val = ([loss for _, loss in found[side]] for side in ("train", "val"))
         tenth = max(1, len(train) // 10)

@@ -30,6 +30,7 @@ from nemo_steerlm.config import (
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
 from nemo_steerlm.evaluate.metrics import paired_difference
+from nemo_steerlm.evaluate.reports import Change
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import checkpoint, parallel
@@ -292,7 +293,7 @@ def _change(before: list[Conversation], after: list[Conversation], target: list[
         predicted = [row.turns[-1].label_predicted or {} for row in rows]
         return [float(np.mean([p.get(name, np.nan) for name in names])) for p in predicted]
 
-    def compared(names: list[str]) -> dict[str, Any]:
+    def compared(names: list[str]) -> Change:
         ids = [[row.id or "" for row in rows] for rows in (before, after)]
         return paired_difference(
             scores(before, names), scores(after, names), seed=seed, prompts_before=ids[0], prompts_after=ids[1]
