@@ -35,7 +35,8 @@ def test_the_wheel_carries_the_package_with_its_conf_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"nemo_steerlm/{file.relative_to(ROOT)}" for file in (ROOT / "conf").rglob("*.yaml")}
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "nemo_steerlm").rglob("*.py")}
-    assert conf and conf | code <= names
+    templates = {str(file.relative_to(ROOT)) for file in (ROOT / "nemo_steerlm/report/templates").iterdir()}
+    assert conf and len(templates) > 5 and conf | code | templates <= names
     assert {name.partition("/")[0] for name in names} == {
         "nemo_steerlm",
         f"nemo_steerlm-{nemo_steerlm.__version__}.dist-info",

@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,28 @@ import yaml
 
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import GenerateConfig
+from nemo_steerlm.config.command import command
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.evaluate.metrics import json_ready
 from nemo_steerlm.evaluate.steerability import Request, describe_answers, setting_costs, steerability
 from nemo_steerlm.provenance import versions
-from nemo_steerlm.report.page import picture, render, table, with_interval, write_folder
-from nemo_steerlm.report.pictures import DARK, LIGHT, Theme, both_themes, draw, new_figure
+from nemo_steerlm.report.canvas import Theme, both_themes, new_figure
+from nemo_steerlm.report.page import Cell, Commands, Table, render, with_interval, write_folder
+from nemo_steerlm.report.pictures import draw
+from nemo_steerlm.report.steering_page import costs, cross_talk
 from nemo_steerlm.report.tables import number, text_table
+from nemo_steerlm.report.training import losses, training_table
 from nemo_steerlm.verbs.evaluate_steerability import read_answers
 
 SCALES = {"verbosity": "words", "grade": "school grade", "positivity": "sentiment", "quality": "predicted quality"}
 FROM_DATA = ("quality", "toxicity", "humor", "creativity", "helpfulness")
 PARTS = {"regressor": "regressor.json", "bootstrap": "bootstrap/report.json", "trainer": "trainer/steering.json"}
+RUNS = {
+    "regressor": "regressor",
+    **{f"policy {seed}": f"policy-{seed}" for seed in (1, 2, 3)},
+    "bootstrap": "bootstrap/round-1/policy",
+}
 WORTH = "val/label_information"
 BAR = 0.8
 SHOWN = 20
@@ -48,10 +57,13 @@ def main(folder: Path) -> None:
     found["bars"] = check(found)
     figures = json_ready(found)
     drawn = json_ready(found["default"]) | {"attributes": schema.to_dict(), "scales": SCALES}
-    light, dark = draw(drawn, {}, LIGHT), draw(drawn, {}, DARK)
-    pictures = {name: (light[name], dark[name]) for name in light}
+    trainings = {name: losses(folder / run) for name, run in RUNS.items() if (folder / run).is_dir()}
+    pictures = draw(drawn, {"trainings": trainings})
     pictures |= both_themes({"learning": partial(draw_learning, found["curve"])})
-    write_folder(folder / "page", page(found, pictures), figures, pictures)
+    shown = parts(found, drawn) | {"trainings": training_table(trainings)}
+    commands = Commands(made=f"python examples/real_model/page.py {folder}", next=next_command(folder))
+    html = render("real_model.html.j2", found, shown, pictures, commands, Path(__file__).parent)
+    write_folder(folder / "page", html, figures, pictures)
     rows = [
         [one["measure"], number(one["value"]), one["bar"], "reached" if one["reached"] else "not reached"]
         for one in found["bars"]
@@ -160,60 +172,48 @@ def bar(measure: str, value: float, bound: str, reached: bool) -> Figures:
     return {"measure": measure, "value": value, "bar": bound, "reached": reached}
 
 
+def next_command(folder: Path) -> str:
+    """Asks the first policy for a long answer."""
+    asked = GenerateConfig(
+        checkpoint=str(folder / "policy-1" / "model"), prompt="How do I bake bread?", attributes={"verbosity": 4.0},
+        temperature=1.0, top_k=50, max_new_tokens=128,
+    )  # fmt: skip
+    return command("generate", asked)
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
-Section = tuple[str, str, str]  # anchor, title, body
+
+def parts(found: Figures, drawn: Figures) -> dict[str, Any]:
+    """What the macros of real_model.html.j2 take; a part that did not run has no section."""
+    made = {name: part(found) for name, part in _PARTS.items() if name in found or name not in PARTS}
+    shared = {name: part(drawn) for name, part in (("costs", costs), ("cross_talk", cross_talk)) if drawn[name]}
+    return made | shared | {"answers": found["answers"]}
 
 
-def page(found: Figures, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
-    """The page as HTML."""
-    makers = (bars, steering, costs, listening, regressor, bootstrap, trainer, cross_talk, answers)
-    parts = [part for part in (make(found, pictures) for make in makers) if part]
-    lead = (
-        "SmolLM2-135M-Instruct, steered by attributes: the four steps on real text, on two CPU cores. Everything was "
-        "chosen on prompts for development; this is measured on prompts of held-out OASST trees."
-    )
-    return render("SteerLM on a real chat model", lead, parts)
-
-
-def bars(found: Figures, _: Any) -> Section:
+def bars(found: Figures) -> Table:
     """What was to be reached."""
-    rows = [
-        [escape(one["measure"]), number(one["value"]), escape(one["bar"]), "yes" if one["reached"] else "<b>no</b>"]
-        for one in found["bars"]
-    ]
-    return "bars", "What was to be reached", table(["Measure", "#Value", "#Bar", "Reached"], rows)
+    rows = []
+    for one in found["bars"]:
+        word, look = ("reached", "reached") if one["reached"] else ("not reached", "missed")
+        rows.append([one["measure"], number(one["value"]), one["bar"], Cell(text=word, look=f"verdict {look}")])
+    return Table(["Measure", "#Value", "#Bar", "Result"], rows)
 
 
-def steering(found: Figures, pictures: Any) -> Section:
+def steering(found: Figures) -> Table:
     """Requested against measured."""
-    asked, together = found["default"], found["all"]["steerability"]
+    together = found["all"]["steerability"]
     rows = [
         [
-            escape(name), escape(SCALES[name]), with_interval(one, "spearman"),
-            "&ensp;".join(number(each[name]["spearman"], 2) for each in found["each"]), number(one["per_prompt"]),
+            name, SCALES[name], with_interval(one, "spearman"),
+            "\u2002".join(number(each[name]["spearman"], 2) for each in found["each"]), number(one["per_prompt"]),
             with_interval(together.get(name) or {}, "spearman"),
-            "&ensp;".join(number(point["mean"], 2) for point in one["curve"]),
+            "\u2002".join(number(point["mean"], 2) for point in one["curve"]),
         ]
-        for name, one in asked["steerability"].items()
+        for name, one in found["default"]["steerability"].items()
     ]  # fmt: skip
     heads = ["Attribute", "Measured by", "#Spearman", "#Each seed", "#Within a prompt", "#All at random levels"]
-    heads += ["#Mean at each level"]
-    text = (
-        f"<p>Policies: {found['seeds']}, one a seed; prompts: {asked['prompts']}; answers, drawn among 50 tokens: "
-        f"{asked['answers']:,}, {asked['empty']} of them empty. Each attribute is asked for at each level, the "
-        "others at their default. Spearman is over single answers, intervals resample the prompts.</p>"
-    )
-    drawn = picture("measured value at each requested level of each attribute", pictures.get("steerability"))
-    return "steering", "Requested against measured", text + drawn + table(heads, rows)
-
-
-def costs(_: Figures, pictures: Any) -> Section | None:
-    """What each setting costs in quality."""
-    if "costs" not in pictures:
-        return None
-    text = "<p>How far the regressor's quality moves when one attribute leaves its default, prompt by prompt.</p>"
-    return "costs", "What a setting costs", text + picture("change of quality at each level", pictures["costs"])
+    return Table([*heads, "#Mean at each level"], rows)
 
 
 def draw_learning(curves: Sequence[Mapping[int, float]], theme: Theme) -> Any:
@@ -230,7 +230,7 @@ def draw_learning(curves: Sequence[Mapping[int, float]], theme: Theme) -> Any:
     return figure
 
 
-def listening(found: Figures, pictures: Any) -> Section:
+def listening(found: Figures) -> dict[str, Table]:
     """What labels are worth, and how that grew."""
     rows = [
         [f"seed {seed}", *(with_interval(one[shown], "gain", sign=True) for shown in ("permuted", "none"))]
@@ -238,64 +238,43 @@ def listening(found: Figures, pictures: Any) -> Section:
     ]
     steps = {step: values for one in found["curve"] for step, values in one.items()}
     grown = [[f"{step:,}", *(number(one.get(step), 2) for one in found["curve"])] for step in steps]
-    text = "<p>How much less likely held-out answers are under other answers' labels, and under none, in nats.</p>"
-    body = table(["Policy", "#Labels of others", "#No labels"], rows) + "<h3>While it was trained</h3>"
-    body += picture("what labels are worth by answers seen, a line for each seed", pictures.get("learning"))
-    heads = ["Answers seen", *(f"#Seed {seed}" for seed in range(1, len(found["curve"]) + 1))]
-    return "listening", "What labels are worth to the policies", text + body + table(heads, grown)
+    seeds = (f"#Seed {seed}" for seed in range(1, len(found["curve"]) + 1))
+    return {
+        "worth": Table(["Policy", "#Labels of others", "#No labels"], rows),
+        "grown": Table(["Answers seen", *seeds], grown),
+    }
 
 
-def regressor(found: Figures, _: Any) -> Section | None:
+def regressor(found: Figures) -> Table:
     """The regressor beside its baselines."""
-    if "regressor" not in found:
-        return None
     rows = [
-        [escape(name), with_interval(one, "pearson"), number(one["words"]), number(one["length"])]
+        [name, with_interval(one, "pearson"), number(one["words"]), number(one["length"])]
         for name, one in found["regressor"].items()
     ]
-    text = "<p>Pearson correlation with human labels and with what a library measures, on held-out trees.</p>"
-    return "regressor", "The regressor", text + table(["Attribute", "#Regressor", "#TF-IDF", "#Length"], rows)
+    return Table(["Attribute", "#Regressor", "#TF-IDF", "#Length"], rows)
 
 
-def bootstrap(found: Figures, _: Any) -> Section | None:
+def bootstrap(found: Figures) -> Table:
     """What step 4 changed."""
-    if "bootstrap" not in found:
-        return None
-    kept = found["bootstrap"]["rounds"][-1]["kept"]
-    rows = [
-        [escape(name), with_interval(one, "gain", sign=True)] for name, one in found["bootstrap"]["attributes"].items()
-    ]
-    text = (
-        f"<p>Policy 1 went on with {kept:,} of its own answers, the best ones of each prompt for development by their "
-        "predicted quality. Change of what the regressor predicts for its answers on held-out trees.</p>"
-    )
-    return "bootstrap", "What the bootstrap changed", text + table(["Predicted", "#Change"], rows)
+    changes = found["bootstrap"]["attributes"]
+    return Table(["Predicted", "#Change"], [[n, with_interval(one, "gain", sign=True)] for n, one in changes.items()])
 
 
-def trainer(found: Figures, _: Any) -> Section | None:
+def trainer(found: Figures) -> Table:
     """The same training by transformers."""
-    if "trainer" not in found:
-        return None
     ours, theirs = found["each"][0], found["trainer"]["steerability"]
-    rows = [[escape(name), *(with_interval(one[name], "spearman") for one in (ours, theirs))] for name in theirs]
-    text = (
-        "<p>The same start, rows, template, rate, batch, adapters and steps with transformers' Trainer and PEFT, "
-        "answered by transformers. Trainer has one rate for the adapters and the embeddings of attribute tokens; the "
-        "policy's embeddings are 75 times as fast, in units of a typical one.</p>"
-    )
-    return "trainer", "Beside transformers' Trainer", text + table(["Attribute", "#Policy, seed 1", "#Trainer"], rows)
+    rows = [[name, *(with_interval(one[name], "spearman") for one in (ours, theirs))] for name in theirs]
+    return Table(["Attribute", "#Policy, seed 1", "#Trainer"], rows)
 
 
-def cross_talk(found: Figures, pictures: Any) -> Section:
-    """What else moves."""
-    text = "<p>Rank correlation of what is asked of one attribute (row) with what is measured of another (column).</p>"
-    return "cross_talk", "What else moves", text + picture("cross-talk", pictures.get("cross_talk"))
-
-
-def answers(found: Figures, _: Any) -> Section:
-    """Answers to read."""
-    said = "".join(f"<h3>{escape(one['prompt'])}</h3><p>{escape(one['answer'])}</p>" for one in found["answers"])
-    return "answers", f"{len(found['answers'])} answers at the default", said
+_PARTS = {
+    "bars": bars,
+    "steering": steering,
+    "listening": listening,
+    "regressor": regressor,
+    "bootstrap": bootstrap,
+    "trainer": trainer,
+}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nemo_steerlm.agreement import Floats
+from nemo_steerlm.evaluate.reports import Change
 
 
 def bootstrap_interval(
@@ -64,7 +65,7 @@ def paired_difference(
     prompts_after: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
-) -> dict[str, Any]:
+) -> Change:
     """Mean change of a score between two systems that answered the same prompts.
 
     Responses are averaged for each prompt first, and prompts are what is resampled: two responses to one prompt are

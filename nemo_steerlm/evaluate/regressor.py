@@ -12,6 +12,7 @@ from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.calibration import apply_curve, fit_curve, present
 from nemo_steerlm.evaluate.grouped import by_the_other_folds, figures, folds
+from nemo_steerlm.evaluate.reports import DatasetReport
 from nemo_steerlm.evaluate.samples import Samples
 
 ALL = "all"  # what the datasets are called together
@@ -20,7 +21,7 @@ SHOWN = ("pearson", "spearman", "mse", "mae", "kappa", "accuracy")
 
 def measure(
     samples: Samples, schema: AttributeSchema, *, corrected: Floats | None = None, seed: int = 0, resamples: int = 1000
-) -> dict[str, Any]:
+) -> dict[str, DatasetReport]:
     """Figures of all datasets together (where there are several) and of each.
 
     Args:
@@ -45,8 +46,8 @@ def measure(
 
 def _dataset(
     samples: Samples, schema: AttributeSchema, corrected: Floats | None, seed: int, resamples: int
-) -> dict[str, Any]:
-    fold, attributes = folds(samples.group), {}
+) -> DatasetReport:
+    fold, attributes = folds(samples.group), dict[str, Any]()
     for k, attribute in enumerate(schema):
         x, y = samples.predicted[:, k], samples.label[:, k]
         both = ~np.isnan(x + y)

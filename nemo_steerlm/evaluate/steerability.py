@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +19,7 @@ from nemo_steerlm.agreement import Floats, spearman
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.evaluate.metrics import bootstrap_interval, paired_difference
+from nemo_steerlm.evaluate.reports import Answers, Change, Cost, Interval, Response, Sweep, Verdict
 
 #: How a user may ask for something, and what a report calls it.
 WAYS = {
@@ -113,7 +113,7 @@ def steerability(
     answers: Sequence[str] | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
-) -> dict[str, Any]:
+) -> Sweep:
     """Compares what was asked with what was measured.
 
     Args:
@@ -138,7 +138,7 @@ def steerability(
     """
     columns = {name: np.asarray(values, np.float64) for name, values in measured.items()}
     assert all(values.shape == (len(requests),) for values in columns.values()), "one value an answer"
-    result: dict[str, Any] = {"steerability": {}, "cross_talk": {}, "cross_talk_rank": {}}
+    result: Sweep = {"steerability": {}, "cross_talk": {}, "cross_talk_rank": {}}
     for name in schema.names:
         rows = [row for row, request in enumerate(requests) if request.attribute in (name, None)]
         if not rows:
@@ -155,7 +155,7 @@ def steerability(
     return result
 
 
-def _response(prompts: Sequence[int], level: Floats, value: Floats, draws: tuple[int, float, int]) -> dict[str, Any]:
+def _response(prompts: Sequence[int], level: Floats, value: Floats, draws: tuple[int, float, int]) -> Response:
     """How one attribute responds: all figures of one entry of "steerability" that are about values."""
     level_PM, value_PM = _by_prompt(prompts, level, value)
     each_P = np.array([_within(*pair) for pair in zip(level_PM, value_PM)])
@@ -171,7 +171,7 @@ def _response(prompts: Sequence[int], level: Floats, value: Floats, draws: tuple
     low, high = bootstrap_interval(
         level_PM, value_PM, each_P, statistic=statistics, seed=seed, confidence=confidence, resamples=resamples
     )
-    bounds = [[float(one), float(other)] for one, other in zip(low, high)]
+    bounds: list[Interval] = [[float(one), float(other)] for one, other in zip(low, high)]
     means = np.array(whole[3:])
     there = ~np.isnan(value_PM)
     return {
@@ -212,7 +212,7 @@ def _identical(prompts: Sequence[int], level: Floats, answers: Sequence[str]) ->
 
 def setting_costs(
     requests: Sequence[Request], quality: ArrayLike, schema: AttributeSchema, *, seed: int
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Cost]]:
     """What a setting changes in the answers' quality, against the defaults of all attributes.
 
     Args:
@@ -230,7 +230,7 @@ def setting_costs(
     for row, request in enumerate(requests):
         if request.values == default:
             base.setdefault(request.prompt, float(values[row]))
-    costs: dict[str, list[dict[str, Any]]] = {}
+    costs: dict[str, list[Cost]] = {}
     for name in schema.names if base else []:
         asked = [(request, value) for request, value in zip(requests, values) if request.attribute == name]
         costs[name] = []
@@ -244,7 +244,7 @@ def setting_costs(
     return costs
 
 
-def label_information(true: ArrayLike, other: ArrayLike, responses: ArrayLike, *, seed: int) -> dict[str, Any]:
+def label_information(true: ArrayLike, other: ArrayLike, responses: ArrayLike, *, seed: int) -> Change:
     """How much worse a policy predicts responses when it is shown other labels than theirs.
 
     With l(y | x, a) the negative log-likelihood of response y at labels a, the mean over the responses of
@@ -269,7 +269,7 @@ def label_information(true: ArrayLike, other: ArrayLike, responses: ArrayLike, *
     return {"gain": mean(table), "interval": interval, "n": int(table[:, 1].sum())}
 
 
-def verdict(listening: Mapping[str, Any] | None, steered: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def verdict(listening: Change | None, steered: Mapping[str, Response]) -> Verdict:
     """Says in words whether a policy listens to its labels and obeys them.
 
     It listens where the labels of other responses cost it something (`label_information`, the interval above 0), and
@@ -298,7 +298,7 @@ def verdict(listening: Mapping[str, Any] | None, steered: Mapping[str, Mapping[s
     return {"words": words, "listens": listens, "obeys": obeys, "disobeys": rest}
 
 
-def describe_answers(answers: Sequence[str]) -> dict[str, Any]:
+def describe_answers(answers: Sequence[str]) -> Answers:
     """Counts what makes answers useless whatever they were asked for.
 
     Returns:
@@ -347,7 +347,7 @@ def _slope(level: Floats, value: Floats) -> float:
     return float(x @ (y - y.mean()) / (x @ x))
 
 
-def mean_spearman(figures: Mapping[str, Mapping[str, Any]]) -> float | None:
+def mean_spearman(figures: Mapping[str, Response]) -> float | None:
     """Mean of the attributes' "spearman"; None when one of them does not exist."""
     values = [one["spearman"] for one in figures.values()]
     return fmean(values) if values and None not in values else None

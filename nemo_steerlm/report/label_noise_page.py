@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.evaluate.label_noise import LEAST_ROWS
 from nemo_steerlm.evaluate.metrics import json_ready
-from nemo_steerlm.report.page import picture, render, settings_section, table, write_folder
-from nemo_steerlm.report.pictures import Theme, both_themes, draw_arms
+from nemo_steerlm.report.canvas import Theme, both_themes, draw_arms
+from nemo_steerlm.report.page import Commands, Row, Table, render, settings_part, write_folder
 from nemo_steerlm.report.regressor_page import with_bounds
 from nemo_steerlm.report.tables import interval, number, text_table
 
-KINDS = {"dataset": "Datasets", "language": "Languages", "annotators": "Numbers of annotators"}
-_TEXTS = {
-    "dataset": (
-        "Of rows the regressor was trained on the agreement is too good. Higher and lower: share of responses whose "
-        "prediction rounds above or below the label. Entropy of the labels in bits. Ties: labels at an exact half, "
-        "where rounding decides. The reliability of the labels is at least r squared; the ceiling is the correlation "
-        "that a perfect predictor would reach, estimated where labels are means of different numbers of annotators."
-    ),
-    "language": f"All datasets together, by the row's own language; those with at least {LEAST_ROWS} responses.",
-    "annotators": "By the number of annotators whose mean a label is. With noisy annotators it rises with the number.",
-}
+_COLUMNS = {"dataset": "Dataset", "language": "Language", "annotators": "Number of annotators"}
 
 
 def summary_table(parts: Mapping[str, Any]) -> str:
@@ -42,13 +31,14 @@ def summary_table(parts: Mapping[str, Any]) -> str:
     return text_table(rows, [*head, "ties", "ceiling"])
 
 
-def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
+def write_report(folder: str | Path, data: Mapping[str, Any], commands: Commands | None = None) -> dict[str, Any]:
     """Write report.html, report.json and the pictures.
 
     Args:
         folder: where to.
         data: `parts` (from `evaluate.label_noise.measure`), `attributes` (the schema's dict), `summary` (plain text),
             `settings`, `seed`, `versions`; all of it goes into report.json.
+        commands: for the foot of the page.
 
     Returns:
         The content of report.json.
@@ -56,30 +46,27 @@ def write_report(folder: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
     report: dict[str, Any] = json_ready(data)
     parts = {kind: named for kind, named in report["parts"].items() if named}
     pictures = both_themes({kind: partial(_draw, named) for kind, named in parts.items() if any(named.values())})
-    sections = [(kind, KINDS[kind], _section(kind, named, pictures.get(kind))) for kind, named in parts.items()]
-    sections.append(("settings", "Settings", "".join(settings_section(report))))
-    html = render("Predicted against human labels", str(report.get("summary") or ""), sections)
+    shown = {kind: _part(kind, named) for kind, named in parts.items()} | {"settings": settings_part(report)}
+    html = render("label_noise.html.j2", report, shown, pictures, commands)
     write_folder(folder, html, report, pictures)
     return report
 
 
-def _section(kind: str, named: Mapping[str, Any], pair: tuple[bytes, bytes] | None) -> str:
-    first = ["Attribute", KINDS[kind].removesuffix("s")]
+def _part(kind: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    first = ["Attribute", _COLUMNS[kind]]
     agreement = [*first, "#Pearson", "#Spearman", "#MAE", "#Kappa", "#Bias", "#Higher", "#Lower", "#n"]
     noise = [*first, "#Entropy", "#Ties", "#Reliability at least", "#Noise of one annotator", "#Ceiling"]
-    agreement_rows, noise_rows = [], []
+    agreement_rows: list[Row] = []
+    noise_rows: list[Row] = []
     for name, attributes in named.items():
         for attribute, one in attributes.items():
-            start = [escape(attribute), escape(name)]
             bounded = [with_bounds(one, key) for key in ("pearson", "spearman", "mae", "kappa", "bias")]
             shares = [number(one[key], 2) for key in ("higher", "lower")]
-            agreement_rows.append([*start, *bounded, *shares, number(one["n"])])
+            agreement_rows.append([attribute, name, *bounded, *shares, number(one["n"])])
             labels = [number(one[key], 2) for key in ("entropy", "ties", "reliability_least")]
             annotator = with_bounds({**one, "interval": {"noise": one.get("noise_interval")}}, "noise")
-            noise_rows.append([*start, *labels, annotator, number(one.get("ceiling"))])
-    alt = f"Pearson correlation for each attribute by {kind}; figures in the table below"
-    body = picture(alt, pair) + table(agreement, agreement_rows)
-    return f"<p>{_TEXTS[kind]}</p>{body}<h3>What the labels allow</h3>" + table(noise, noise_rows)
+            noise_rows.append([attribute, name, *labels, annotator, number(one.get("ceiling"))])
+    return {"least": LEAST_ROWS, "agreement": Table(agreement, agreement_rows), "noise": Table(noise, noise_rows)}
 
 
 def _draw(named: Mapping[str, Any], theme: Theme) -> Any:

@@ -1,19 +1,70 @@
-"""A page that needs nothing but itself: the shell around sections, tables, pictures as data, light and dark."""
+"""A page that needs nothing but itself: Python gathers plain data, the templates beside this file make HTML of it."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from nemo_steerlm.files import atomic_writer
-from nemo_steerlm.report.pictures import DOTS_PER_INCH
-from nemo_steerlm.report.tables import NOTHING, interval, number
+from nemo_steerlm.report.canvas import DOTS_PER_INCH
+from nemo_steerlm.report.tables import NOTHING, duration, interval, number
 
 Pictures = Mapping[str, tuple[bytes, bytes]]  # PNG bytes for a light and a dark page
+_TEMPLATES = Path(__file__).with_name("templates")
+_DEEPEST = 45  # per cent of a colour behind a figure: the ink stays readable on it
+_LOOKS = {"#": "number", "|": "track"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commands:
+    """Command lines for a page's foot: the one that made it, and the one to type next."""
+
+    made: str
+    next: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A cell of a table that is more than a text.
+
+    Attributes:
+        text: what it says.
+        small: what stands in small below it.
+        look: class of the text in report.css.
+        share: length of a bar or depth of a colour, per cent.
+    """
+
+    text: str = ""
+    small: str = ""
+    look: str = ""
+    share: float | None = None
+
+
+Row = list[str | Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Plain texts in rows and columns; # before a heading makes a column of numbers, | one of bars."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Title and class of each column."""
+        return [
+            (heading[1:], _LOOKS[heading[0]]) if heading[:1] in _LOOKS else (heading, "") for heading in self.headings
+        ]
 
 
 def write_folder(folder: str | Path, html: str, figures: Mapping[str, Any], pictures: Pictures) -> None:
@@ -32,70 +83,84 @@ def write_folder(folder: str | Path, html: str, figures: Mapping[str, Any], pict
         file.write(json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def render(title: str, lead: str, parts: Sequence[tuple[str, str, str]]) -> str:
-    """Render the page.
+def render(
+    template: str,
+    data: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    pictures: Pictures | None = None,
+    commands: Commands | None = None,
+    folder: Path = _TEMPLATES,
+) -> str:
+    """Render a page.
 
     Args:
-        title: plain text.
-        lead: plain text below it.
-        parts: anchor, title and body of each section, all HTML.
+        template: file that sets `title`, `lead` and `sections` (titles by key) and has a macro for each key.
+        data: content of report.json.
+        parts: what the macro of each key takes; a section without a part is left out.
+        pictures: what the macro `picture` finds by name.
+        commands: what the foot says beside the date.
+        folder: where the template lies; those of the package are found beside it.
     """
-    title = escape(title)
-    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in parts)
-    sections = "".join(f'<section id="{key}"><h2>{name}</h2>{body}</section>\n' for key, name, body in parts)
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Texts a model made stand on this page: even if one slipped through unescaped, nothing would run or load.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><h1>{title}</h1><p class="lead">{escape(lead)}</p></header>\n<nav>{links}</nav>\n'
-        f"{sections}<footer>All figures are in <code>report.json</code>, the pictures beside this page.</footer>\n"
-        "</main>\n</body>\n</html>\n"
+    shown = {name: _picture(*pair) for name, pair in (pictures or {}).items()}
+    page = _environment(folder).get_template("page.html.j2")
+    made = {"date": date.today().isoformat(), "commands": commands}
+    return page.render(template=template, data=data, parts=parts, pictures=shown, **made)
+
+
+@functools.cache
+def _environment(folder: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader([folder, _TEMPLATES]), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "interval": interval, "duration": duration, "words": _words}
+    return environment
+
+
+def _words(html: str) -> set[str]:
+    """The words outside of tags, in lower case, those that end in s without it too."""
+    found = set(re.findall(r"[a-z][a-z-]*", re.sub(r"<[^>]*>", " ", html).lower()))
+    return found | {word.removesuffix("s") for word in found}
+
+
+def _picture(light: bytes, dark: bytes) -> dict[str, Any]:
+    width = int.from_bytes(light[16:20], "big") * 96 // DOTS_PER_INCH  # a PNG's header has its width in pixels here
+    uris = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (light, dark))
+    return {"width": width, **dict(zip(("light", "dark"), uris))}
+
+
+def bars(title: str, counts: Mapping[str, int]) -> Table:
+    """Counts by name, with a bar each."""
+    most = max(counts.values(), default=0) or 1
+    return Table(
+        [title, "#Count", "|"],
+        [
+            [name, number(count), Cell(look="bar", share=round(100 * count / most, 1))]
+            for name, count in counts.items()
+        ],
     )
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; # before a header makes a column of numbers, | one of bars."""
-    looks = {"#": ' class="number"', "|": ' class="track"'}
-    classes = [looks.get(header[:1], "") for header in headers]
-    head = "".join(f"<th{look} scope=col>{header.lstrip('#|')}</th>" for header, look in zip(headers, classes))
-    body = ""
-    for row in rows:
-        first, *rest = (f"{look}>{cell}" for cell, look in zip(row, classes))
-        body += f"<tr><th scope=row{first}</th>" + "".join(f"<td{cell}</td>" for cell in rest) + "</tr>"
-    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def shaded(text: str, value: float, most: float, look: str = "shade") -> Cell:
+    """A cell as deep in colour as its value is large."""
+    return Cell(text=text, look=look, share=round(_DEEPEST * value / most) if most else 0)
 
 
-def picture(alt: str, pair: tuple[bytes, bytes] | None) -> str:
-    """An HTML figure that follows the page into the dark; nothing where there is no picture."""
-    if pair is None:
-        return ""
-    width = int.from_bytes(pair[0][16:20], "big") * 96 // DOTS_PER_INCH  # a PNG's header has its width in pixels here
-    light, dark = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pair)
-    return (
-        '<figure><div class="wide" tabindex="0"><picture>'
-        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" width="{width}" style="--width: {width}px" alt="{escape(alt)}"></picture></div></figure>'
-    )
-
-
-def with_interval(figures: Mapping[str, Any], key: str, sign: bool = False) -> str:
+def with_interval(figures: Mapping[str, Any], key: str, sign: bool = False) -> Cell:
     """A figure with its "interval" in small below it."""
     bounds = interval(figures.get("interval"), sign=sign)
-    return number(figures.get(key), sign=sign) + (f"<small>{bounds}</small>" if bounds != NOTHING else "")
+    return Cell(text=number(figures.get(key), sign=sign), small="" if bounds == NOTHING else bounds)
 
 
-def settings_section(data: Mapping[str, Any]) -> tuple[str, str]:
-    """The section of `seed`, `settings` and `versions`, as text and body."""
-    rows = [[f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>"] for key, value in _flat(data["settings"])]
-    versions = [[escape(name), escape(str(one))] for name, one in (data.get("versions") or {}).items()]
-    body = f"<details><summary>{len(rows)} settings</summary>{table(['Setting', 'Value'], rows)}</details>"
-    if versions:
-        body += f"<h3>Versions</h3>{table(['Package', 'Version'], versions)}"
-    return f"<p>Seed {escape(str(data.get('seed', NOTHING)))}.</p>", body
+def settings_part(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The part "settings", which every template shows last: `seed`, `settings` and `versions` of the data."""
+    settings = [[Cell(text=key, look="code"), Cell(text=one, look="code")] for key, one in _flat(data["settings"])]
+    versions = [[name, str(one)] for name, one in (data.get("versions") or {}).items()]
+    return {
+        "seed": str(data.get("seed", NOTHING)),
+        "settings": Table(["Setting", "Value"], settings),
+        "versions": Table(["Package", "Version"], versions),
+    }
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

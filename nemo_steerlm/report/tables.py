@@ -1,4 +1,4 @@
-"""Figures as text: one number, an interval, a table for the terminal."""
+"""Figures as text: one number, an interval, a duration, a table for the terminal."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def interval(bounds: Sequence[Any] | None, digits: int = 3, sign: bool = False) 
     if bounds is None or all(number(bound) == NOTHING for bound in bounds):
         return NOTHING
     return " to ".join(number(bound, digits, sign) for bound in bounds)
+
+
+def duration(seconds: float) -> str:
+    """Writes a duration as people say it: "3.5 s", "4 min 05 s", "2 h 10 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def text_table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:

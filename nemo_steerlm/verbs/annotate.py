@@ -23,6 +23,8 @@ from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.progress import Progress
 from nemo_steerlm.provenance import fingerprint_folder, sha256_file, write_run_json
+from nemo_steerlm.report.annotation_page import annotation_page
+from nemo_steerlm.verbs.commands import after_annotate
 
 
 def main(config: AnnotateConfig) -> None:
@@ -84,6 +86,8 @@ def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any
         with atomic_writer(output.with_name(f"{stem}.report.json")) as file:
             json.dump(report, file, indent=2)
             file.write("\n")
+        with atomic_writer(output.with_name(f"{stem}.report.html")) as file:
+            file.write(annotation_page({"file": f"{stem}.report.json", **report}, after_annotate(config)))
         name = f"{stem}.run.json"
         write_run_json(output.parent, "annotate", config, [source], model.schema, name=name, label_model=digest + raw)
     return report
@@ -165,25 +169,34 @@ def _moving(bar: Progress, rows: list[Conversation], texts: list[int]) -> Callab
 
 
 def _report(output: Path, model: AttributeRegressor) -> dict[str, Any]:
-    """Counts, the predictions' mean and spread, and how they agree with human labels where there are any."""
+    """Counts, the predictions' mean and spread, and how they agree with human labels where there are any.
+
+    Under "labels" stand histograms of rounded values: what annotators gave ("human") and the regressor ("predicted").
+    """
+    names = model.schema.names
     counts: Counter[str] = Counter()
-    alone, paired = ({name: _Moments() for name in model.schema.names} for _ in range(2))
+    histograms = {name: {side: Counter[int]() for side in ("human", "predicted")} for name in names}
+    alone, paired = ({name: _Moments() for name in names} for _ in range(2))
     for row in read_conversations(output):
         counts["conversations"] += 1
         for index in row.response_indices:
             turn = row.turns[index]
+            human, predicted = turn.label_human or {}, turn.label_predicted or {}
             counts["responses"] += 1
             counts["unlabelled" if turn.label_predicted is None else "labelled"] += 1
-            for name, value in (turn.label_predicted or {}).items():
+            for name, value in predicted.items():
                 alone[name].add(value)
-                human = (turn.label_human or {}).get(name)
-                if human is not None:
-                    paired[name].add(value, human)
-    attributes = {}
-    for name, one in alone.items():
-        mean, spread = (one.x, math.sqrt(one.xx / one.n)) if one.n else (None, None)
+                if human.get(name) is not None:
+                    paired[name].add(value, human[name])
+            for side, values in (("human", human), ("predicted", model.schema.clamp(predicted))):
+                for name in values.keys() & histograms.keys():
+                    histograms[name][side][round(values[name])] += 1
+    attributes, labels = {}, {}
+    for name, moments in alone.items():
+        mean, spread = (moments.x, math.sqrt(moments.xx / moments.n)) if moments.n else (None, None)
         attributes[name] = {"mean": mean, "std": spread, "pearson_with_human": paired[name].pearson()}
-    return {**counts, "attributes": attributes}
+        labels[name] = {side: {str(k): one[k] for k in sorted(one)} for side, one in histograms[name].items()}
+    return {**counts, "attributes": attributes, "labels": labels}
 
 
 class _Moments:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,18 @@ from nemo_steerlm.config import (
 )
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
-from nemo_steerlm.evaluate.metrics import json_ready, paired_difference
+from nemo_steerlm.evaluate.metrics import paired_difference
+from nemo_steerlm.evaluate.reports import Change
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import checkpoint, parallel
 from nemo_steerlm.ownership import UNFINISHED
-from nemo_steerlm.provenance import write_run_json
+from nemo_steerlm.provenance import plain, versions, write_run_json
+from nemo_steerlm.report.bootstrap_page import write_report
 from nemo_steerlm.report.tables import interval, number, text_table
+from nemo_steerlm.report.training import losses
 from nemo_steerlm.verbs import annotate, sample, train_sft
+from nemo_steerlm.verbs.commands import after_bootstrap
 from nemo_steerlm.verbs.steering_check import check
 
 Measure = Callable[[Path], list[Conversation]]
@@ -113,7 +117,7 @@ class _Bootstrap:
         report = {"rounds": counts, **_change(values["before"], values["after"], list(config.target), config.seed)}
         if config.control:
             report["control"] = _change(values["before"], values["control"], list(config.target), config.seed)
-        self._finish(policy, report)
+        self._finish(policy, report, values)
         return report
 
     def _round(self, folder: Path, policy: str, number_: int) -> dict[str, Any]:
@@ -202,20 +206,31 @@ class _Bootstrap:
         self._sample(policy, self.change_prompts, path, self.config.seed, responses=1)
         return path
 
-    def _finish(self, policy: str, report: dict[str, Any]) -> None:
+    def _finish(self, policy: str, report: dict[str, Any], answers: Mapping[str, list[Conversation]]) -> None:
         partial = self.output / ("model" + UNFINISHED)
         if parallel.is_rank_zero():
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(policy, partial)
         checkpoint.replace_folder(partial, self.output / "model")
         if parallel.is_rank_zero():
-            with atomic_writer(self.output / "report.json") as file:
-                json.dump(json_ready(report), file, indent=2)
-                file.write("\n")
+            self._write_page(policy, report, answers)
             data = self.config.data
             inputs = [p for p in (data.train, data.prompts, self.change_prompts) if p]
             write_run_json(self.output, "bootstrap", self.config, inputs, model_folder.read(policy).schema)
         parallel.barrier()
+
+    def _write_page(self, policy: str, report: dict[str, Any], answers: Mapping[str, list[Conversation]]) -> None:
+        config, schema = self.config, model_folder.read(policy).schema
+        runs = {f"round {n}": self.output / f"round-{n}" / "policy" for n in range(1, config.rounds + 1)}
+        if config.control:
+            runs["control"] = self.output / "control"
+        about = {
+            "policy": config.policy, "target": list(config.target), "attributes": schema.to_dict() if schema else {},
+            "settings": plain(config), "seed": config.seed, "versions": versions(),
+        }  # fmt: skip
+        trainings = {name: losses(run) for name, run in runs.items()}
+        both = answers["before"], answers["after"]
+        write_report(self.output, report, about, both, trainings, after_bootstrap(config))
 
 
 def _best_responses(
@@ -278,7 +293,7 @@ def _change(before: list[Conversation], after: list[Conversation], target: list[
         predicted = [row.turns[-1].label_predicted or {} for row in rows]
         return [float(np.mean([p.get(name, np.nan) for name in names])) for p in predicted]
 
-    def compared(names: list[str]) -> dict[str, Any]:
+    def compared(names: list[str]) -> Change:
         ids = [[row.id or "" for row in rows] for rows in (before, after)]
         return paired_difference(
             scores(before, names), scores(after, names), seed=seed, prompts_before=ids[0], prompts_after=ids[1]

@@ -14,6 +14,7 @@ from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import annotated_with, plain, versions, write_run_json
 from nemo_steerlm.report.label_noise_page import summary_table, write_report
+from nemo_steerlm.verbs.commands import after_label_noise
 from nemo_steerlm.verbs.evaluate_regressor import predict
 
 _BATCH = 4096
@@ -45,6 +46,7 @@ def label_noise(model: AttributeRegressor | None, config: EvaluateConfig) -> str
             "task": "label_noise", "attributes": schema.to_dict(), "parts": parts, "seed": config.seed,
             "summary": _summary(model, samples), "settings": plain(config), "versions": versions(),
         },
+        after_label_noise(config),
     )  # fmt: skip
     write_run_json(config.output, "evaluate", config, config.inputs(), schema)
     return summary_table(parts)

@@ -30,6 +30,7 @@ from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import fingerprint_folder, plain, versions, write_run_json
 from nemo_steerlm.report.results_page import write_report
 from nemo_steerlm.report.tables import interval, number, text_table
+from nemo_steerlm.verbs.commands import after_regressor
 
 #: What is unusual in a file, in words.
 _COUNTS = {
@@ -205,7 +206,7 @@ def _write(
         "title": "Preferences", "summary": f"{test.path.name}, layout {test.layout}.",
         "preference": figures, "attributes": model.schema.to_dict(), "seconds": {"total": round(seconds, 2)},
         "settings": plain(config), "seed": config.seed, "versions": versions(),
-    })  # fmt: skip
+    }, after_regressor(config))  # fmt: skip
     with atomic_writer(folder / "scores.jsonl") as file:
         for row, answers in zip(test.comparisons, values):
             named = [dict(zip(model.schema.names, (round(float(v), 5) for v in one))) for one in answers]

@@ -22,6 +22,7 @@ from nemo_steerlm.models.regressor import AttributeRegressor
 from nemo_steerlm.provenance import plain, sha256_file, versions, write_run_json
 from nemo_steerlm.report.regressor_page import summary_table, write_report
 from nemo_steerlm.report.tables import number
+from nemo_steerlm.verbs.commands import after_regressor
 
 _BATCH = 4096  # responses read, tokenised and predicted at a time
 
@@ -52,6 +53,7 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
             "datasets": datasets, "overlong": lost, "correction": sentence, "seed": config.seed,
             "settings": plain(config), "versions": versions(),
         },
+        after_regressor(config),
     )  # fmt: skip
     if config.calibrate and model.calibration is not None:
         model.calibration.write(str(config.checkpoint))

@@ -16,6 +16,7 @@ from nemo_steerlm.config import EvaluateConfig, SteerabilityConfig
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.reports import Asked, Listening, Sample, Steering, Verdict
 from nemo_steerlm.evaluate.steerability import (
     WAYS,
     Request,
@@ -32,6 +33,7 @@ from nemo_steerlm.models.policy import AttributeConditionedGPT
 from nemo_steerlm.provenance import plain, versions, write_run_json
 from nemo_steerlm.report.results_page import write_report
 from nemo_steerlm.report.tables import interval, number, text_table
+from nemo_steerlm.verbs.commands import after_steerability
 from nemo_steerlm.verbs.steering import answer, answered, check_scorers, held_out, listening, measure
 
 _SHOWN_PROMPTS = 3  # whose answers stand on the page
@@ -72,7 +74,7 @@ def figures(
     schema: AttributeSchema,
     seed: int,
     quality: str | None = None,
-) -> dict[str, Any]:
+) -> Steering:
     """What `write_report` shows of sweeps; the first one in full.
 
     Args:
@@ -83,12 +85,12 @@ def figures(
         seed: of the intervals.
         quality: the score that tells a setting's cost, if any.
     """
-    found: dict[str, Any] = {"requests": [], "ways": {}}
+    found: Steering = {"requests": [], "ways": {}}
     start = 0
     for way, one in swept.items():
         own = {name: values[start : start + len(one.texts)] for name, values in columns.items()}
         start += len(one.texts)
-        row = {"asked": WAYS.get(way, way), **describe_answers(one.texts)}
+        row: Asked = {"asked": WAYS.get(way, way), **describe_answers(one.texts)}
         if way != NOTHING:
             full = steerability(one.requests, own, schema, seed=seed, answers=one.texts)
             found["ways"][way] = full["steerability"]
@@ -104,7 +106,7 @@ def figures(
 
 def _samples(
     prompts: Sequence[Conversation], swept: Swept, columns: Mapping[str, Floats], schema: AttributeSchema
-) -> list[dict[str, Any]]:
+) -> list[Sample]:
     """The answers of a few prompts at the lowest and the highest level of each attribute, prompt by prompt."""
     ends = {attribute.name: (attribute.low, attribute.high) for attribute in schema}
     rows = [
@@ -160,7 +162,7 @@ def evaluate(config: EvaluateConfig) -> str:
     if not parallel.is_rank_zero():
         return ""
     quality = _quality(settings.quality, columns)
-    found = figures(prompts, swept, columns, model.schema, config.seed, quality) if swept else {}
+    found: Steering = figures(prompts, swept, columns, model.schema, config.seed, quality) if swept else {}
     told = verdict(heard and heard["permuted"], found.get("steerability", {}))
     scales = {name: key for name, key in settings.measures.items() if name != key}
     write_report(
@@ -172,6 +174,7 @@ def evaluate(config: EvaluateConfig) -> str:
             "seconds": {"total": round(time.perf_counter() - started, 1)}, "seed": config.seed,
             "settings": plain(config), "versions": versions(), "bars": [],
         },
+        after_steerability(config, quality if quality and quality in model.schema else model.schema.names[0]),
     )  # fmt: skip
     _write_answers(Path(config.output) / "answers.jsonl", swept, answers, columns)
     write_run_json(config.output, "evaluate", config, config.inputs(), model.schema)
@@ -221,18 +224,17 @@ def read_answers(path: str | Path, way: str) -> tuple[list[Request], list[Conver
     return requests, rows
 
 
-def summary(
-    told: Mapping[str, Any], heard: Mapping[str, Any] | None, found: Mapping[str, Any], scales: Mapping[str, str]
-) -> str:
+def summary(told: Verdict, heard: Listening | None, found: Steering, scales: Mapping[str, str]) -> str:
     """The main figures as a table for the terminal, and the verdict below it."""
     lines = []
-    worth = (heard or {}).get("attributes", {})
+    worth = heard["attributes"] if heard else {}
     steered = found.get("steerability", {})
     names = list(dict.fromkeys([*worth, *steered]))
     if names:
         rows = []
         for name in names:
-            one, label = steered.get(name, {}), worth.get(name, {})
+            one: Mapping[str, Any] = steered.get(name, {})
+            label: Mapping[str, Any] = worth.get(name, {})
             reached = f"{number(one['reached'][0], 2)} to {number(one['reached'][1], 2)}" if one else ""
             identical = f"{one['identical']:.0%}" if one.get("identical") is not None else ""
             shown = f"{name} ({scales[name]})" if name in scales else name

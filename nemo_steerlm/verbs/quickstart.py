@@ -41,6 +41,7 @@ from nemo_steerlm.data.sources import synthetic
 from nemo_steerlm.data.synthetic.oracle import oracle
 from nemo_steerlm.data.train_tokenizer import corpus, train_tokenizer
 from nemo_steerlm.errors import Stopped
+from nemo_steerlm.evaluate.reports import Results, Steering
 from nemo_steerlm.evaluate.steerability import WAYS, Request, describe_answers, verdict
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.drawing import SamplingSettings
@@ -49,9 +50,11 @@ from nemo_steerlm.provenance import plain, versions, write_run_json
 from nemo_steerlm.report.bars import bar_rows, check_bars
 from nemo_steerlm.report.results_page import write_report
 from nemo_steerlm.report.tables import text_table
+from nemo_steerlm.report.training import losses
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.verbs import annotate, train_regressor, train_sft
 from nemo_steerlm.verbs.bootstrap import bootstrap
+from nemo_steerlm.verbs.commands import after_quickstart
 from nemo_steerlm.verbs.evaluate_steerability import NOTHING, figures, sweep
 from nemo_steerlm.verbs.steering import answer, answered, listening, measure
 
@@ -79,9 +82,9 @@ class Quickstart:
         self.schema = AttributeSchema.load("synthetic")
         self.data = self.output / "data"
         self.seconds: dict[str, float] = {}
-        self.figures: dict[str, Any] = {}
+        self.figures: Results = {}
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Results:
         """Everything; returns report.json's content."""
         started = time.perf_counter()
         shutil.rmtree(self.output, ignore_errors=True)
@@ -195,7 +198,7 @@ class Quickstart:
         )
         train_sft.train(config)
 
-    def _sweep(self, model: AttributeConditionedGPT, ways: Sequence[str]) -> dict[str, Any]:
+    def _sweep(self, model: AttributeConditionedGPT, ways: Sequence[str]) -> Steering:
         """Ask for every level of every attribute, measure the answers by the oracle."""
         prompts = self._prompts(self.recipe.steer_prompts)
         swept = sweep(model, prompts, ways, self._sampling(model.card.template.stops), 250)
@@ -223,7 +226,7 @@ class Quickstart:
         recipe, seed = self.recipe, self.config.seed
         rows = list(read_conversations(self.data / "test-annotated.jsonl"))
         with self._open("policy") as model:
-            self.figures["listening"] = listening(model, rows, seed)
+            self.figures["listening"] = heard = listening(model, rows, seed)
             found = self._sweep(model, list(WAYS))
             prompts = self._prompts(recipe.change_prompts)
             best = self.schema.complete(dict.fromkeys([*TARGET, "verbosity"], 4))
@@ -232,7 +235,7 @@ class Quickstart:
                 texts = answer(model, prompts, requests, self._sampling(model.card.template.stops), 250)
                 found["requests"].append({"asked": asked, **describe_answers(texts)})
         self.figures |= found
-        self.figures["verdict"] = verdict(self.figures["listening"]["permuted"], found["steerability"])
+        self.figures["verdict"] = verdict(heard and heard["permuted"], found["steerability"])
 
     def _bootstrap(self) -> None:
         recipe = self.recipe
@@ -299,8 +302,13 @@ class Quickstart:
 
     # ---------------------------------------------------------------- the report
 
-    def _report(self) -> dict[str, Any]:
-        data = {
+    def _report(self) -> Results:
+        runs = {
+            "regressor": "regressor", "policy": "policy", "step 4": "bootstrap/round-1/policy",
+            "control of step 4": "bootstrap/control",
+        }  # fmt: skip
+        self.figures["arrays"]["trainings"] = {name: losses(self.output / run) for name, run in runs.items()}
+        data: Results = {
             "title": "SteerLM quickstart",
             "summary": f"The policy {self.figures['verdict']['words']}.",
             "attributes": self.schema.to_dict(),
@@ -313,4 +321,4 @@ class Quickstart:
         data["bars"] = check_bars(data)
         if parallel.is_rank_zero():
             write_run_json(self.output, "quickstart", self.config, [], self.schema)
-        return write_report(self.output, data)
+        return write_report(self.output, data, after_quickstart(self.config))

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from nemo_steerlm.data.policy_dataset import trained_turns, with_other_labels
 from nemo_steerlm.data.tokenise import draw
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 from nemo_steerlm.evaluate import scorers
+from nemo_steerlm.evaluate.reports import Listening
 from nemo_steerlm.evaluate.scorers import Scores
 from nemo_steerlm.evaluate.steerability import Request, label_information
 from nemo_steerlm.formats import model_folder
@@ -66,7 +66,7 @@ def prompt_of(row: Conversation) -> Conversation | None:
 
 def listening(
     model: AttributeConditionedGPT, rows: Sequence[Conversation], seed: int, by_attribute: bool = True
-) -> dict[str, Any] | None:
+) -> Listening | None:
     """What the labels of held-out responses are worth to a policy, teacher-forced; nothing is generated.
 
     Args:

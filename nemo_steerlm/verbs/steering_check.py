@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nemo_steerlm.data.policy_dataset import trained_turns
 from nemo_steerlm.data.tokenise import draw
 from nemo_steerlm.evaluate import scorers
 from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.reports import Listening, Steering
 from nemo_steerlm.evaluate.samples import Response
 from nemo_steerlm.evaluate.steerability import verdict
 from nemo_steerlm.files import atomic_writer
@@ -69,7 +70,7 @@ def check(config: TrainSftConfig | BootstrapConfig, train: Sequence[str], held: 
         columns = measure(answers, settings.scorers, settings.measures, schema, model, config.trainer, config.parallel)
     if not parallel.is_rank_zero():
         return
-    found: dict[str, Any] = figures(prompts, swept, columns, schema, config.seed) if swept else {}
+    found: Steering = figures(prompts, swept, columns, schema, config.seed) if swept else {}
     told_by = _WORDS if settings.scorers is None else ", ".join(settings.scorers)
     told = verdict(heard and heard["permuted"], found.get("steerability", {}))
     kept: dict[str, Any] = {name: found[name] for name in ("steerability", "requests", "cross_talk") if name in found}
@@ -99,7 +100,7 @@ def _by_words(
     return {name: np.array([one[name] for one in found], np.float64) for name in names}
 
 
-def _facts(heard: Mapping[str, Any] | None, prompts: int, told_by: str, unmeasured: Sequence[str], apart: bool) -> str:
+def _facts(heard: Listening | None, prompts: int, told_by: str, unmeasured: Sequence[str], apart: bool) -> str:
     """What the figures are of."""
     rows = heard["rows"] if heard else 0
     facts = [f"{rows} labelled rows, {prompts} prompts at three levels; measured by {told_by}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 
 import numpy as np
 import pytest
@@ -190,7 +191,10 @@ def test_the_page_says_what_the_report_does_and_no_text_becomes_markup(tmp_path)
     pipeline.main(config)
     report = json.loads((tmp_path / "o" / "report.json").read_text())
     page = (tmp_path / "o" / "report.html").read_text()
-    assert page == data_page(report) and "<script>" not in page and "<b>" not in page
+    assert page == data_page(report, pipeline.commands(config, report))
+    assert "<script>" not in page and "<b>" not in page
+    assert re.search(r"<dt>Made</dt><dd>\d{4}-\d\d-\d\d by <code>steerlm prepare source=steerlm input=", page)
+    assert "<dt>Next</dt><dd><code>steerlm train-regressor output=regressor attributes.preset=helpsteer " in page
     titles = ("In and out", "Labels", "Correlations of the labels", "Preference pairs", "Lengths", "Prompts and leaks")
     assert all(f"<h2>{title}</h2>" in page for title in (*titles, "Rows to look at", "Datasets", "Languages"))
     assert "halves are missing" in page and "empty turn" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 
 from nemo_steerlm.report.results_page import write_report
-from tests.report.report_data import NAMES, report_data
+from tests.report.report_data import NAMES, SCHEMA, report_data
 
 PICTURES = [
     f"{name}.png"
     for name in ("bootstrap", "costs", "cross_talk", "label_source", "listening", "regressor", "steerability")
 ]
+ROOT = Path(__file__).parents[2]
 VOID = {"meta", "img", "source", "link", "br"}
 
 
@@ -117,6 +119,36 @@ def test_texts_of_a_model_stay_texts(written) -> None:
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
 
 
+def terms(html: str) -> dict[str, str]:
+    """What a page explains."""
+    (listed,) = re.findall(r'<aside><h2>What this means</h2>\n<dl class="terms">(.*?)</dl></aside>', html, re.S)
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", listed))
+
+
+def test_a_page_explains_its_own_terms_in_the_words_of_the_glossary(written, tmp_path: Path) -> None:
+    lines = [line.split("|") for line in (ROOT / "docs" / "glossary.md").read_text().splitlines()]
+    glossary = {cells[1].strip(): cells[2].strip() for cells in lines if len(cells) == 5}
+    shown = terms((written[0] / "report.html").read_text(encoding="utf-8"))
+    words = "attribute cross-talk interval kappa MAE nats oracle Pearson policy regressor Spearman"
+    assert list(shown) == words.split()
+    assert shown.items() <= glossary.items()
+    write_report(tmp_path, {"preference": preference(), "summary": "They explain themselves."})
+    assert list(terms((tmp_path / "report.html").read_text())) == ["baseline", "interval", "regressor"]
+
+
+def preference() -> dict[str, Any]:
+    score = {"accuracy": 0.7, "interval": [0.6, 0.8], "ties": 0, "strict": 0.7}
+    return {"rows": [{"name": "all", "level": "all", "n": 40, "model": score, "longer": score}], "notes": ["<b>"]}
+
+
+def test_bold_is_what_differs_from_the_default(written) -> None:
+    html = (written[0] / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<div( class="turned")?><dt>(\w+)</dt><dd>(\d)\b', html)
+    assert [name for turned, name, _ in shown if turned] == ["humor", "quality"]
+    defaults = SCHEMA.defaults()
+    assert all(bool(turned) == (int(level) != defaults[name]) for turned, name, level in shown)
+
+
 def test_hostile_names_and_settings_are_escaped_too(tmp_path: Path) -> None:
     bad = '<b onclick="x">&'
     point = {"level": 0, "mean": 1.0, "interval": [0.5, 1.5], "n": 3}
@@ -197,4 +229,4 @@ def test_twice_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_matplotlib_loads_only_when_something_is_drawn() -> None:
     code = "import sys, nemo_steerlm.report.results_page; assert not {'matplotlib', 'torch'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +11,12 @@ import pytest
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import AnnotateConfig
-from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.conversation import Conversation, Turn, write_conversations
 from nemo_steerlm.progress import Progress
+from nemo_steerlm.report.annotation_page import annotation_page
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import load_tokenizer
-from nemo_steerlm.verbs.annotate import _Annotator, _Moments
+from nemo_steerlm.verbs.annotate import _Annotator, _Moments, _report
 from tests.tokenizers import bpe
 
 
@@ -49,3 +51,25 @@ def test_rows_of_plain_fine_tuning_show_the_labels_they_get(tmp_path: Path) -> N
     records = annotator.part(0, rows, Progress("rows", None, "conversations", shown=False))
     assert [row["type"] for row in records] == ["VALUE_TO_TEXT", None]
     assert records[0]["conversations"][1]["label"] == "quality:3"
+
+
+def test_histograms_of_labels_before_and_after(tmp_path: Path) -> None:
+    turns = [
+        Turn("Assistant", "a", label_human={"quality": 2.4, "mood": 1.0}, label_predicted={"quality": 4.7}),
+        Turn("Assistant", "b", label_human={"quality": 3.0}),  # too long to be read
+        Turn("Assistant", "c", label_predicted={"quality": 2.6}),
+    ]
+    rows = [Conversation([Turn("User", "<b>"), turn], mask="User") for turn in turns]
+    write_conversations(tmp_path / "rows.jsonl", rows)
+    model = SimpleNamespace(schema=AttributeSchema.load({"quality": None, "humor": None}))
+    report = _report(tmp_path / "rows.jsonl", model)  # type: ignore[arg-type]
+    assert report["labels"] == {
+        "quality": {"human": {"2": 1, "3": 1}, "predicted": {"3": 1, "4": 1}}, "humor": {"human": {}, "predicted": {}}
+    }  # fmt: skip
+    assert (report["responses"], report["labelled"], report["unlabelled"]) == (3, 2, 1)
+    html = annotation_page({"file": "rows.report.json", **report})
+    assert "<code>rows.report.json</code>" in html and "2 of 3 responses in 3 conversations" in html
+    cells = re.findall(r'<tr><th scope="row">quality</th><td>(\w+)</td>(.*?)</tr>', html)
+    assert [(side, re.findall(r">(\d+)<", counts)) for side, counts in cells] == [
+        ("annotators", ["2", "1", "1", "0"]), ("regressor", ["2", "0", "1", "1"])
+    ]  # fmt: skip

@@ -1,0 +1,22 @@
+"""The command line that stands for settings, however they were given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from nemo_steerlm.config import compose, overrides
+from nemo_steerlm.provenance import plain
+from nemo_steerlm.terminal import shell_word
+
+
+def command(verb: str, config: Any) -> str:
+    """What to type in a shell for `config`: the verb and every key that differs from its default."""
+    usual = compose.draft(verb, type(config), ())
+    words = []
+    for key, _, value in compose.walk(config):
+        default = OmegaConf.select(usual, key, throw_on_missing=False)
+        if plain(value) not in (plain(default), MISSING):
+            words.append(f"{key}={shell_word(overrides.typed(plain(value)))}")
+    return " ".join(["steerlm", verb, *words])

@@ -1,0 +1,175 @@
+"""What a report.json holds: the objects that evaluate/ measures, verbs/ put together, and report/ shows."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+Figure = Any  # a float, NaN where there is none; None for NaN after `metrics.json_ready`, as on disk
+Interval = list[Figure]  # [low, high]
+Matrix = dict[str, dict[str, Figure]]  # requested, measured
+
+
+class Change(TypedDict):
+    """A mean difference of two measurements, over n prompts or responses."""
+
+    gain: Figure
+    interval: Interval
+    n: int
+
+
+# -- steering ---------------------------------------------------------------------------------------------------------
+
+
+class Cost(Change):
+    """The change of quality where one attribute is asked for at this level."""
+
+    level: int
+
+
+class Point(TypedDict):
+    """The mean of what was measured at one requested level."""
+
+    level: int
+    mean: Figure
+    interval: Interval
+    n: int
+
+
+class _Response(TypedDict):
+    spearman: Figure
+    interval: Interval
+    n: int
+    per_prompt: Figure
+    per_prompt_interval: Interval
+    slope: Figure
+    slope_interval: Interval
+    reached: Interval
+    monotone: bool
+    curve: list[Point]
+
+
+class Response(_Response, total=False):
+    """How one attribute responds to requests; `steerability.steerability` says what each figure is."""
+
+    identical: Figure
+
+
+class Sweep(TypedDict):
+    """What was asked against what was measured, by attribute."""
+
+    steerability: dict[str, Response]
+    cross_talk: Matrix
+    cross_talk_rank: Matrix
+
+
+class Listening(TypedDict):
+    """What the labels of held-out responses are worth to a policy, in nats a response."""
+
+    rows: int
+    loss: Figure
+    permuted: Change
+    none: Change
+    attributes: dict[str, Change]
+
+
+class Verdict(TypedDict):
+    """Whether a policy listens and obeys, in words and by attribute; None: it was not measured."""
+
+    words: str
+    listens: bool | None
+    obeys: list[str]
+    disobeys: list[str]
+
+
+class Answers(TypedDict):
+    """What makes answers useless whatever they were asked for."""
+
+    n: int
+    empty: int
+    distinct_2: Figure
+
+
+class Asked(Answers, total=False):
+    """The same of one way of asking."""
+
+    asked: str
+    spearman: Figure
+
+
+class Sample(TypedDict):
+    """An answer for people to read."""
+
+    prompt: str
+    requested: dict[str, float]
+    response: str
+    measured: dict[str, float] | None
+
+
+class Steering(TypedDict, total=False):
+    """What sweeps of a policy gave; the first one in full."""
+
+    steerability: dict[str, Response]
+    cross_talk: Matrix
+    cross_talk_rank: Matrix
+    ways: dict[str, dict[str, Response]]
+    requests: list[Asked]
+    costs: dict[str, list[Cost]]
+    samples: list[Sample]
+
+
+# -- the regressor ----------------------------------------------------------------------------------------------------
+
+
+class DatasetReport(TypedDict):
+    """A regressor on one dataset, or on all of them together; `grouped.figures` has what is known of an attribute."""
+
+    n: int
+    groups: int
+    attributes: dict[str, dict[str, Any]]
+
+
+# -- a page of results ------------------------------------------------------------------------------------------------
+
+
+class Results(Steering, total=False):
+    """What `report.results_page.write_report` shows; every part may be absent or empty, and then has no section.
+
+    Attributes:
+        title, summary: text at the top of the page.
+        attributes: `AttributeSchema.to_dict()`: order, ranges, defaults.
+        regressor: `agreement.attribute_metrics`, with that of the human labels under "human", if there are any.
+        listening: `steering.listening`.
+        measured_by: what measured the answers; the oracle when absent.
+        scales: of an attribute the score that stands for it, where that has another scale.
+        quality: the score whose change `costs` are.
+        label_source: steerability by the source of the labels: none, permuted, human, predicted.
+        bootstrap: {gain, interval, attributes: {NAME: Change}, control: {the same}}; what else it holds on its first
+            level (rounds, sampled, kept, ...) is shown in a line.
+        preference: {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties, strict}}],
+            notes: [text]}.
+        seconds: of each step, and "total".
+        settings: nested; seed and versions (of packages) stand beside them.
+        bars: as `bars.check_bars` returns them; worked out when absent.
+        samples: those of one prompt that follow each other are shown together. Not in report.json.
+        arrays: {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`; trainings:
+            {NAME: what `report.training.losses` returns}. Not in report.json.
+    """
+
+    title: str
+    summary: str
+    attributes: dict[str, dict[str, Any]]
+    regressor: dict[str, dict[str, Any]]
+    verdict: Verdict
+    listening: Listening | None
+    measured_by: str
+    scales: dict[str, str]
+    quality: str | None
+    label_source: dict[str, dict[str, Response]]
+    bootstrap: dict[str, Any]
+    preference: dict[str, Any]
+    seconds: dict[str, float]
+    settings: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    bars: list[dict[str, Any]]
+    arrays: dict[str, Any]
