@@ -29,17 +29,17 @@ def losses(run: str | Path) -> Losses:
 
 
 def training_table(trainings: Mapping[str, Losses]) -> Table:
-    """The means of the first and the last tenth of the steps, and the validations, by the name of a training."""
-    rows: list[Row] = []
+    """The means of the first and the last tenth of the steps, and the validations if any, a line a training."""
+    head, rows = ["Training", "#Steps", "#Loss, first tenth", "#Last tenth"], list[Row]()
+    validated = any(found["val"] for found in trainings.values())
     for name, found in trainings.items():
         train, val = ([loss for _, loss in found[side]] for side in ("train", "val"))
         tenth = max(1, len(train) // 10)
         ends = [number(fmean(part)) if part else NOTHING for part in (train[:tenth], train[-tenth:])]
         step, lowest = min(found["val"], key=lambda pair: pair[1], default=(None, None))
         best = Cell(text=number(lowest), small="" if step is None else f"step {step}")
-        rows.append([name, number(len(train)), *ends, number(val[0] if val else None), best])
-    head = ["Training", "#Steps", "#Loss, first tenth", "#Last tenth", "#First validation", "#Lowest validation"]
-    return Table(head, rows)
+        rows.append([name, number(len(train)), *ends, *([number(val[0] if val else None), best] if validated else [])])
+    return Table([*head, *(["#First validation", "#Lowest validation"] if validated else [])], rows)
 
 
 def draw_losses(trainings: Mapping[str, Losses], theme: Theme) -> Any:
@@ -53,7 +53,7 @@ def draw_losses(trainings: Mapping[str, Losses], theme: Theme) -> Any:
             if side == "val":
                 axis.plot(steps, values, "-s", color=theme.orange, markersize=4, label="validation")
                 continue
-            width = max(1, len(values) // 20)
+            width = max(1, len(values) // 10)
             mean = np.convolve(values, np.ones(width) / width, "valid")
             axis.plot(steps, values, color=theme.blue, linewidth=0.7, alpha=0.35, label="a step")
             axis.plot(steps[width - 1 :], mean, color=theme.blue, linewidth=2, label="running mean")

@@ -38,6 +38,8 @@ def test_the_table_has_both_ends_and_the_lowest_validation(run: Path) -> None:
     rows = training_table({"policy": losses(run), "nothing": {"train": [], "val": []}}).rows
     assert rows[0] == ["policy", "39", f"{first:.3f}", f"{last:.3f}", "0.500", Cell(text="0.500", small="step 20")]
     assert rows[1] == ["nothing", "0", "–", "–", "–", Cell(text="–")]
+    unvalidated = training_table({"policy": {**losses(run), "val": []}})
+    assert len(unvalidated.headings) == 4 and unvalidated.rows[0] == rows[0][:4]
 
 
 def test_the_picture_has_every_step_and_validation(run: Path) -> None:

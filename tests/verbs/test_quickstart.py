@@ -66,6 +66,7 @@ def test_every_file_is_where_the_readme_says(folder: Path) -> None:
     for name in (
         "data/train.jsonl", "data/tokenizer/tokenizer.json", "regressor/model/model_config.yaml", "annotated.jsonl",
         "policy/model/attributes.yaml", "bootstrap/model/weights/metadata.json", "bootstrap/report.json",
+        "bootstrap/report.html", "bootstrap/trainings.png", "annotated.report.html", "trainings.png",
         "report.html", "report.json", "run.json", "steerability.png", "cross_talk.png", "regressor/metrics.jsonl",
     ):  # fmt: skip
         assert (folder / "first" / name).is_file(), name
