@@ -15,6 +15,7 @@ from nemo_steerlm.report.tables import number
 from nemo_steerlm.report.training import Losses, training_table
 
 _SHOWN = 10  # prompts whose answers stand on the page
+_WORDS = {"overlong": "prompt too long", "unjudged": "not scored"}  # of counts whose keys are older
 
 
 def write_report(
@@ -79,5 +80,7 @@ def _measured(row: Conversation, target: Sequence[str]) -> list[tuple[str, str]]
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Table:
     """What each round sampled, left out and kept."""
     names = list(dict.fromkeys(name for one in rounds for name in one))
-    rows = [[name.replace("_", " "), *(number(one.get(name), 2) for one in rounds)] for name in names]
+    rows = [
+        [_WORDS.get(name, name.replace("_", " ")), *(number(one.get(name), 2) for one in rounds)] for name in names
+    ]
     return Table(["Answers", *(f"#Round {place}" for place in range(1, len(rounds) + 1))], rows)

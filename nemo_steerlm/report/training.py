@@ -38,7 +38,8 @@ def training_table(trainings: Mapping[str, Losses]) -> Table:
         ends = [number(fmean(part)) if part else NOTHING for part in (train[:tenth], train[-tenth:])]
         step, lowest = min(found["val"], key=lambda pair: pair[1], default=(None, None))
         best = Cell(text=number(lowest), small="" if step is None else f"step {step}")
-        rows.append([name, number(len(train)), *ends, *([number(val[0] if val else None), best] if validated else [])])
+        row: list[str | Cell] = [name, number(len(train)), *ends]
+        rows.append([*row, number(val[0] if val else None), best] if validated else row)
     return Table([*head, *(["#First validation", "#Lowest validation"] if validated else [])], rows)
 
 
