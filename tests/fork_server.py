@@ -114,7 +114,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
         os.close(stream)
     os.environ.clear()
     os.environ.update(request["environment"])
-    if "STEERLM_PARENT" in os.environ:  # launch/local.py: who starts a copy is its parent; here its minder stands for it
+    if "STEERLM_PARENT" in os.environ:  # launch/local.py looks for the launcher; here the minder dies with it
         os.environ["STEERLM_PARENT"] = str(os.getppid())
     os.chdir(request["folder"])
     import torch
