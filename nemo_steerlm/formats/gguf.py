@@ -241,7 +241,8 @@ def _byte_level(name: str | None, where: Path) -> dict[str, Any]:
 def _word_borders(name: str | None, where: Path) -> Any:
     """What cuts a text into words for a byte-level BPE.
 
-    transformers (5.23) does not cut between digits: the `1` of `\\n\\n1.` then gets other neighbours than in training.
+    transformers (5.23, integrations/gguf) does not cut between digits: the `1` of `\\n\\n1.` then gets other
+    neighbours than in training. Remove when it goes by `tokenizer.ggml.pre`.
     """
     from tokenizers import Regex, pre_tokenizers
 

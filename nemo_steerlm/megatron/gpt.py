@@ -141,7 +141,8 @@ def transformer_config(
         use_cpu_initialization=not torch.cuda.is_available(),
         calculate_per_token_loss=True,  # one sum and one count over the whole global batch, not a mean of means
         # Batched sends cross when both pipeline neighbours are one rank, which interleaving on two stages makes
-        # them (silently wrong gradients); separate sends are right everywhere.
+        # them (silently wrong gradients); separate sends are right everywhere. megatron-core 0.16.1 to 0.19.2,
+        # pipeline_parallel/p2p_communication.py: `_batched_p2p_ops`. Remove when it tells the two apart.
         batch_p2p_comm=not interleaved,
         overlap_p2p_comm=interleaved,
         persist_layer_norm=False,
@@ -226,7 +227,11 @@ class LanguageModel(GPTModel):
     def _postprocess(
         self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Choose the positions before the vocabulary projection (a private hook of GPTModel, 0.16 to 0.19; tested)."""
+        """Choose the positions before the vocabulary projection.
+
+        A private hook of GPTModel (megatron-core 0.16.1 to 0.19.2, models/gpt/gpt_model.py, line 559 of 0.16.1).
+        Remove when its `forward` takes the positions.
+        """
         if not self.post_process:
             return hidden_states
         places = loss_mask
@@ -258,7 +263,7 @@ class RegressionModel(LanguageModel):
             self.score.weight.data.copy_(weight)
 
     def _postprocess(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Apply the head instead of the vocabulary projection (a private hook of GPTModel, 0.16 to 0.19; tested)."""
+        """Apply the head instead of the vocabulary projection, in the hook of `LanguageModel._postprocess`."""
         if not self.post_process:
             return hidden_states
         if self.config.sequence_parallel:

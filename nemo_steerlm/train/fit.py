@@ -203,10 +203,12 @@ def fit(
     add_loggers(trainer, logging_config, output)
     trainer.loggers = [*trainer.loggers, metrics]
     # NeMo attaches its telemetry, which nothing here reads. After a training that failed its spans stay open, and it
-    # would refuse the next one of the same process: in a notebook, the one with the mistake mended.
+    # would refuse the next one of the same process: in a notebook, the one with the mistake mended. (nemo_toolkit
+    # 3.0.0, nemo/lightning/callback_group.py. Remove when it closes its spans after an error.)
     CallbackGroup.get_instance().callbacks.clear()
     model.set_trainer(trainer)
-    # Lightning (2.4) would answer SIGTERM by an exception with exit code 0 on the process that got it.
+    # Lightning would answer SIGTERM by an exception with exit code 0 on the process that got it (2.4.0,
+    # pytorch/trainer/connectors/signal_connector.py). Remove when it has an argument for that.
     trainer._signal_connector.register_signal_handlers = lambda: None
     with checkpoints.listening():
         trainer.fit(model, ckpt_path=None if start is None else str(start))
