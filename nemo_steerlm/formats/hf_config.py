@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.config import Architecture, RopeScaling
+from nemo_steerlm.config.families import FAMILIES, Family, family_of
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron.families import FAMILIES, Family, family_of
 
 EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 _CAUSAL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"

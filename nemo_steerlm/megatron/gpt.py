@@ -13,10 +13,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemo_steerlm.config import Architecture, ParallelConfig
+from nemo_steerlm.config import Architecture, ParallelConfig, TrainerConfig, choices
+from nemo_steerlm.config.families import family_of
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import patches
-from nemo_steerlm.megatron.families import family_of
 from nemo_steerlm.megatron.layers import (
     Segments,
     layer_spec,
@@ -76,6 +76,7 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
     "selective": dict(recompute_granularity="selective", recompute_modules=["core_attn"]),
     "full": dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1),
 }
+assert tuple(RECOMPUTE) == choices(TrainerConfig, "recompute")
 
 
 def transformer_config(
@@ -95,14 +96,10 @@ def transformer_config(
             CPU each rank draws the whole of a matrix to keep its part of it.
 
     Raises:
-        ConfigError: the layout does not divide the model, or needs Transformer Engine where there is none.
+        ConfigError: the layout does not divide the model, or fp8 without Transformer Engine.
     """
+    assert parallel.context == 1, "ParallelConfig.validate refuses more"
     check_layout(architecture, parallel)
-    if parallel.context > 1:
-        raise ConfigError(
-            f"parallel.context={parallel.context} needs the ring attention of Transformer Engine, which these layers "
-            "do not use yet; use parallel.tensor with parallel.sequence=true"
-        )
     engine = transformer_engine_available()
     if fp8 and not engine:
         raise ConfigError("trainer.precision=fp8 needs Transformer Engine and a GPU; use trainer.precision=bf16")

@@ -45,14 +45,14 @@ class MegatronModel(TrainableModel):
         super().__init__(cfg, trainer)
         self.card = ModelCard(
             kind=self.kind,
-            architecture=typed(Architecture, cfg.architecture),
+            architecture=typed(Architecture, cfg.architecture, "architecture"),
             template=PromptTemplate.from_dict(_mapping(cfg.template)),
             schema=None if cfg.get("attributes") is None else AttributeSchema.load(_mapping(cfg.attributes)),
             ends=tuple(cfg.get("ends") or ()),
             **{key: cfg[key] for key in ("head", "pooling") if key in cfg},
         )
         self.tokenizer = tokenizer
-        self.parallel = typed(ParallelConfig, cfg.get("parallel") or {})
+        self.parallel = typed(ParallelConfig, cfg.get("parallel") or {}, "parallel")
 
     # ---------------------------------------------------------------- construction
 
