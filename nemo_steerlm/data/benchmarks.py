@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_steerlm.config import PreferenceConfig, choices
 from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.data.sources import hh_rlhf
 from nemo_steerlm.errors import DataError
@@ -335,3 +336,4 @@ _READERS: dict[str, Callable[[Rows, Counter[str]], Iterator[Comparison]]] = {
     "rm_bench": _styles,
 }
 LAYOUTS = tuple(_READERS)
+assert ("auto", *LAYOUTS) == choices(PreferenceConfig, "layout")

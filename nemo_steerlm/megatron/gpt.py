@@ -39,7 +39,7 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
     tensor, chunks = parallel.tensor, parallel.pipeline * (parallel.virtual_pipeline or 1)
     for name, size in (
         ("num_attention_heads", architecture.num_attention_heads),
-        ("num_query_groups", architecture.num_query_groups or architecture.num_attention_heads),
+        ("num_query_groups", architecture.key_value_heads),
         ("ffn_hidden_size", architecture.ffn_hidden_size),
         ("padded vocabulary", padded_vocabulary(architecture)),
     ):
@@ -110,8 +110,8 @@ def transformer_config(
         hidden_size=architecture.hidden_size,
         ffn_hidden_size=architecture.ffn_hidden_size,
         num_attention_heads=architecture.num_attention_heads,
-        num_query_groups=architecture.num_query_groups or architecture.num_attention_heads,
-        kv_channels=architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads,
+        num_query_groups=architecture.key_value_heads,
+        kv_channels=architecture.head_size,
         normalization="LayerNorm" if family.layernorm1p else "RMSNorm",
         layernorm_zero_centered_gamma=family.layernorm1p,
         layernorm_epsilon=architecture.norm_epsilon,
@@ -171,8 +171,7 @@ def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
     Models", as configured by `rope_scaling` in Hugging Face's Llama configuration). megatron-core's own version
     knows one set of bounds only.
     """
-    head = architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads
-    rotated = int(head * architecture.rotary_percent)
+    rotated = int(architecture.head_size * architecture.rotary_percent)
     frequencies = 1.0 / architecture.rope_theta ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
     scaling = architecture.rope_scaling
     if scaling is None:
