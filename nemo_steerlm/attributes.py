@@ -140,7 +140,7 @@ class AttributeSchema:
     @property
     def tokens(self) -> list[str]:
         """Every `attribute:value` that an attribute string can hold."""
-        return [f"{a.name}:{value}" for a in self for value in range(a.low, a.high + 1)]
+        return [format_label({a.name: value}) for a in self for value in range(a.low, a.high + 1)]
 
     def __len__(self) -> int:
         return len(self._attributes)
@@ -212,7 +212,7 @@ class AttributeSchema:
             DataError: A name is not in the schema (it would be lost silently).
         """
         clamped = self.clamp(values or {})
-        return ",".join(f"{name}:{round(clamped[name])}" for name in self._attributes if name in clamped)
+        return format_label({name: round(clamped[name]) for name in self._attributes if name in clamped})
 
     def clamp(self, values: Mapping[str, float], where: str = "") -> dict[str, float]:
         """Return ``values`` forced into each attribute's range; NaN counts as missing (DataError on unknown names)."""
@@ -288,6 +288,11 @@ def parse_label(text: str, where: str = "") -> dict[str, float]:
             raise DataError(f"{prefix}label '{text:.80}' gives attribute '{name}' twice")
         values[name] = value
     return values
+
+
+def format_label(values: Mapping[str, float]) -> str:
+    """The inverse of `parse_label`, in the order of the values: "quality:4,toxicity:0.5"."""
+    return ",".join([f"{name}:{format_number(value)}" for name, value in values.items()])
 
 
 @functools.lru_cache(maxsize=1024)

@@ -26,7 +26,6 @@ from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.integrity import listing
 
-METHODS = ("isotonic", "linear", "temperature")
 FILE = "calibration.json"
 LEAST_ROWS = 10  # an attribute with fewer labels stays as it is
 _TINY = 1e-30  # a probability that underflowed
@@ -37,7 +36,7 @@ class Calibration:
     """One curve an attribute; an attribute without one stays as it is.
 
     Attributes:
-        method: one of `METHODS`.
+        method: a choice of `EvaluateConfig.calibrate`.
         attributes: what `fit_curve` returned, by name.
         about: where it came from: rows, inputs with sha256 (JSON values).
     """
@@ -108,7 +107,7 @@ def fit(
     """Fit one curve for each attribute that has enough rows with both a prediction and a label.
 
     Args:
-        method: one of `METHODS`.
+        method: a choice of `EvaluateConfig.calibrate`.
         predicted: of each attribute raw values `[n]`, or for a temperature probabilities `[n, levels]`; NaN = missing.
         label: `[n, K]`, NaN = missing.
         schema: the K attributes.

@@ -17,7 +17,7 @@ from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
 from nemo_steerlm.launch import local
 from nemo_steerlm.terminal import readable
 
-# verb: (function, its dataclass in config/verbs.py, help)
+# verb: (function, its dataclass in config/, help)
 VERBS = {
     "quickstart": ("verbs.quickstart:main", "QuickstartConfig", "the four steps on a synthetic world"),
     "prepare": ("verbs.prepare:main", "PrepareConfig", "turn a dataset into conversations"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from nemo_steerlm.attributes import AttributeSchema, format_number, parse_label
+from nemo_steerlm.attributes import AttributeSchema, format_label, parse_label
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.files import atomic_writer, encodable, read_jsonl
 from nemo_steerlm.speakers import ASSISTANT, USER, masked, settle
@@ -236,7 +236,7 @@ _masked = functools.lru_cache(maxsize=64)(masked)
 
 
 def _label_text(label: Mapping[str, float] | None) -> str | None:
-    return ",".join([f"{name}:{format_number(value)}" for name, value in label.items()]) if label else None
+    return format_label(label) if label else None
 
 
 def _text(value: Any, where: str) -> str:

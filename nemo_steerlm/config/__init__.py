@@ -1,15 +1,15 @@
 """Every setting of every verb: typed, with help text, default and range. conf/ holds values for these fields only.
 
-`verbs.py` has one dataclass a verb (`TrainSftConfig`, ...), built from the shared ones in the files beside it.
-`compose.py` turns a command line into one of them and checks the ranges given here; Python code builds them itself.
-Others import all names from here.
+Each verb has one dataclass (`TrainSftConfig`, ...) in `train_verbs.py`, `evaluate.py` or `verbs.py`, built from the
+shared ones in the files beside these. `compose.py` turns a command line into one of them, Python code builds them
+itself; `validate` checks either. Others import all names from here, but for those of `families.py`.
 """
 
-from nemo_steerlm.config.checks import check_inference, check_trainable, default_rate
-from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig
-from nemo_steerlm.config.data import DataConfig, PolicyDataConfig
+from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig, check_inference
+from nemo_steerlm.config.data import OVERLONG, DataConfig, PolicyDataConfig, check_dropout
+from nemo_steerlm.config.evaluate import WAYS, EvaluateConfig, PreferenceConfig, SteerabilityConfig, SteeringConfig
+from nemo_steerlm.config.fields import Settings, choices
 from nemo_steerlm.config.model import (
-    FAMILIES,
     HEADS,
     LORA_TARGETS,
     Architecture,
@@ -19,37 +19,36 @@ from nemo_steerlm.config.model import (
     RopeScaling,
 )
 from nemo_steerlm.config.prompt import AttributeOptions, AttributesConfig, TemplateConfig
+from nemo_steerlm.config.train_verbs import (
+    BootstrapConfig,
+    BootstrapDataConfig,
+    SteeringCheckConfig,
+    TrainConfig,
+    TrainRegressorConfig,
+    TrainSftConfig,
+    default_rate,
+)
 from nemo_steerlm.config.training import LoggingConfig, LossConfig, OptimizerConfig, TrainerConfig
 from nemo_steerlm.config.verbs import (
     PREPARE_SOURCES,
     AnnotateConfig,
-    BootstrapConfig,
-    BootstrapDataConfig,
-    EvaluateConfig,
     ExportConfig,
     GenerateConfig,
     ImportConfig,
-    PreferenceConfig,
     PrepareConfig,
     QuickstartConfig,
     QuickstartRecipe,
     SampleConfig,
     SamplingConfig,
-    SteerabilityConfig,
-    SteeringCheckConfig,
-    SteeringConfig,
-    TrainConfig,
-    TrainRegressorConfig,
-    TrainSftConfig,
 )
 
 __all__ = [
-    "FAMILIES", "HEADS", "LORA_TARGETS", "PREPARE_SOURCES",
+    "HEADS", "LORA_TARGETS", "OVERLONG", "PREPARE_SOURCES", "WAYS",
     "AnnotateConfig", "Architecture", "AttributeOptions", "AttributesConfig", "BootstrapConfig", "BootstrapDataConfig",
-    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig", "ImportConfig", "LoRAConfig",
-    "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PolicyDataConfig",
-    "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig", "QuickstartRecipe",
-    "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "SteerabilityConfig",
+    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig", "ImportConfig",
+    "LoRAConfig", "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig",
+    "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig", "QuickstartRecipe",
+    "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "Settings", "SteerabilityConfig",
     "SteeringCheckConfig", "SteeringConfig", "TemplateConfig", "TrainConfig", "TrainRegressorConfig", "TrainSftConfig",
-    "TrainerConfig", "check_inference", "check_trainable", "default_rate",
+    "TrainerConfig", "check_dropout", "check_inference", "choices", "default_rate",
 ]  # fmt: skip

@@ -7,20 +7,18 @@ dataclass, which decides what keys exist and what types they have.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from nemo_steerlm import config as configs
 from nemo_steerlm.config import overrides
+from nemo_steerlm.config.fields import missing
 from nemo_steerlm.errors import ConfigError, suggest
 from nemo_steerlm.terminal import shell_word
 
@@ -49,23 +47,20 @@ def load(
         values: what Python sets: sections as mappings, groups by name, dotted keys.
 
     Returns:
-        An instance of `schema`, ranges and choices checked.
+        An instance of `schema`, valid.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range or contradicts another.
     """
     settings = draft(verb, schema, words, config_dir, values)
-    missing = sorted(OmegaConf.missing_keys(settings))
-    if missing:
-        key = missing[0]
-        others = f" (also missing: {', '.join(missing[1:])})" if missing[1:] else ""
-        example = find(schema, key).metadata["example"] or "VALUE"
-        raise ConfigError(f"{key} is missing; give it on the command line, e.g. {key}={example}{others}")
+    absent = sorted(OmegaConf.missing_keys(settings))
+    if absent:
+        raise missing(absent[0], find(schema, absent[0]), absent[1:])
     try:
-        config = OmegaConf.to_object(settings)
+        config: Any = OmegaConf.to_object(settings)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
-    check(config)
+    config.validate()
     return config
 
 
@@ -76,7 +71,7 @@ def draft(
     config_dir: str | Path | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> DictConfig:
-    """As `load`, but mandatory values may still be missing and ranges are unchecked; `--help` shows this."""
+    """As `load`, but mandatory values may still be missing and nothing is validated; `--help` shows this."""
     folders = [conf_folder(), *([Path(config_dir).resolve()] if config_dir else [])]
     if not folders[-1].is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder")
@@ -101,124 +96,7 @@ def draft(
     return settings
 
 
-def check(config: Any) -> None:
-    """Check choices, ranges and what must fit together in a composed config (raises ConfigError)."""
-    for key, field, value in walk(config):
-        rules = field.metadata
-        if value is None or value == MISSING or not rules:
-            continue
-        if rules["choices"] and value not in rules["choices"]:
-            choices = rules["choices"]
-            raise ConfigError(f"{key}={value}: expected {_alternatives(choices)}{suggest(str(value), choices)}")
-        for name, number in _numbers(key, value):
-            if not math.isfinite(number):
-                raise ConfigError(f"{name}={number}: expected a finite number")
-            if rules["least"] is not None and number < rules["least"]:
-                raise ConfigError(f"{name}={number}: expected at least {_limit(rules['least'])}")
-            if rules["most"] is not None and number > rules["most"]:
-                raise ConfigError(f"{name}={number}: expected at most {_limit(rules['most'])}")
-            if rules["below"] is not None and number >= rules["below"]:
-                raise ConfigError(f"{name}={number}: expected less than {_limit(rules['below'])}")
-    if getattr(config, "template", None) is not None:
-        config.template.check()
-    if isinstance(getattr(config, "attributes", None), configs.AttributesConfig):
-        config.attributes.load()
-    if hasattr(config, "model"):
-        config.attributes.require()
-        _check_model(config.model)
-        configs.check_trainable(config)
-    if hasattr(config, "parallel"):
-        data = getattr(config, "data", None)
-        packed = False
-        if isinstance(data, configs.DataConfig):
-            data.train_files()
-            data.val_files()
-            packed = data.row_length() is not None
-        if isinstance(config.trainer, configs.ComputeConfig) and not isinstance(config, configs.TrainConfig):
-            configs.check_inference(config.trainer.precision)
-        _check_layout(config.trainer, config.parallel, packed)
-
-
-def _numbers(key: str, value: Any) -> Iterator[tuple[str, int | float]]:
-    """The numbers of a value, also those in a list or a mapping, each with its key."""
-    if isinstance(value, (int, float)):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _numbers(f"{key}.{name}", inner)
-    elif isinstance(value, (list, tuple)):
-        for place, inner in enumerate(value):
-            yield from _numbers(f"{key}[{place}]", inner)
-
-
-def _limit(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
-
-
-def _check_model(model: configs.ModelConfig) -> None:
-    if model.init is None and model.architecture is None:
-        raise ConfigError(
-            "model.init is missing; give a model folder or a Hugging Face folder (model.init=outputs/base),"
-            " or a shape for random weights (model=llama_tiny)"
-        )
-    if model.init is not None and model.architecture is not None:
-        raise ConfigError(f"model.init={model.init} brings its own architecture; leave out model= or model.init=")
-    if model.init is None and model.tokenizer is None:
-        raise ConfigError("model.tokenizer is missing: random weights need one, e.g. model.tokenizer=tokenizer.model")
-
-
-def _check_layout(trainer: configs.ProcessesConfig, parallel: configs.ParallelConfig, packed: bool) -> None:
-    if find_spec("transformer_engine") is None:
-        for setting, wanted, instead in (
-            (f"parallel.context={parallel.context}", parallel.context > 1, "parallel.sequence=true"),
-            ("trainer.precision=fp8", getattr(trainer, "precision", None) == "fp8", "trainer.precision=bf16"),
-        ):
-            if wanted:
-                raise ConfigError(f"{setting} needs Transformer Engine, which is not installed; use {instead}")
-    world = trainer.num_nodes * trainer.devices
-    model = parallel.tensor * parallel.pipeline * parallel.context
-    if world % model:
-        raise ConfigError(
-            f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} is {world}, expected a"
-            f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}"
-            f"{f' x parallel.context={parallel.context}' if parallel.context > 1 else ''} = {model}"
-        )
-    if parallel.virtual_pipeline and parallel.pipeline == 1:
-        raise ConfigError("parallel.virtual_pipeline needs parallel.pipeline of at least 2")
-    if parallel.sequence and parallel.tensor == 1:
-        raise ConfigError("parallel.sequence=true needs parallel.tensor of at least 2")
-    if not isinstance(trainer, configs.TrainerConfig):
-        return
-    if trainer.max_steps is None and not trainer.max_epochs:
-        raise ConfigError("trainer.max_steps is missing; give it or trainer.max_epochs, e.g. trainer.max_steps=800")
-    if packed:  # the micro-batches follow from the data
-        return
-    data_parallel = world // model
-    share = trainer.micro_batch_size * data_parallel
-    if trainer.global_batch_size % share:
-        raise ConfigError(
-            f"trainer.global_batch_size={trainer.global_batch_size} is not a multiple of trainer.micro_batch_size="
-            f"{trainer.micro_batch_size} x {data_parallel} data-parallel rank{'s' * (data_parallel > 1)} = {share}"
-        )
-    microbatches = trainer.global_batch_size // share
-    if parallel.virtual_pipeline and microbatches % parallel.pipeline:
-        raise ConfigError(
-            f"parallel.virtual_pipeline needs micro-batches in multiples of parallel.pipeline={parallel.pipeline},"
-            f" found {microbatches}: raise trainer.global_batch_size or lower trainer.micro_batch_size"
-        )
-
-
 # -- looking at the schema --------------------------------------------------------------------------------------------
-
-
-def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-    """Every leaf of a config dataclass: dotted key, field, value."""
-    for field in dataclasses.fields(config):
-        value, key = getattr(config, field.name), f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            yield from walk(value, f"{key}.")
-        else:
-            yield key, field, value
 
 
 def _inner(schema: type, field: dataclasses.Field) -> type | None:
@@ -369,10 +247,6 @@ def _expected(schema: type, key: str) -> str:
         return f" (expected {str(find(schema, key.partition('[')[0]).type).replace(' | None', ' or null')})"
     except KeyError:
         return ""
-
-
-def _alternatives(choices: Sequence[str]) -> str:
-    return " or ".join(choices) if len(choices) < 3 else "one of " + ", ".join(choices)
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_steerlm.config.fields import option
+from nemo_steerlm.config.fields import Settings, option
+from nemo_steerlm.errors import ConfigError
 
 
 @dataclass(kw_only=True)
-class ParallelConfig:
+class ParallelConfig(Settings):
     """How a model is cut; what is left of the processes is data-parallel."""
 
     tensor: int = option(1, "tensor-parallel size", least=1)
@@ -17,9 +18,22 @@ class ParallelConfig:
     sequence: bool = option(False, "also split norms and dropout along the sequence; needs tensor > 1")
     context: int = option(1, "processes that share each sequence; above 1 needs Transformer Engine", least=1)
 
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that what is asked for has the sizes it needs."""
+        super().validate(prefix)
+        if self.context > 1:
+            raise ConfigError(
+                f"parallel.context={self.context} needs the ring attention of Transformer Engine, which these layers "
+                "do not use yet; use parallel.tensor with parallel.sequence=true"
+            )
+        if self.virtual_pipeline and self.pipeline == 1:
+            raise ConfigError("parallel.virtual_pipeline needs parallel.pipeline of at least 2")
+        if self.sequence and self.tensor == 1:
+            raise ConfigError("parallel.sequence=true needs parallel.tensor of at least 2")
+
 
 @dataclass(kw_only=True)
-class ProcessesConfig:
+class ProcessesConfig(Settings):
     """Processes."""
 
     devices: int = option(1, "processes on each node, one per GPU (or per share of the CPU)", least=1)
@@ -37,3 +51,42 @@ class ComputeConfig(ProcessesConfig):
         None, "number format of the computation; null = bf16 on a GPU, fp32 on a CPU; fp8 needs Transformer Engine",
         choices=("fp32", "bf16", "fp8"),
     )  # fmt: skip
+
+
+class InProcesses(Settings):
+    """What a verb that starts processes adds to its checks."""
+
+    trainer: ProcessesConfig
+    parallel: ParallelConfig
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the layout divides the processes."""
+        super().validate(prefix)
+        trainer, parallel = self.trainer, self.parallel
+        world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
+        if world % model:
+            raise ConfigError(
+                f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} is {world}, expected a"
+                f" multiple of parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} = {model}"
+            )
+
+
+class Inference(InProcesses):
+    """What a verb that reads or generates adds to its checks."""
+
+    trainer: ComputeConfig
+
+    def validate(self, prefix: str = "") -> None:
+        """As `InProcesses.validate`, and that it computes in a format of inference."""
+        super().validate(prefix)
+        check_inference(self.trainer.precision)
+
+
+def check_inference(precision: str | None) -> None:
+    """Refuse a number format that is none, or that only trainings compute in (ConfigError)."""
+    ComputeConfig.check_values(precision=precision)
+    if precision == "fp8":
+        raise ConfigError(
+            "trainer.precision=fp8 is for train-regressor and train-sft; reading and generating do not compute in fp8 "
+            "yet: use trainer.precision=bf16"
+        )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_steerlm.config.fields import option
+from nemo_steerlm.config.families import FAMILIES, family_of
+from nemo_steerlm.config.fields import Settings, option
+from nemo_steerlm.errors import ConfigError, suggest
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "nemotron")
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 HEADS = ("regression", "ordinal", "distribution", "generative")
 
 
 @dataclass(kw_only=True)
-class RopeScaling:
+class RopeScaling(Settings):
     """Llama 3.1's scaling of rotary frequencies."""
 
     factor: float = option(8.0, "how much longer the context became", least=1.0)
@@ -22,10 +23,10 @@ class RopeScaling:
 
 
 @dataclass(kw_only=True)
-class Architecture:
-    """Shape of a network: rotary positions, grouped-query attention, what its family has (megatron/families.py)."""
+class Architecture(Settings):
+    """Shape of a network: rotary positions, grouped-query attention, what its family has (`families`)."""
 
-    family: str = option("llama", "whose network: norms, activation, biases", choices=FAMILIES)
+    family: str = option("llama", "whose network: norms, activation, biases", choices=tuple(FAMILIES))
     num_layers: int = option(2, "transformer layers", least=1)
     hidden_size: int = option(128, "width of the residual stream", least=1)
     ffn_hidden_size: int = option(384, "width inside the feed-forward block", least=1)
@@ -44,9 +45,24 @@ class Architecture:
     attention_dropout: float = option(0.0, "dropout on attention weights", least=0.0, most=1.0)
     pad_vocab_to: int = option(128, "rows of the embedding are padded to a multiple of this", least=1)
 
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the family has what is asked for."""
+        super().validate(prefix)
+        family_of(self)
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
 
 @dataclass(kw_only=True)
-class LoRAConfig:
+class LoRAConfig(Settings):
     """Low-rank adapters (Hu et al., arXiv 2106.09685): W stays as it is, W + alpha / rank * B A is used."""
 
     rank: int = option(0, "rank of the adapters; 0 = none, all weights are trained", least=0)
@@ -54,9 +70,24 @@ class LoRAConfig:
     dropout: float = option(0.0, "dropout on what the adapters read", least=0.0, most=1.0)
     targets: list[str] = option(lambda: list(LORA_TARGETS), f"linears that get one, of {', '.join(LORA_TARGETS)}")
 
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that there are such linears."""
+        super().validate(prefix)
+        for name in self.targets:
+            if name not in LORA_TARGETS:
+                raise ConfigError(
+                    f"model.lora.targets: no linear is called {name}{suggest(name, LORA_TARGETS) or '.'} "
+                    f"There are {', '.join(LORA_TARGETS)}"
+                )
+        if self.rank and not self.targets:
+            raise ConfigError(
+                f"model.lora.rank={self.rank} with an empty model.lora.targets trains nothing; name at least one "
+                "linear"
+            )
+
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Where the weights come from and which of them are trained."""
 
     init: str | None = option(None, "model folder or Hugging Face folder to start from; null = random weights")
@@ -67,6 +98,27 @@ class ModelConfig:
         "none", "trunk = train a regressor's head alone, or the embeddings of a policy's attribute tokens",
         choices=("none", "trunk"),
     )  # fmt: skip
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that weights come from one place, which has what is kept of them."""
+        super().validate(prefix)
+        if self.init is None and self.architecture is None:
+            raise ConfigError(
+                "model.init is missing; give a model folder or a Hugging Face folder (model.init=outputs/base),"
+                " or a shape for random weights (model=llama_tiny)"
+            )
+        if self.init is not None and self.architecture is not None:
+            raise ConfigError(f"model.init={self.init} brings its own architecture; leave out model= or model.init=")
+        if self.init is None and self.tokenizer is None:
+            raise ConfigError(
+                "model.tokenizer is missing: random weights need one, e.g. model.tokenizer=tokenizer.model"
+            )
+        rank = self.lora.rank
+        frozen = f"model.lora.rank={rank}" if rank else f"model.freeze={self.freeze}"
+        if rank and self.freeze != "none":
+            raise ConfigError(f"{frozen} trains adapters in what model.freeze={self.freeze} freezes; give one")
+        if self.init is None and (rank or self.freeze != "none"):
+            raise ConfigError(f"{frozen} keeps the weights it starts from: give them with model.init=FOLDER")
 
 
 @dataclass(kw_only=True)

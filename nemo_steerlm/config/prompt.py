@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.attributes import PRESETS, AttributeSchema
 from nemo_steerlm.chat_template import own_strings, unused_token
-from nemo_steerlm.config.fields import option
+from nemo_steerlm.config.fields import Settings, option
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
-class AttributeOptions:
+class AttributeOptions(Settings):
     """One attribute in `attributes.schema`; what is null stays as in the preset."""
 
     low: int | None = option(None, "lowest value")
@@ -25,11 +25,16 @@ class AttributeOptions:
 
 
 @dataclass(kw_only=True)
-class AttributesConfig:
+class AttributesConfig(Settings):
     """The attribute schema: a preset or YAML file, changed or extended by `schema`."""
 
-    preset: str | None = option(None, "helpsteer, helpsteer2, oasst_0_9, ultrafeedback, synthetic, or a YAML file")
+    preset: str | None = option(None, f"{', '.join(PRESETS)}, or a YAML file")
     schema: dict[str, AttributeOptions] = option(dict, "more attributes, or changes: attributes.schema.humor.high=9")
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the schema can be loaded."""
+        super().validate(prefix)
+        self.load()
 
     def load(self) -> AttributeSchema | None:
         """The schema these settings describe, None where they name none.
@@ -60,7 +65,7 @@ class AttributesConfig:
 
 
 @dataclass(kw_only=True)
-class TemplateConfig:
+class TemplateConfig(Settings):
     """Strings of the prompt, see `nemo_steerlm.template.PromptTemplate`; null: from the model's own chat template."""
 
     system_start: str | None = option(PromptTemplate.system_start, "opens the prompt")
@@ -82,8 +87,9 @@ class TemplateConfig:
         """Whether strings are those of the model's own chat template."""
         return any(value is None for name, value in dataclasses.asdict(self).items() if name != "label_start")
 
-    def check(self) -> None:
-        """Check the strings that are given (raises ConfigError for those that clash)."""
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the strings that are given do not clash."""
+        super().validate(prefix)
         PromptTemplate.from_dict(
             {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         )

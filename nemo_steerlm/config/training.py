@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from omegaconf import MISSING
 
-from nemo_steerlm.config.compute import ComputeConfig
-from nemo_steerlm.config.fields import option
+from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config.compute import ComputeConfig, InProcesses
+from nemo_steerlm.config.data import DataConfig
+from nemo_steerlm.config.fields import Settings, option
+from nemo_steerlm.errors import ConfigError, suggest
 
 
 @dataclass(kw_only=True)
@@ -38,6 +42,14 @@ class TrainerConfig(ComputeConfig):
     log_every: int = option(1, "optimizer steps between logged lines", least=1)
     progress_bar: bool = option(True, "show steps, speed and time left")
 
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the training ends."""
+        super().validate(prefix)
+        if self.max_steps is None and not self.max_epochs:
+            raise ConfigError(
+                "trainer.max_steps is missing; give it or trainer.max_epochs, e.g. trainer.max_steps=800"
+            )
+
 
 #: Peak learning rate of a fine-tuning that is given none. All weights: between the 5e-6 of SteerLM's and HelpSteer's
 #: 13B models and TRL's 2e-5, near NeMo-Aligner's 9e-6. Adapters: ten times as much, which is TRL's advice.
@@ -45,7 +57,7 @@ FULL_RATE, LORA_RATE = 1e-5, 1e-4
 
 
 @dataclass(kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """AdamW and its schedule."""
 
     lr: float | None = option(
@@ -68,7 +80,7 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True)
-class LossConfig:
+class LossConfig(Settings):
     """What a regressor is trained to minimise."""
 
     kind: str | None = option(
@@ -91,9 +103,30 @@ class LossConfig:
     preference_attribute: str | None = option(None, "attribute that is higher in the preferred response")
     preference_weight: float = option(1.0, "weight of a pair, where a label weighs 1", least=0.0)
 
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that something is left to train on."""
+        super().validate(prefix)
+        if self.kind == "none" and self.preference == "none":
+            raise ConfigError("loss.kind=none leaves nothing to train on; choose another, or loss.preference=scaled")
+
+    def check_names(self, schema: AttributeSchema) -> None:
+        """Refuse an attribute that is not in the schema, and preferences about none (ConfigError)."""
+        for name in self.weights:
+            if name not in schema:
+                hint = suggest(name, schema.names)
+                raise ConfigError(f"loss.weights.{name}: no such attribute{hint} (known: {', '.join(schema.names)})")
+        if self.preference == "none":
+            return
+        preferred, known = self.preference_attribute, f"one of {', '.join(schema.names)}"
+        if preferred is None:
+            raise ConfigError(f"loss.preference={self.preference} needs loss.preference_attribute={known}")
+        if preferred not in schema:
+            hint = suggest(preferred, schema.names)
+            raise ConfigError(f"loss.preference_attribute={preferred}: no such attribute{hint}; expected {known}")
+
 
 @dataclass(kw_only=True)
-class LoggingConfig:
+class LoggingConfig(Settings):
     """Loggers beside metrics.jsonl, which is always written."""
 
     tensorboard: bool = option(True, "write TensorBoard files to OUTPUT/logs")
@@ -101,3 +134,38 @@ class LoggingConfig:
     wandb_project: str = option("nemo_steerlm", "W&B project")
     wandb_offline: bool = option(True, "keep W&B files local; `wandb sync` sends them later")
     name: str | None = option(None, "name of the run; null = that of the output folder")
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that what logs is installed."""
+        super().validate(prefix)
+        if self.wandb and find_spec("wandb") is None:
+            raise ConfigError("logging.wandb=true needs the package wandb: pip install 'nemo_steerlm[wandb]'")
+
+
+class Training(InProcesses):
+    """What a verb that trains adds to its checks."""
+
+    trainer: TrainerConfig
+    data: DataConfig
+
+    def validate(self, prefix: str = "") -> None:
+        """As `InProcesses.validate`, and that the data-parallel ranks share a global batch equally."""
+        super().validate(prefix)
+        trainer, parallel = self.trainer, self.parallel
+        if trainer.best_metric is not None and self.data.val is None:
+            raise ConfigError(f"trainer.best_metric={trainer.best_metric} needs validation data: give data.val=FILE")
+        if self.data.packing:  # the micro-batches follow from the data
+            return
+        ranks = trainer.num_nodes * trainer.devices // (parallel.tensor * parallel.pipeline)
+        share = trainer.micro_batch_size * ranks
+        if trainer.global_batch_size % share:
+            raise ConfigError(
+                f"trainer.global_batch_size={trainer.global_batch_size} is not a multiple of trainer.micro_batch_size="
+                f"{trainer.micro_batch_size} x {ranks} data-parallel rank{'s' * (ranks > 1)} = {share}"
+            )
+        microbatches = trainer.global_batch_size // share
+        if parallel.virtual_pipeline and microbatches % parallel.pipeline:
+            raise ConfigError(
+                f"parallel.virtual_pipeline needs micro-batches in multiples of parallel.pipeline={parallel.pipeline},"
+                f" found {microbatches}: raise trainer.global_batch_size or lower trainer.micro_batch_size"
+            )

@@ -1,18 +1,16 @@
-"""The settings of each verb, and the parts that only one or two verbs have."""
+"""The settings of the verbs that neither train nor measure, and the parts that only they have."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from omegaconf import MISSING
 
-from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig
-from nemo_steerlm.config.data import OVERLONG, DataConfig, PolicyDataConfig
-from nemo_steerlm.config.fields import MOST_SEED, option
-from nemo_steerlm.config.model import HEADS, ModelConfig, RegressorModelConfig
+from nemo_steerlm.config.compute import ComputeConfig, Inference, InProcesses, ParallelConfig, ProcessesConfig
+from nemo_steerlm.config.data import OVERLONG
+from nemo_steerlm.config.fields import MOST_SEED, Settings, option
 from nemo_steerlm.config.prompt import AttributesConfig, TemplateConfig
-from nemo_steerlm.config.training import LoggingConfig, LossConfig, OptimizerConfig, TrainerConfig
 from nemo_steerlm.errors import ConfigError
 
 PREPARE_SOURCES = (
@@ -22,7 +20,7 @@ PREPARE_SOURCES = (
 
 
 @dataclass(kw_only=True)
-class PrepareConfig:
+class PrepareConfig(Settings):
     """Settings of `steerlm prepare`."""
 
     source: str = option(MISSING, "kind of dataset", choices=PREPARE_SOURCES, example="oasst")
@@ -33,7 +31,7 @@ class PrepareConfig:
     dataset: str | None = option(None, "name that every row carries; null = the source's")
     columns: dict[str, str] = option(dict, "source=table: {prompt:COLUMN,response:COLUMN,quality:COLUMN,...}")
     attributes: AttributesConfig = option(AttributesConfig, "attribute schema; null = the source's own")
-    val_fraction: float | None = option(0.05, "share held out; null = the dataset's own split", least=0.0, most=1.0)
+    val_fraction: float | None = option(0.05, "share held out; null = the dataset's own split", least=0.0, below=1.0)
     seed: int = option(10, "seed of the split, and of synthetic data", least=0, most=MOST_SEED)
     languages: list[str] | None = option(None, "keep only these, e.g. languages=[en,de]; null = all")
     dedupe: bool = option(True, "drop repeated conversations")
@@ -42,9 +40,24 @@ class PrepareConfig:
         "default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner")
     )
 
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that source and recipe have a use for the other settings."""
+        super().validate(prefix)
+        reference, synthetic = self.recipe == "nemo_aligner", self.source == "synthetic"
+        if not self.output and not self.check:
+            raise ConfigError("output is missing; give it on the command line, e.g. output=outputs/data")
+        if self.columns and self.source != "table":
+            raise ConfigError(f"columns is for source=table, found source={self.source}")
+        if reference and (self.source != "oasst" or self.languages):
+            raise ConfigError("recipe=nemo_aligner is for source=oasst without languages=; use recipe=default")
+        if self.check and (reference or synthetic):
+            raise ConfigError("check=true reads a dataset by recipe=default; there is nothing else to check")
+        if self.val_fraction is None and (reference or synthetic):
+            raise ConfigError("val_fraction=null keeps a dataset's own split, which is not known here; give a share")
+
 
 @dataclass(kw_only=True)
-class ImportConfig:
+class ImportConfig(InProcesses):
     """Settings of `steerlm import`."""
 
     input: str = option(MISSING, "Hugging Face folder, .gguf file, or llama2.c .bin file", example="Llama-3.1-8B")
@@ -61,7 +74,7 @@ class ImportConfig:
 
 
 @dataclass(kw_only=True)
-class ExportConfig:
+class ExportConfig(InProcesses):
     """Settings of `steerlm export`."""
 
     checkpoint: str = option(MISSING, "model folder", example="outputs/policy/model")
@@ -75,68 +88,7 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
-    """What both trainings share."""
-
-    output: str = option(MISSING, "run folder", example="outputs/run")
-    attributes: AttributesConfig = option(AttributesConfig, "attribute schema")
-    template: TemplateConfig = option(TemplateConfig, "strings of the prompt")
-    trainer: TrainerConfig = option(TrainerConfig, "training loop")
-    parallel: ParallelConfig = option(ParallelConfig, "layout")
-    optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
-    logging: LoggingConfig = option(LoggingConfig, "loggers")
-    seed: int = option(1234, "seed of weights, data order and dropout", least=0, most=MOST_SEED)
-    resume: bool = option(True, "go on from the newest complete checkpoint in the run folder")
-
-
-@dataclass(kw_only=True)
-class TrainRegressorConfig(TrainConfig):
-    """Settings of `steerlm train-regressor`."""
-
-    data: DataConfig = option(DataConfig, "training data")
-    model: RegressorModelConfig = option(RegressorModelConfig, "model")
-    head: str | None = option(
-        None, "a value as a number, a distribution over levels, or text; null = as model.init, else regression",
-        choices=HEADS,
-    )  # fmt: skip
-    loss: LossConfig = option(LossConfig, "loss")
-
-
-@dataclass(kw_only=True)
-class SteeringConfig:
-    """How it is measured whether a policy listens to its labels and does what it is asked."""
-
-    scorers: list[str] | None = option(
-        None, "what measures answers: model folder of a regressor, text, oracle, MODULE:FUNCTION, http://..."
-    )
-    measures: dict[str, str] = option(dict, "attribute to the score with another name: {verbosity:tokens}")
-    rows: int = option(200, "labelled rows whose labels are exchanged; 0 = none", least=0)
-    prompts: int = option(50, "prompts that are answered at every level; 0 = none", least=0)
-    max_new_tokens: int = option(256, "longest answer, tokens", least=1)
-    batch_size: int = option(64, "answers generated at once", least=1)
-
-
-@dataclass(kw_only=True)
-class SteeringCheckConfig(SteeringConfig):
-    """The short form, at the end of a training."""
-
-    check: bool = option(True, "end with a short measurement of steering, in steering.json")
-    rows: int = option(100, "validation rows whose labels are exchanged, at every validation too; 0 = none", least=0)
-    prompts: int = option(8, "prompts that are answered at three levels; 0 = none", least=0)
-    max_new_tokens: int = option(64, "longest answer, tokens", least=1)
-
-
-@dataclass(kw_only=True)
-class TrainSftConfig(TrainConfig):
-    """Settings of `steerlm train-sft`."""
-
-    data: PolicyDataConfig = option(PolicyDataConfig, "training data")
-    model: ModelConfig = option(ModelConfig, "model")
-    steering: SteeringCheckConfig = option(SteeringCheckConfig, "whether the policy listens and obeys")
-
-
-@dataclass(kw_only=True)
-class AnnotateConfig:
+class AnnotateConfig(Inference):
     """Settings of `steerlm annotate`."""
 
     checkpoint: str = option(MISSING, "model folder of a regressor", example="outputs/regressor/model")
@@ -153,21 +105,42 @@ class AnnotateConfig:
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
 
+    def validate(self, prefix: str = "") -> None:
+        """As `Inference.validate`, and that the input stays, and the share is one."""
+        super().validate(prefix)
+        if Path(self.input).resolve() == Path(self.output).resolve():
+            raise ConfigError(f"output={self.output}: this is the input; annotate writes another file")
+        self.share()
+
+    def share(self) -> tuple[int, int]:
+        """`(i, n)` of `shards`.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        if self.shards is None:
+            return 0, 1
+        number, _, count = self.shards.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            last = f"0/{count} to {int(count) - 1}/{count}" if count.isdecimal() and int(count) else "0/8 to 7/8"
+            raise ConfigError(f"shards={self.shards}: expected i/n with i from 0 to n - 1, so {last}")
+        return int(number), int(count)
+
 
 @dataclass(kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """How responses are drawn."""
 
     responses: int = option(4, "responses a prompt", least=1)
     top_k: int = option(50, "draw among the k likeliest tokens; 0 = all", least=0)
-    top_p: float | None = option(None, "draw among the likeliest of this total probability", least=0.0, most=1.0)
+    top_p: float | None = option(None, "draw among the likeliest of this total probability", least=1e-9, most=1.0)
     temperature: float = option(1.0, "0 = always the likeliest token", least=0.0)
     max_new_tokens: int = option(512, "longest response, tokens", least=1)
     batch_size: int = option(64, "responses generated at once", least=1)
 
 
 @dataclass(kw_only=True)
-class SampleConfig(SamplingConfig):
+class SampleConfig(SamplingConfig, Inference):
     """Settings of `steerlm sample` (step 4a)."""
 
     checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
@@ -184,114 +157,7 @@ class SampleConfig(SamplingConfig):
 
 
 @dataclass(kw_only=True)
-class BootstrapDataConfig(PolicyDataConfig):
-    """Data of `steerlm bootstrap`; `train` is the annotated data the policy was trained on."""
-
-    train: str = option(MISSING, "conversations (.jsonl or .jsonl.gz)", example="data/train.jsonl")
-    val: str | None = option(None, "conversations to validate on; null = no validation")
-    prompts: str | None = option(None, "conversations to answer; null = those of data.train")
-    change_prompts: str | None = option(None, "held-out conversations the change is measured on; null = data.val")
-
-
-@dataclass(kw_only=True)
-class BootstrapConfig:
-    """Settings of `steerlm bootstrap` (step 4)."""
-
-    policy: str = option(MISSING, "model folder of the policy", example="outputs/policy/model")
-    regressor: str = option(MISSING, "model folder of the regressor", example="outputs/regressor/model")
-    output: str = option(MISSING, "run folder", example="outputs/bootstrap")
-    target: list[str] = option(MISSING, "attributes held at their maximum", example="[quality]")
-    data: BootstrapDataConfig = option(BootstrapDataConfig, "data")
-    rounds: int = option(1, "rounds of sampling and training", least=1)
-    keep_fraction: float = option(
-        0.5, "share of the prompts whose best response is kept, best predicted targets first", least=0.0, most=1.0
-    )
-    replay: float = option(1.0, "original rows mixed in for each kept response", least=0.0)
-    control: bool = option(False, "also train as many steps on the original data alone, and report that change")
-    batch_tokens: int | None = option(None, "tokens a forward pass of the regressor, as annotate's", least=1)
-    sampling: SamplingConfig = option(SamplingConfig, "how responses are drawn")
-    trainer: TrainerConfig = option(TrainerConfig, "training loop")
-    parallel: ParallelConfig = option(ParallelConfig, "layout")
-    optimizer: OptimizerConfig = option(OptimizerConfig, "optimizer")
-    logging: LoggingConfig = option(LoggingConfig, "loggers")
-    steering: SteeringCheckConfig = option(SteeringCheckConfig, "whether the new policy listens and obeys")
-    seed: int = option(1234, "seed of everything drawn", least=0, most=MOST_SEED)
-    resume: bool = option(True, "skip what the run folder holds already")
-
-
-@dataclass(kw_only=True)
-class PreferenceConfig:
-    """Settings of `steerlm evaluate task=preference`."""
-
-    layout: str = option(
-        "auto", "form of the input; auto = told from its keys",
-        choices=("auto", "hh", "conversations", "rewardbench", "rewardbench2", "rm_bench"),
-    )  # fmt: skip
-    weights: dict[str, float] = option(dict, "one score from attributes: preference.weights={helpfulness: 0.65}")
-    preset: str | None = option(
-        None, "published weights, on HelpSteer2's attributes", choices=("nemotron_4_340b", "llama3_70b")
-    )
-    fit: str | None = option(None, "held-out pairs to fit the weights on; never those of the input")
-    floor_train: str | None = option(None, "held-out pairs for the TF-IDF baseline; null = cross-fit on the input")
-
-
-@dataclass(kw_only=True)
-class SteerabilityConfig(SteeringConfig):
-    """Settings of `steerlm evaluate task=steerability`."""
-
-    ways: list[str] = option(
-        lambda: ["default", "alone", "all"],
-        "one attribute with the others at their default, one alone, all at random levels: of default, alone, all",
-    )
-    quality: str | None = option(None, "score that tells a setting's cost; null = quality or helpfulness, if measured")
-    temperature: float = option(0.0, "0 = always the likeliest token", least=0.0)
-    top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig:
-    """Settings of `steerlm evaluate`."""
-
-    task: str = option(
-        MISSING, "what to measure", choices=("regressor", "preference", "label_noise", "steerability"),
-        example="regressor",
-    )  # fmt: skip
-    checkpoint: str | None = option(
-        None, "model folder of a regressor, of a policy for steerability; label_noise does without where the rows "
-        "hold its predictions"
-    )  # fmt: skip
-    input: Any = option(
-        MISSING, "conversations with labels, a file or [ONE,TWO]; preferences", example="data/val.jsonl"
-    )
-    output: str = option(MISSING, "folder for report.json, report.html and pictures", example="outputs/evaluation")
-    overlong: str = option("truncate_history", "what happens to a longer sample", choices=OVERLONG)
-    max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
-    batch_tokens: int | None = option(None, "tokens a forward pass, as annotate's", least=1)
-    seed: int = option(0, "seed of the bootstrap intervals", least=0, most=MOST_SEED)
-    resamples: int = option(1000, "resamples for the intervals; 0 = none; task=preference: always 1000", least=0)
-    calibrate: str | None = option(
-        None, "fit a calibration on the input and store it with the model; temperature: of a distribution",
-        choices=("isotonic", "linear", "temperature"),
-    )  # fmt: skip
-    preference: PreferenceConfig = option(PreferenceConfig, "of task=preference")
-    steerability: SteerabilityConfig = option(SteerabilityConfig, "of task=steerability")
-    trainer: ComputeConfig = option(ComputeConfig, "processes")
-    parallel: ParallelConfig = option(ParallelConfig, "layout")
-
-    def inputs(self) -> list[str]:
-        """The files of `input`.
-
-        Raises:
-            ConfigError: neither a file name nor a list of them.
-        """
-        files = [self.input] if isinstance(self.input, str) else self.input
-        if not isinstance(files, (list, tuple)) or not files or not all(isinstance(one, str) for one in files):
-            raise ConfigError(f"input={self.input!r:.80}: expected a file, or a list: input=[a.jsonl,b.jsonl]")
-        return list(files)
-
-
-@dataclass(kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Inference):
     """Settings of `steerlm generate`."""
 
     checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
@@ -302,7 +168,7 @@ class GenerateConfig:
     )
     temperature: float = option(0.0, "0 = always the likeliest token", least=0.0)
     top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
-    top_p: float = option(1.0, "draw among the likeliest of this total probability", least=0.0, most=1.0)
+    top_p: float = option(1.0, "draw among the likeliest of this total probability", least=1e-9, most=1.0)
     max_new_tokens: int = option(256, "longest response, tokens", least=1)
     seed: int = option(1234, "seed of the draw", least=0, most=MOST_SEED)
     trainer: ComputeConfig = option(ComputeConfig, "processes")
@@ -310,7 +176,7 @@ class GenerateConfig:
 
 
 @dataclass(kw_only=True)
-class QuickstartRecipe:
+class QuickstartRecipe(Settings):
     """Sizes of the quickstart, fixed on other seeds than those it is judged on."""
 
     train_rows: int = option(8000, "dialogues with human labels, for the regressor", least=1)
@@ -336,7 +202,7 @@ class QuickstartRecipe:
 
 
 @dataclass(kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(Settings):
     """Settings of `steerlm quickstart`."""
 
     output: str = option("outputs/quickstart", "folder of data, models and report")

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_steerlm.config import PreferenceConfig, choices
 from nemo_steerlm.conversation import Conversation, Turn
+from nemo_steerlm.data.sources import hh_rlhf
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.files import encodable, read_jsonl
 from nemo_steerlm.provenance import sha256_file
@@ -38,8 +40,6 @@ RM_BENCH = ("chat", "math", "code", "safety")
 
 _FILTERED = re.compile(rf"((?:{'|'.join(RM_BENCH)})[\w-]*)_filtered")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_HH_SPEAKERS = {"Human": "User", "Assistant": "Assistant"}
 _ROLES = {"user": "User", "assistant": "Assistant"}
 
 
@@ -223,9 +223,8 @@ def _hh(rows: Rows, counts: Counter[str]) -> Iterator[Comparison]:
 
 
 def _hh_dialogue(row: Row, key: str, where: str) -> Conversation:
-    before, *pieces = _HH_TURN.split("\n\n" + _string(row, key, where).lstrip("\n"))
-    turns = [Turn(_HH_SPEAKERS[name], text.strip()) for name, text in zip(pieces[::2], pieces[1::2], strict=True)]
-    if before.strip() or len(turns) < 2 or turns[-1].speaker != "Assistant":
+    turns = hh_rlhf.parse(_string(row, key, where))
+    if len(turns) < 2 or turns[-1].speaker != "Assistant":
         raise DataError(
             f"{where}: {key} is not a dialogue of '\\n\\nHuman: ' and '\\n\\nAssistant: ' that ends with the latter"
         )
@@ -337,3 +336,4 @@ _READERS: dict[str, Callable[[Rows, Counter[str]], Iterator[Comparison]]] = {
     "rm_bench": _styles,
 }
 LAYOUTS = tuple(_READERS)
+assert ("auto", *LAYOUTS) == choices(PreferenceConfig, "layout")

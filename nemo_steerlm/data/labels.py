@@ -80,7 +80,7 @@ def _files(config: Any) -> Iterator[tuple[str, Sequence[str], AttributeSchema]]:
     if isinstance(config, TrainRegressorConfig) and config.loss.kind == "none":
         return  # preferences alone
     if isinstance(config, TrainConfig):
-        data, schema = config.data, config.attributes.require()  # type: ignore[attr-defined]
+        data, schema = config.data, config.attributes.require()
         files = {"data.train": data.train_files(), "data.val": data.val_files()}
     elif isinstance(config, BootstrapConfig):
         schema = _known_to(config.policy)

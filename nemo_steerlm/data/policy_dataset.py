@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import check_dropout
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
 from nemo_steerlm.data.parts import batched
@@ -21,7 +22,6 @@ from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.data.tokenise import BATCH, cache_settings, check_limit, require_items, too_long, without_oldest
 from nemo_steerlm.data.units import EMPTY
-from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.template import Label, PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
@@ -85,11 +85,7 @@ class PolicyDataset:
             ConfigError: A setting is not usable.
         """
         check_limit(max_length, overlong)
-        for name, share in (("attribute_dropout", attribute_dropout), ("label_dropout", label_dropout)):
-            if not 0 <= share <= 1:
-                raise ConfigError(f"{name}={share}: expected a share between 0 and 1")
-        if attribute_dropout + label_dropout > 1:
-            raise ConfigError(f"attribute_dropout + label_dropout is {attribute_dropout + label_dropout:g}, above 1")
+        check_dropout(attribute_dropout, label_dropout)
 
         def encode(rows: Sequence[Conversation], shown: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
             return [_trim(*pair) for pair in template.encode_policies(list(zip(rows, shown)), schema, tokenizer)]

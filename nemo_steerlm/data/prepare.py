@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import PrepareConfig
+from nemo_steerlm.config import PREPARE_SOURCES, PrepareConfig
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.inputs import input_files
 from nemo_steerlm.data.report import Report
@@ -45,7 +45,7 @@ from nemo_steerlm.data.sources import (
 )
 from nemo_steerlm.data.sources.answers import without_empty
 from nemo_steerlm.data.sources.tally import Tally
-from nemo_steerlm.errors import ConfigError, DataError, suggest
+from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.files import open_text, sync_folder
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.tokenizer import load_tokenizer
@@ -73,7 +73,7 @@ class Source:
 
 
 _SPLITS = ("train.jsonl*", "validation.jsonl*")
-#: A new source is one module with a ``read`` of this shape, and one line here (and its name in ``PrepareConfig``).
+#: A new source is one module with a ``read`` of this shape, one line here, and its name in ``PREPARE_SOURCES``.
 SOURCES: dict[str, Source] = {
     "oasst": Source(oasst.read, "oasst_0_9", ("*_ready.trees.jsonl*",), oasst.ATTRIBUTES),
     "helpsteer": Source(helpsteer.read, "helpsteer2", _SPLITS, helpsteer.ATTRIBUTES),
@@ -87,7 +87,7 @@ SOURCES: dict[str, Source] = {
     "steerlm": Source(steerlm.read),
     "table": Source(table.read),
 }
-RECIPES = ("default", "nemo_aligner")
+assert (*SOURCES, "synthetic") == PREPARE_SOURCES
 
 _OUTPUTS = ("train.jsonl", "val.jsonl", "train_reg.jsonl", "val_reg.jsonl", "report.json", "report.html", "run.json")
 _VAL_NAMES = ("val", "valid", "validation", "test", "dev")
@@ -133,22 +133,8 @@ class PrepareOptions:
     attributes: Any = None
 
     def __post_init__(self) -> None:
-        known = (*SOURCES, "synthetic")
-        for key, value, choices in (("source", self.source, known), ("recipe", self.recipe, RECIPES)):
-            if value not in choices:
-                raise ConfigError(f"{key}={value}: expected one of {', '.join(choices)}{suggest(str(value), choices)}")
-        if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"val_fraction={self.val_fraction}: expected a share of at least 0 and below 1")
-        if not self.output and not self.check:
-            raise ConfigError("output is missing; give it on the command line, e.g. output=outputs/data")
-        if self.columns and self.source != "table":
-            raise ConfigError(f"columns is for source=table, found source={self.source}")
-        if self.recipe == "nemo_aligner" and (self.source != "oasst" or self.languages):
-            raise ConfigError("recipe=nemo_aligner is for source=oasst without languages=; use recipe=default")
-        if self.check and (self.recipe == "nemo_aligner" or self.source == "synthetic"):
-            raise ConfigError("check=true reads a dataset by recipe=default; there is nothing else to check")
-        if self.val_fraction is None and (self.recipe == "nemo_aligner" or self.source == "synthetic"):
-            raise ConfigError("val_fraction=null keeps a dataset's own split, which is not known here; give a share")
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        PrepareConfig(**{name: value for name, value in own.items() if name != "attributes"}).validate()
 
     @classmethod
     def from_config(cls, config: Any) -> PrepareOptions:
@@ -209,7 +195,7 @@ def _prepare(options: PrepareOptions, schema: AttributeSchema) -> dict[str, Any]
         elif options.recipe == "nemo_aligner":
             from nemo_steerlm.data.sources import nemo_aligner
 
-            assert options.val_fraction is not None  # PrepareOptions refuses that
+            assert options.val_fraction is not None, "PrepareConfig.validate refuses that"
             report = nemo_aligner.write(files, folder, schema, options.val_fraction, options.seed)
         else:
             report = _write_default(files, folder, schema, options)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config.data import OVERLONG
+from nemo_steerlm.config import DataConfig
 from nemo_steerlm.conversation import Conversation
-from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.errors import DataError
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
@@ -32,10 +32,7 @@ def cache_settings(
 
 def check_limit(max_length: int, overlong: str) -> None:
     """Raise ConfigError for a limit or a treatment of longer samples that does not exist."""
-    if overlong not in OVERLONG:
-        raise ConfigError(f"overlong={overlong!r}: expected one of {', '.join(OVERLONG)}")
-    if max_length < 1:
-        raise ConfigError(f"max_length={max_length}: expected a positive number of tokens")
+    DataConfig.check_values(max_length=max_length, overlong=overlong)
 
 
 def draw(items: Iterable[T], count: int, seed: int) -> list[T]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import PreferenceConfig, choices
 from nemo_steerlm.data.benchmarks import PRIOR_SETS, RM_BENCH, Comparison
 from nemo_steerlm.errors import ConfigError, suggest
 
@@ -63,6 +64,7 @@ PRESETS: dict[str, dict[str, float]] = {
         "helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45, "complexity": 0.55, "verbosity": -0.4,
     },
 }  # fmt: skip
+assert tuple(PRESETS) == choices(PreferenceConfig, "preset")
 #: Without any choice: what every benchmark here asks for. Helpfulness alone beats five attributes on RewardBench
 #: (arXiv 2410.01257).
 _DEFAULT = {"quality": 1.0, "helpfulness": 1.0, "toxicity": -1.0}

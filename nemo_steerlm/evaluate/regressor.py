@@ -70,7 +70,7 @@ def cross_fitted(samples: Samples, schema: AttributeSchema, method: str, inputs:
     Args:
         samples: raw predictions and labels.
         schema: the K attributes.
-        method: one of `calibration.METHODS`.
+        method: a choice of `EvaluateConfig.calibrate`.
         inputs: of each attribute what `fit_curve` takes.
     """
     fold, corrected = folds(samples.group), samples.predicted.copy()

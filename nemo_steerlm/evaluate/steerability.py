@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nemo_steerlm import config
 from nemo_steerlm.agreement import Floats, spearman
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import ConfigError
@@ -27,6 +28,7 @@ WAYS = {
     "alone": "one attribute alone",
     "all": "all attributes, each at a random level",
 }
+assert tuple(WAYS) == config.WAYS
 OBEYS = 0.4  # an attribute obeys from this rank correlation on, where its interval is clear of 0 too
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from nemo_steerlm.errors import CheckpointError, ConfigError
-from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, architecture_from_config, head_size
+from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, architecture_from_config
 from nemo_steerlm.formats.llama2c import ROTATED, halves
 
 SUFFIX = ".gguf"
@@ -90,7 +90,7 @@ class GgufFile:
             self.architecture = architecture_from_config(
                 self._config() | {"rope_scaling": self._scaling(np.array(factors.data))}, path
             )
-        self._head = head_size(self.architecture)
+        self._head = self.architecture.head_size
         self._types = Counter(tensor.tensor_type.name for tensor in self._tensors.values())
         first = self._tensors.get("model.layers.0.self_attn.q_proj.weight", self._tensors[EMBEDDING])
         self.dtype = torch.bfloat16 if first.tensor_type.name == "BF16" else torch.float32
@@ -193,7 +193,7 @@ class GgufFile:
         Raises:
             CheckpointError: there is none.
         """
-        size, theta = head_size(self.architecture), self.architecture.rope_theta
+        size, theta = self.architecture.head_size, self.architecture.rope_theta
         low, high, length, factor = 1.0, 4.0, 8192, float(factors.max())
         turns = length * theta ** (-np.arange(0, size, 2) / size) / (2 * math.pi)  # in the original context
         blend = np.clip((turns - low) / (high - low), 0, 1)
@@ -241,7 +241,8 @@ def _byte_level(name: str | None, where: Path) -> dict[str, Any]:
 def _word_borders(name: str | None, where: Path) -> Any:
     """What cuts a text into words for a byte-level BPE.
 
-    transformers (5.23) does not cut between digits: the `1` of `\\n\\n1.` then gets other neighbours than in training.
+    transformers (5.23, integrations/gguf) does not cut between digits: the `1` of `\\n\\n1.` then gets other
+    neighbours than in training. Remove when it goes by `tokenizer.ggml.pre`.
     """
     from tokenizers import Regex, pre_tokenizers
 

@@ -28,7 +28,7 @@ from megatron.core import parallel_state
 
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, SCORE, head_size, tensor_shapes
+from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, SCORE, tensor_shapes
 from nemo_steerlm.formats.safetensors_files import SafetensorsWriter, some
 from nemo_steerlm.megatron.gpt import LanguageModel
 from nemo_steerlm.megatron.parallel import is_rank_zero
@@ -160,8 +160,7 @@ def _split(weight: torch.Tensor, count: int, architecture: Architecture) -> list
     """The inverse of `_join` for a parameter made of `count` tensors."""
     if count != 3:
         return list(weight.chunk(count))
-    head = head_size(architecture)
-    queries = architecture.num_attention_heads // (architecture.num_query_groups or architecture.num_attention_heads)
+    head, queries = architecture.head_size, architecture.num_attention_heads // architecture.key_value_heads
     grouped = weight.reshape(-1, (queries + 2) * head, *weight.shape[1:])
     return [part.flatten(0, 1) for part in grouped.split([queries * head, head, head], 1)]
 
@@ -204,7 +203,7 @@ def load(
             for name in names:
                 step = 0 if dim is None else shapes[name][dim] // world
                 parts.append(source.read(name, dim or 0, rank * step, (rank + 1) * step if step else None))
-            parameter.copy_(_join(parts, head_size(architecture)))
+            parameter.copy_(_join(parts, architecture.head_size))
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.config import Architecture, RopeScaling
+from nemo_steerlm.config.families import FAMILIES, Family, family_of
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.megatron.families import FAMILIES, Family, family_of
 
 EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 _CAUSAL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
@@ -181,8 +181,8 @@ def config_from_architecture(
         "intermediate_size": architecture.ffn_hidden_size,
         "num_hidden_layers": architecture.num_layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": architecture.num_query_groups or heads,
-        "head_dim": head_size(architecture),
+        "num_key_value_heads": architecture.key_value_heads,
+        "head_dim": architecture.head_size,
         "hidden_act": _activation(family),
         "max_position_embeddings": architecture.max_position_embeddings,
         "initializer_range": architecture.init_std,
@@ -199,11 +199,6 @@ def config_from_architecture(
     }
 
 
-def head_size(architecture: Architecture) -> int:
-    """Width of one attention head."""
-    return architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads
-
-
 def tensor_shapes(architecture: Architecture, outputs: int | None = None) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the Hugging Face model, in the order in which they are written.
 
@@ -211,9 +206,9 @@ def tensor_shapes(architecture: Architecture, outputs: int | None = None) -> dic
         outputs: None for a language model, K for a sequence classifier with K outputs.
     """
     family = family_of(architecture)
-    hidden, ffn, head = architecture.hidden_size, architecture.ffn_hidden_size, head_size(architecture)
+    hidden, ffn, head = architecture.hidden_size, architecture.ffn_hidden_size, architecture.head_size
     queries = architecture.num_attention_heads * head
-    keys = (architecture.num_query_groups or architecture.num_attention_heads) * head
+    keys = architecture.key_value_heads * head
     norm = ("weight", "bias") if family.layernorm1p else ("weight",)
     layer: dict[str, tuple[int, ...]] = {f"input_layernorm.{kind}": (hidden,) for kind in norm}
     for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):

@@ -17,7 +17,7 @@ import torch
 
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, head_size, tensor_shapes
+from nemo_steerlm.formats.hf_config import EMBEDDING, HEAD, tensor_shapes
 
 _HEADER = 7
 _VERSIONED = 0x616B3432  # "ak42": versions 1 (other order) and 2 (int8)
@@ -56,7 +56,7 @@ class Llama2cFile:
             raise CheckpointError(f"{path}: llama2.c version 1 or 2; only version 0 (fp32, no magic) is read")
         found = path.stat().st_size
         self.architecture = _architecture(header, path, found)
-        self._head = head_size(self.architecture)
+        self._head = self.architecture.head_size
         self._shapes = tensor_shapes(self.architecture)
         self._offsets, size = _offsets(self.architecture, self._shapes)
         if found != size:
@@ -117,7 +117,7 @@ def _offsets(architecture: Architecture, shapes: dict[str, tuple[int, ...]]) -> 
         for layer in range(architecture.num_layers):
             place(f"model.layers.{layer}.{kind}.weight")
     place("model.norm.weight")
-    position += architecture.max_position_embeddings * head_size(architecture)  # cosines and sines, d/2 each
+    position += architecture.max_position_embeddings * architecture.head_size  # cosines and sines, d/2 each
     if not architecture.tie_word_embeddings:
         place(HEAD)
     return offsets, 4 * position

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.files import open_to_others
 from nemo_steerlm.formats.hf_config import read_config
+from nemo_steerlm.megatron.dtypes import SAFETENSORS
 
 INDEX = "model.safetensors.index.json"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class SafetensorsFolder:
@@ -70,9 +70,10 @@ class SafetensorsFolder:
         """
         name = next((n for n in self._files if n.endswith("q_proj.weight")), next(iter(self._files)))
         stored = self._files[name].get_slice(name).get_dtype()
-        if stored not in DTYPES:
-            raise CheckpointError(f"{self.where}: {name} is stored as {stored}; expected one of {', '.join(DTYPES)}")
-        return DTYPES[stored]
+        if stored not in SAFETENSORS:
+            expected = ", ".join(SAFETENSORS)
+            raise CheckpointError(f"{self.where}: {name} is stored as {stored}; expected one of {expected}")
+        return SAFETENSORS[stored]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of everything in the files."""

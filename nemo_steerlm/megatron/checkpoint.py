@@ -113,7 +113,11 @@ def save_in_background(folder: Path, sharded: dict[str, Any], common: dict[str, 
 
 
 def background_fits() -> bool:
-    """Whether megatron-core's writer is as `PendingSave` knows it (0.16 to 0.19); else one line says what is lost."""
+    """Whether megatron-core's writer is as `PendingSave` knows it; else one line says what is lost.
+
+    megatron-core 0.16.1 to 0.19.2, dist_checkpointing/strategies/filesystem_async.py: `write_preloaded_data`. Remove
+    with `PendingSave`.
+    """
     try:
         signature(FileSystemWriterAsync.write_preloaded_data).bind(*range(6))
         signature(dist_checkpointing.save).bind_partial(async_sharded_save=True)
@@ -134,7 +138,8 @@ def _empty_partial(folder: Path) -> Path:
 
 
 def _strategy() -> Any:
-    # The default queue starts a manager process (seconds); here a process only talks to itself.
+    # The default queue starts a manager process (seconds); here a process only talks to itself. megatron-core 0.16.1
+    # to 0.19.2, dist_checkpointing/strategies/filesystem_async.py, line 55 of 0.16.1. Remove with `PendingSave`.
     patches.replace(filesystem_async, "a process more is started to write checkpoints", _results_queue=queue.Queue())
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -147,7 +152,8 @@ class PendingSave:
     megatron-core plans it and ends it (both with collectives, so in the main thread) but would write it in a forked
     process. That is unsafe beside the threads of gloo, NCCL and CUDA, and in the background not there at all in newer
     versions without nvidia_resiliency_ext. A thread has no copy-on-write, so everything is copied to CPU memory before
-    it starts.
+    it starts. Remove when megatron-core (0.16.1 to 0.19.2, dist_checkpointing/strategies: `AsyncRequest`) writes in
+    a thread.
 
     Every rank makes the same calls in the same order.
     """

@@ -16,6 +16,9 @@ What a reader must know:
 * Transformer Engine and apex cannot be imported: megatron-core would use their CUDA kernels on the CPU's tensors.
 * Plain wrappers, not a ``TorchFunctionMode``: a mode is thread-local and torch leaves it while ``backward`` runs, so
   hooks, custom backward functions and recomputation would not see it.
+
+Tried with torch 2.11 to 2.14 and megatron-core 0.16.1 to 0.19.2. Remove when megatron-core takes its device as an
+argument.
 """
 
 from __future__ import annotations
@@ -143,7 +146,7 @@ def _unless_alone(function: Callable) -> Callable:
 
     gloo copies in threads of its own, each with its own OpenMP threads beside those of the model. From then on OpenMP
     counts more threads than processors and lets all of them sleep and wake where they would wait a microsecond
-    (`python -m benchmarks.profile_step` counts the sleeps).
+    (`python -m benchmarks.profile_step` counts the sleeps). Remove when torch's gloo does nothing in a group of one.
     """
     signature = inspect.signature(function)
 
@@ -181,8 +184,9 @@ def _patch_distributed() -> None:
 def one_gloo_device() -> Iterator[None]:
     """Process groups of gloo that are made inside share one device, and have one thread each for their work.
 
-    torch gives every group a device of its own, whose thread wakes a hundred times a second, and two threads for work;
-    megatron-core makes some twenty groups.
+    torch (2.11 to 2.14, distributed_c10d: `ProcessGroupGloo`) gives every group a device of its own, whose thread
+    wakes a hundred times a second, and two threads for work; megatron-core makes some twenty groups. Remove when
+    `init_process_group` takes a device.
     """
     gloo: Any = distributed_c10d.ProcessGroupGloo
     names = os.environ.get("GLOO_SOCKET_IFNAME")  # as torch reads it
@@ -255,8 +259,9 @@ def install() -> bool:
 
     _patch_torch()
     _patch_distributed()
-    # The stock setter queues a callback until CUDA is initialised, that is for ever. With it replaced the stock random
-    # streams work; megatron-core warns that the CPU generator moved, which here is what it should do.
+    # The stock setter (megatron-core 0.16.1 to 0.19.2, tensor_parallel/random.py, line 72 of 0.16.1) queues a callback
+    # until CUDA is initialised, that is for ever. With it replaced the stock random streams work; megatron-core warns
+    # that the CPU generator moved, which here is what it should do.
     patches.replace(
         megatron_random,
         "dropout on a CPU may draw the same units on every tensor-parallel rank",

@@ -55,7 +55,9 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def serving(model: LanguageModel) -> Iterator[None]:
     """Evaluation mode and no gradients inside, and linears that prepare nothing for a backward pass.
 
-    `_forward_impl` is megatron-core's private name (0.16 to 0.19) for a linear's product without its communication.
+    megatron-core 0.16.1 to 0.19.2, tensor_parallel/layers.py: `_forward_impl` (lines 948 and 1239 of 0.16.1) is its
+    private name for a linear's product without its communication, and prepares a backward pass without gradients too.
+    Remove when it does not.
     """
     training = model.training
     linears = [m for m in model.modules() if isinstance(m, (ColumnParallelLinear, RowParallelLinear))]

@@ -13,10 +13,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemo_steerlm.config import Architecture, ParallelConfig
+from nemo_steerlm.config import Architecture, ParallelConfig, TrainerConfig, choices
+from nemo_steerlm.config.families import family_of
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import patches
-from nemo_steerlm.megatron.families import family_of
 from nemo_steerlm.megatron.layers import (
     Segments,
     layer_spec,
@@ -39,7 +39,7 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
     tensor, chunks = parallel.tensor, parallel.pipeline * (parallel.virtual_pipeline or 1)
     for name, size in (
         ("num_attention_heads", architecture.num_attention_heads),
-        ("num_query_groups", architecture.num_query_groups or architecture.num_attention_heads),
+        ("num_query_groups", architecture.key_value_heads),
         ("ffn_hidden_size", architecture.ffn_hidden_size),
         ("padded vocabulary", padded_vocabulary(architecture)),
     ):
@@ -76,6 +76,7 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
     "selective": dict(recompute_granularity="selective", recompute_modules=["core_attn"]),
     "full": dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1),
 }
+assert tuple(RECOMPUTE) == choices(TrainerConfig, "recompute")
 
 
 def transformer_config(
@@ -95,14 +96,10 @@ def transformer_config(
             CPU each rank draws the whole of a matrix to keep its part of it.
 
     Raises:
-        ConfigError: the layout does not divide the model, or needs Transformer Engine where there is none.
+        ConfigError: the layout does not divide the model, or fp8 without Transformer Engine.
     """
+    assert parallel.context == 1, "ParallelConfig.validate refuses more"
     check_layout(architecture, parallel)
-    if parallel.context > 1:
-        raise ConfigError(
-            f"parallel.context={parallel.context} needs the ring attention of Transformer Engine, which these layers "
-            "do not use yet; use parallel.tensor with parallel.sequence=true"
-        )
     engine = transformer_engine_available()
     if fp8 and not engine:
         raise ConfigError("trainer.precision=fp8 needs Transformer Engine and a GPU; use trainer.precision=bf16")
@@ -113,8 +110,8 @@ def transformer_config(
         hidden_size=architecture.hidden_size,
         ffn_hidden_size=architecture.ffn_hidden_size,
         num_attention_heads=architecture.num_attention_heads,
-        num_query_groups=architecture.num_query_groups or architecture.num_attention_heads,
-        kv_channels=architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads,
+        num_query_groups=architecture.key_value_heads,
+        kv_channels=architecture.head_size,
         normalization="LayerNorm" if family.layernorm1p else "RMSNorm",
         layernorm_zero_centered_gamma=family.layernorm1p,
         layernorm_epsilon=architecture.norm_epsilon,
@@ -141,7 +138,8 @@ def transformer_config(
         use_cpu_initialization=not torch.cuda.is_available(),
         calculate_per_token_loss=True,  # one sum and one count over the whole global batch, not a mean of means
         # Batched sends cross when both pipeline neighbours are one rank, which interleaving on two stages makes
-        # them (silently wrong gradients); separate sends are right everywhere.
+        # them (silently wrong gradients); separate sends are right everywhere. megatron-core 0.16.1 to 0.19.2,
+        # pipeline_parallel/p2p_communication.py: `_batched_p2p_ops`. Remove when it tells the two apart.
         batch_p2p_comm=not interleaved,
         overlap_p2p_comm=interleaved,
         persist_layer_norm=False,
@@ -173,8 +171,7 @@ def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
     Models", as configured by `rope_scaling` in Hugging Face's Llama configuration). megatron-core's own version
     knows one set of bounds only.
     """
-    head = architecture.head_dim or architecture.hidden_size // architecture.num_attention_heads
-    rotated = int(head * architecture.rotary_percent)
+    rotated = int(architecture.head_size * architecture.rotary_percent)
     frequencies = 1.0 / architecture.rope_theta ** (torch.arange(0, rotated, 2, dtype=torch.float32) / rotated)
     scaling = architecture.rope_scaling
     if scaling is None:
@@ -226,7 +223,11 @@ class LanguageModel(GPTModel):
     def _postprocess(
         self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Choose the positions before the vocabulary projection (a private hook of GPTModel, 0.16 to 0.19; tested)."""
+        """Choose the positions before the vocabulary projection.
+
+        A private hook of GPTModel (megatron-core 0.16.1 to 0.19.2, models/gpt/gpt_model.py, line 559 of 0.16.1).
+        Remove when its `forward` takes the positions.
+        """
         if not self.post_process:
             return hidden_states
         places = loss_mask
@@ -258,7 +259,7 @@ class RegressionModel(LanguageModel):
             self.score.weight.data.copy_(weight)
 
     def _postprocess(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Apply the head instead of the vocabulary projection (a private hook of GPTModel, 0.16 to 0.19; tested)."""
+        """Apply the head instead of the vocabulary projection, in the hook of `LanguageModel._postprocess`."""
         if not self.post_process:
             return hidden_states
         if self.config.sequence_parallel:

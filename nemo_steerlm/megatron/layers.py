@@ -208,7 +208,10 @@ class Rotate(torch.autograd.Function):
 
 
 def _with_groups(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """`varlen_attn` for any number of key/value heads: by its flag, or repeated where it has none (torch 2.11)."""
+    """`varlen_attn` for any number of key/value heads: by its flag, or repeated where it has none.
+
+    Remove when torch 2.11, which has no flag, is not supported.
+    """
     has_flag = "enable_gqa" in inspect.signature(kernel).parameters
 
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

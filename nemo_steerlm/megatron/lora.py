@@ -28,7 +28,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from nemo_steerlm.config import LoRAConfig
-from nemo_steerlm.errors import ConfigError, suggest
 from nemo_steerlm.megatron import checkpoint, token_adapter
 
 _COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
@@ -136,21 +135,14 @@ def freeze_trunk(chunks: list[Any]) -> None:
 
 
 def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
-    """Give every target of every layer of a frozen backbone an adapter; a second call changes nothing.
-
-    Raises:
-        ConfigError: a target that the layers do not have.
-    """
+    """Give every target of every layer of a frozen backbone an adapter; a second call changes nothing."""
     if any(isinstance(module, Adapter) for chunk in chunks for module in chunk.modules()):
         return
     for chunk in chunks:
         for layer in chunk.decoder.layers:
             owners = {name: owner for owner in (layer.self_attention, layer.mlp) for name, _ in owner.named_children()}
             for name in lora.targets:
-                if name not in owners:
-                    linears = [known for known in owners if known.startswith("linear_")]
-                    hint = suggest(name, linears)
-                    raise ConfigError(f"model.lora.targets: {name} is none of {', '.join(linears)}{hint}")
+                assert name in owners, f"{name}: LoRAConfig.validate takes the names of these layers only"
                 linear = getattr(owners[name], name)
                 adapter = Adapter(linear, name, layer.layer_number, lora, chunk.config, seed)
                 owners[name].add_module(name + _SUFFIX, adapter)

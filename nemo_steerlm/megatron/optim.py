@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -17,8 +16,6 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from nemo_steerlm.config import OptimizerConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import optimizer_state, patches, token_adapter
-
-_log = logging.getLogger(__name__)
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -151,7 +148,11 @@ def gradient_norm(optimizer: Any) -> float | torch.Tensor:
 
 
 def move(optimizer: Any, norm: float | torch.Tensor) -> None:
-    """megatron-core's own `step`, after `gradient_norm`, which it would otherwise do again."""
+    """megatron-core's own `step`, after `gradient_norm`, which it would otherwise do again.
+
+    megatron-core 0.16.1 to 0.19.2, optimizer/optimizer.py: each `step` calls both (lines 596 and 1310 of 0.16.1).
+    Remove when one of its methods takes a norm.
+    """
     optimizer.prepare_grads, optimizer.get_grad_norm = lambda: False, lambda: norm
     try:
         optimizer.step()
@@ -162,9 +163,16 @@ def move(optimizer: Any, norm: float | torch.Tensor) -> None:
 def _repair_order(optimizer: DistributedOptimizer) -> None:
     """Let a checkpoint of a bf16 backbone with an fp32 head load: make each parameter's place in its group true.
 
-    megatron-core (0.16 to 0.19) counts the places through the buffers, bf16 before fp32, but puts fp32 parameters
-    first into the inner optimizer's groups: state then goes to other parameters than it came from.
+    megatron-core 0.16.1 to 0.19.2, optimizer/distrib_optimizer.py: `_build_optimizer_group_ranges` (line 260 of
+    0.16.1) counts the places through the buffers, bf16 before fp32, but `_build_model_and_main_param_groups` (line
+    442) puts fp32 parameters first into the inner optimizer's groups: state then goes to other parameters than it came
+    from. Remove when both go by one order.
     """
+    if not hasattr(optimizer, "opt_group_ranges") or not hasattr(optimizer, "model_param_group_index_map"):
+        effect = "a resumed training may fail or differ where a bf16 model has an fp32 head"
+        part = f"{DistributedOptimizer.__module__}.{DistributedOptimizer.__qualname__}"
+        patches.leave(part, "it has no model_param_group_index_map of opt_group_ranges", effect)
+        return
     for index, group in enumerate(optimizer.opt_group_ranges):
         ordered = sorted(group["params"], key=lambda parameter: parameter.dtype != torch.float32)
         optimizer.model_param_group_index_map.update({p: (index, place) for place, p in enumerate(ordered)})
@@ -172,6 +180,9 @@ def _repair_order(optimizer: DistributedOptimizer) -> None:
 
 def _use_fused_kernel(optimizer: Any) -> None:
     """One kernel for the whole of AdamW where it is torch's, on CPU and CUDA; megatron-core leaves the flag out.
+
+    megatron-core 0.16.1 to 0.19.2, optimizer/__init__.py: `torch.optim.AdamW` in the place of Transformer Engine's and
+    apex's (line 32 of 0.16.1). Remove when it passes `fused=True`.
 
     The flag travels in the checkpoint with the other settings of the groups.
     """
@@ -183,14 +194,16 @@ def _use_fused_kernel(optimizer: Any) -> None:
 def _repair_norm() -> None:
     """Let megatron-core's own gradient norm, which stands in for Transformer Engine's and apex's, stay on the device.
 
-    Theirs (0.16 to 0.19) reads the norm of every parameter back, one after another, to put them into one tensor. The
-    norm of those norms is the same number; `get_grad_norm_fp32` then reads one. Remove when
-    `local_multi_tensor_l2_norm` builds no tensor of Python numbers.
+    megatron-core 0.16.1 to 0.19.2, utils.py: `local_multi_tensor_l2_norm` (line 1200 of 0.16.1) reads the norm of
+    every parameter back, one after another, to put them into one tensor. The norm of those norms is the same number;
+    `get_grad_norm_fp32` then reads one. Remove when it builds no tensor of Python numbers.
     """
     own = getattr(megatron_utils, "local_multi_tensor_l2_norm", None)
-    if own is None or not hasattr(clip_grads, "l2_norm_impl"):
-        _log.info("this megatron-core computes the gradient norm in a way of its own; it is left alone")
-    elif clip_grads.l2_norm_impl is own:
+    used = getattr(clip_grads, "l2_norm_impl", None)
+    if own is None or used is None:
+        part = (megatron_utils if own is None else clip_grads).__name__
+        patches.leave(part, "its names are others", "the gradient norm may wait for the device, which is slower")
+    elif used is own:
         clip_grads.l2_norm_impl = _norm_on_device
 
 
@@ -212,10 +225,14 @@ def _repair_resume() -> None:
     """Make the distributed optimizer resume rightly when its inner optimizer is ``torch.optim.AdamW``.
 
     That is so wherever neither Transformer Engine nor apex is installed, on GPUs too. torch keeps a `step` tensor for
-    each parameter, which megatron-core (0.16 to 0.19) does not expect: it treats `step` as shardable (KeyError), wants
-    it to exist before the first step and on every rank, however small the model, and loads *one* tensor into every
-    parameter's state, which AdamW then counts up once per parameter, so that the first resumed step is right and every
-    later one is wrong.
+    each parameter, which megatron-core does not expect: it treats `step` as shardable (KeyError), wants it to exist
+    before the first step and on every rank, however small the model, and loads *one* tensor into every parameter's
+    state, which AdamW then counts up once per parameter, so that the first resumed step is right and every later one
+    is wrong.
+
+    megatron-core 0.16.1 to 0.19.2, optimizer/distrib_optimizer.py: `_get_main_param_and_optimizer_states`,
+    `state_dict` and `load_state_dict` (lines 883, 641 and 825 of 0.16.1). Remove when a resumed run of torch's AdamW
+    is the uninterrupted one without it (tests/train/test_training.py).
     """
     global _repaired
     if _repaired or not megatron_optimizer.Adam.__module__.startswith("torch."):

@@ -9,7 +9,6 @@ the same tensors either way, and each way reads the other's.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,23 +21,26 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-_log = logging.getLogger(__name__)
+from nemo_steerlm.megatron import patches
+
 _DESCRIBE, _LOAD = "sharded_param_state_fully_reshardable", "load_parameter_state_from_fully_reshardable"
 
 
 def write_own_share(optimizer: Any) -> None:
     """Replace the gathering in the `fully_reshardable` format of one of megatron-core's optimizers.
 
-    Remove when megatron-core has a format that any layout reads and nothing gathers. A version without the methods
+    megatron-core 0.16.1 to 0.19.2, optimizer/distrib_optimizer.py: `sharded_param_state_fully_reshardable` (line 1404
+    of 0.16.1). Remove when it has a format that any layout reads and nothing gathers. A version without the methods
     replaced here keeps its own way: `checkpoint.metadata` asks it to gather in CPU memory, on one rank.
     """
     if not isinstance(optimizer, DistributedOptimizer):
         return
-    if not all(hasattr(optimizer, name) for name in (_DESCRIBE, _LOAD, "_get_main_param_and_optimizer_states")):
-        _log.warning("checkpoints: this megatron-core names its parts otherwise; its own gathering save is used")
-        return
-    setattr(optimizer, _DESCRIBE, partial(_own_share, optimizer))
-    setattr(optimizer, _LOAD, lambda state, *_, **__: None)  # the boxes are views: reading them filled the optimizer
+    own = {
+        _DESCRIBE: partial(_own_share, optimizer),
+        _LOAD: lambda state, *_, **__: None,  # the boxes are views: reading them filled the optimizer
+    }
+    effect = "checkpoints are gathered on one rank, which takes longer and more memory"
+    patches.replace(optimizer, effect, ("_get_main_param_and_optimizer_states",), **own)
 
 
 def _own_share(optimizer: Any, model_state: dict[str, Any], *_: Any, **__: Any) -> dict[str, ShardedTensor]:

@@ -116,18 +116,24 @@ def _told_with_the_rank() -> Iterator[None]:
 
 
 def start(config: Any, seed: int = 1234) -> None:
-    """Begin a verb: join its processes and settle `config.trainer.precision`, for all that it does and writes.
+    """Begin a verb: check its configuration, join its processes, and settle what it runs with.
+
+    Settled for all that the verb does and writes are `config.trainer.precision`, and `config.trainer.devices` where
+    Python code was started as one of several processes; the command line has seen to it that these are as configured.
 
     Args:
         config: of a verb that has `parallel` and `trainer`.
         seed: as of `initialize`.
 
     Raises:
-        ConfigError: as `initialize`.
+        ConfigError: as its `validate`, and as `initialize`.
     """
-    initialize(config.parallel, seed, timedelta(minutes=config.trainer.timeout_minutes))
-    if hasattr(config.trainer, "precision"):  # conversions compute nothing
-        config.trainer.precision = resolve_precision(config.trainer.precision)
+    trainer = config.trainer
+    trainer.devices = max(1, int(os.environ.get("WORLD_SIZE", 1)) // max(1, trainer.num_nodes))
+    config.validate()
+    initialize(config.parallel, seed, timedelta(minutes=trainer.timeout_minutes))
+    if hasattr(trainer, "precision"):  # conversions compute nothing
+        trainer.precision = resolve_precision(trainer.precision)
 
 
 def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout: timedelta | None = None) -> None:

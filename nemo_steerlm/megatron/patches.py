@@ -1,7 +1,8 @@
 """Patches of a library's private parts: each fits the versions it was tried with, or the library goes its own way.
 
 A library may change its private parts in any release. A patch passes on the arguments it does not know; where that is
-not enough, or the part is gone, the library's own code runs and one line says what is lost.
+not enough, or the part is gone, the library's own code runs and one line says what is lost. Beside each patch stand
+the place in the library, the versions it was tried with, and when to remove it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -44,10 +46,10 @@ def release(module: str) -> str:
 
 
 def replace(owner: Any, effect: str, needs: tuple[str, ...] = (), /, **functions: Callable | Any) -> bool:
-    """Put `functions` in the place of what `owner`, a module or a class, has under these names: all or none.
+    """Put `functions` in the place of what `owner` has under these names: all or none.
 
     Args:
-        owner: what is patched.
+        owner: what is patched: a module, a class or an object.
         effect: what the user loses where one of the names is gone.
         needs: names that the functions use.
         functions: the new ones.
@@ -57,7 +59,8 @@ def replace(owner: Any, effect: str, needs: tuple[str, ...] = (), /, **functions
     """
     gone = [name for name in (*functions, *needs) if not hasattr(owner, name)]
     if gone:
-        part = owner.__name__ if not isinstance(owner, type) else f"{owner.__module__}.{owner.__qualname__}"
+        kind = owner if isinstance(owner, (type, ModuleType)) else type(owner)
+        part = kind.__name__ if isinstance(kind, ModuleType) else f"{kind.__module__}.{kind.__qualname__}"
         leave(part, f"it has no {', '.join(gone)}", effect)
         return False
     for name, function in functions.items():

@@ -92,8 +92,10 @@ def _check_plain(name: str, value: io.BytesIO) -> None:
 def reading(folder: Path) -> Iterator[None]:
     """Inside, torch and megatron-core read the checkpoint in `folder` and run nothing that it brings.
 
-    What is replaced is torch's own (2.11 to 2.14: the name `pickle` in `filesystem`, and `load_bytes` of
-    `DefaultLoadPlanner`); where a version lacks it, nothing is read. Remove when torch's index is no pickle.
+    What is replaced is torch's own (2.11 to 2.14, torch/distributed/checkpoint: the name `pickle` in filesystem.py,
+    line 930 of 2.13, and `load_bytes` of `DefaultLoadPlanner` in default_planner.py, line 382). Where a version lacks
+    it nothing is read, unlike with other patches: its own way would run what it reads. Remove when its index is no
+    pickle.
 
     Raises:
         CheckpointError: whatever goes wrong inside, in one line.

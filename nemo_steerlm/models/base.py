@@ -18,13 +18,12 @@ from nemo_steerlm.config import Architecture, ParallelConfig, check_inference
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.formats.model_folder import ModelCard
-from nemo_steerlm.megatron import gpt, parallel
+from nemo_steerlm.megatron import dtypes, gpt, parallel
 from nemo_steerlm.megatron.parallel import resolve_precision
 from nemo_steerlm.models.training import TrainableModel, typed
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}  # fp8: the matrix products alone
 Model = TypeVar("Model", bound="MegatronModel")
 
 
@@ -45,14 +44,14 @@ class MegatronModel(TrainableModel):
         super().__init__(cfg, trainer)
         self.card = ModelCard(
             kind=self.kind,
-            architecture=typed(Architecture, cfg.architecture),
+            architecture=typed(Architecture, cfg.architecture, "architecture"),
             template=PromptTemplate.from_dict(_mapping(cfg.template)),
             schema=None if cfg.get("attributes") is None else AttributeSchema.load(_mapping(cfg.attributes)),
             ends=tuple(cfg.get("ends") or ()),
             **{key: cfg[key] for key in ("head", "pooling") if key in cfg},
         )
         self.tokenizer = tokenizer
-        self.parallel = typed(ParallelConfig, cfg.get("parallel") or {})
+        self.parallel = typed(ParallelConfig, cfg.get("parallel") or {}, "parallel")
 
     # ---------------------------------------------------------------- construction
 
@@ -77,7 +76,7 @@ class MegatronModel(TrainableModel):
             parallel.initialize(self.parallel, seed=int(self.cfg.get("seed", 1234)))
             precision = self.cfg.precision
             self.chunks = gpt.build(
-                self.card.architecture, self.parallel, DTYPES[precision], self.outputs,
+                self.card.architecture, self.parallel, dtypes.PRECISIONS[precision], self.outputs,
                 fp8=precision == "fp8", recompute=self.cfg.get("recompute", "none"), initialise=initialise,
             )  # fmt: skip
             self.network = torch.nn.ModuleList(self.chunks)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import HEADS
 
 
 class Head(ABC):
@@ -197,9 +198,12 @@ class GenerativeHead(DistributionHead):
     kind = "generative"
 
 
-_KINDS: tuple[type[Head], ...] = (RegressionHead, OrdinalHead, DistributionHead, GenerativeHead)
+_KINDS: dict[str, type[Head]] = {
+    cls.kind: cls for cls in (RegressionHead, OrdinalHead, DistributionHead, GenerativeHead)
+}
+assert tuple(_KINDS) == HEADS
 
 
 def make_head(kind: str, schema: AttributeSchema) -> Head:
     """The head of this name (`nemo_steerlm.config.HEADS`)."""
-    return next(cls for cls in _KINDS if cls.kind == kind)(schema)
+    return _KINDS[kind](schema)

@@ -6,19 +6,20 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_steerlm.config import LoRAConfig, OptimizerConfig
+from nemo_steerlm.config import LoRAConfig, OptimizerConfig, Settings
 from nemo_steerlm.megatron import checkpoint, finite, gpt, lora, optim, parallel
 from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.megatron.layers import Segments
 from nemo_steerlm.megatron.reductions import sum_over_ranks, totals
 
+Section = TypeVar("Section", bound=Settings)
 MicroBatch = dict[str, Any]  # tensors, and what the host knows: `real_tokens`, and of a packed row `segments`
 
 
@@ -82,7 +83,7 @@ class TrainableModel(ModelPT):
 
     def _choose_trained(self) -> None:
         """Freeze the backbone, add adapters, average, as configured."""
-        adapters = typed(LoRAConfig, self.cfg.get("lora") or {})
+        adapters = typed(LoRAConfig, self.cfg.get("lora") or {}, "model.lora")
         if adapters.rank or self.cfg.get("freeze", "none") == "trunk":
             self.freeze_trunk()
         if adapters.rank:
@@ -122,7 +123,7 @@ class TrainableModel(ModelPT):
 
     @property
     def _optimizer_config(self) -> OptimizerConfig:
-        return typed(OptimizerConfig, self.cfg.optimizer)
+        return typed(OptimizerConfig, self.cfg.optimizer, "optimizer")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Lightning's hook: megatron-core's optimizer over all chunks."""
@@ -271,6 +272,15 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     return {**moved, "segments": Segments(batch.get("segments") or [batch["tokens"].shape[1]], device)}
 
 
-def typed(cls: type, values: Any) -> Any:
-    """A configuration as its dataclass."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+def typed(cls: type[Section], values: Any, key: str) -> Section:
+    """A section of a model's configuration as its dataclass, valid.
+
+    Args:
+        key: of the section, for messages.
+
+    Raises:
+        ConfigError: as its `validate`.
+    """
+    section: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+    section.validate(f"{key}.")
+    return section

@@ -145,7 +145,7 @@ def _as_the_file_says(folder: Path, backend: Any) -> Any:
 
     Some classes of transformers rebuild their pipeline from the class and leave the file's own normaliser and
     pre-tokenizer out (seen with 5.23, LlamaTokenizer and Qwen2Tokenizer): digits, accents and spaces then get ids that
-    the model was not trained on.
+    the model was not trained on. Remove when both read the file's pipeline (tests/test_tokenizer.py).
 
     Raises:
         ConfigError: tokenizer_config.json names tokens that the file lacks, and the file is to be used.

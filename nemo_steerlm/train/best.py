@@ -98,14 +98,12 @@ class BestStep(Callback):
             checkpoint.replace_folder(Path(folders[-1]), self.output / "model")
 
 
-def check_metric(metric: str, names: list[str], validates: bool) -> None:
+def check_metric(metric: str, names: list[str]) -> None:
     """Refuse a metric that is none of `names`, before hours have passed; those of one dataset are not known yet.
 
     Raises:
-        ConfigError: there is no validation, or the name is none of its metrics.
+        ConfigError: the name is none of the validation's metrics.
     """
-    if not validates:
-        raise ConfigError(f"trainer.best_metric={metric} needs validation data: give data.val=FILE")
     if metric not in names and metric.count("/") < 3:
         raise _unknown(metric, names)
 

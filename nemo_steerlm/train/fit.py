@@ -64,15 +64,15 @@ def train(
         With `trainer.best_metric` the metric, step and value of what `model/` holds.
 
     Raises:
-        ConfigError: the folder holds the run of another configuration, the batch sizes do not divide, or a preference
-            pair does not fit into a packed row.
+        ConfigError: the folder holds the run of another configuration, there is no such `trainer.best_metric`, or a
+            preference pair does not fit into a packed row.
     """
     output, trainer, model = Path(config.output), config.trainer, task.model
     size = trainer.global_batch_size
     order = GlobalBatches(training.unit_lengths, size, config.seed, shares=training.shares)
     steps = trainer.max_steps or _steps_of(trainer, len(order))
     if trainer.best_metric is not None:
-        check_metric(trainer.best_metric, task.metric_names(), validation is not None)
+        check_metric(trainer.best_metric, task.metric_names())
     enter_run_folder(output, config)
     cutting = MicroBatching(
         micro_batch_size=trainer.micro_batch_size,
@@ -83,8 +83,6 @@ def train(
         pack_length=_row_length(config.data, (training, validation, *(beside or {}).values())),
         count_multiple=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
     )
-    if cutting.pack_length is None:
-        check_batch_sizes(trainer, cutting.ranks)
 
     def batches(data: Mixture, plan: Any, steps: int) -> StepBatches:
         return StepBatches(plan, data.item, data.lengths, task.collate, cutting, steps, data.units)
@@ -121,19 +119,8 @@ def _row_length(data: DataConfig, sets: Sequence[Mixture | None]) -> int | None:
 
 
 def _steps_of(trainer: TrainerConfig, items: int) -> int:
-    if trainer.max_epochs is None:
-        raise ConfigError("trainer.max_steps is missing; give it, or trainer.max_epochs=2")
+    assert trainer.max_epochs is not None, "TrainerConfig.validate refuses that"
     return max(1, math.ceil(trainer.max_epochs * items / trainer.global_batch_size))
-
-
-def check_batch_sizes(trainer: TrainerConfig, ranks: int) -> None:
-    """Refuse a global batch that cannot be cut into equal micro-batches on every rank (ConfigError)."""
-    unit = trainer.micro_batch_size * ranks
-    if trainer.global_batch_size % unit:
-        raise ConfigError(
-            f"trainer.global_batch_size={trainer.global_batch_size} is not a multiple of trainer.micro_batch_size="
-            f"{trainer.micro_batch_size} x {ranks} data-parallel processes; use a multiple of {unit}"
-        )
 
 
 def fit(
@@ -203,10 +190,12 @@ def fit(
     add_loggers(trainer, logging_config, output)
     trainer.loggers = [*trainer.loggers, metrics]
     # NeMo attaches its telemetry, which nothing here reads. After a training that failed its spans stay open, and it
-    # would refuse the next one of the same process: in a notebook, the one with the mistake mended.
+    # would refuse the next one of the same process: in a notebook, the one with the mistake mended. (nemo_toolkit
+    # 3.0.0, nemo/lightning/callback_group.py. Remove when it closes its spans after an error.)
     CallbackGroup.get_instance().callbacks.clear()
     model.set_trainer(trainer)
-    # Lightning (2.4) would answer SIGTERM by an exception with exit code 0 on the process that got it.
+    # Lightning would answer SIGTERM by an exception with exit code 0 on the process that got it (2.4.0,
+    # pytorch/trainer/connectors/signal_connector.py). Remove when it has an argument for that.
     trainer._signal_connector.register_signal_handlers = lambda: None
     with checkpoints.listening():
         trainer.fit(model, ckpt_path=None if start is None else str(start))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
@@ -17,7 +16,6 @@ from nemo.utils import logging as nemo_log
 from nemo.utils.exp_manager import exp_manager
 
 from nemo_steerlm.config import LoggingConfig, TrainerConfig
-from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.progress import Progress
@@ -121,8 +119,6 @@ class ShowProgress(Callback):
 
 def add_loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
     """TensorBoard and W&B through NeMo's exp_manager, under `output/logs`."""
-    if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("logging.wandb=true needs the package wandb: pip install 'nemo_steerlm[wandb]'")
     if config.wandb and config.wandb_offline:
         os.environ.setdefault("WANDB_MODE", "offline")
     exp_manager(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import LossConfig
-from nemo_steerlm.errors import ConfigError, suggest
+from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.models.heads import Head
 
 
@@ -127,12 +127,13 @@ def check_loss(head: Head, loss: LossConfig) -> int | None:
     """
     if head.kind == "generative":
         _refuse_all(loss)
-    preferred = _preferred(loss, head.schema)
+    loss.validate("loss.")
+    loss.check_names(head.schema)
     if loss.kind in ("mse", "huber") and head.kind != "regression":
         raise ConfigError(
             f"loss.kind={loss.kind} is for head=regression; leave it out: head={head.kind} has its own loss"
         )
-    return preferred
+    return None if loss.preference == "none" else head.schema.names.index(str(loss.preference_attribute))
 
 
 def _refuse_all(loss: LossConfig) -> None:
@@ -142,21 +143,6 @@ def _refuse_all(loss: LossConfig) -> None:
                 f"loss.{field.name}={getattr(loss, field.name)} is not for head=generative, whose loss is the "
                 "cross-entropy of the attribute string; leave it out"
             )
-
-
-def _preferred(loss: LossConfig, schema: AttributeSchema) -> int | None:
-    """The place of the attribute that preferences are about, None without preferences (raises ConfigError)."""
-    name, known = loss.preference_attribute, f"one of {', '.join(schema.names)}"
-    if loss.preference == "none":
-        if loss.kind == "none":
-            raise ConfigError("loss.kind=none leaves nothing to train on; choose another, or loss.preference=scaled")
-        return None
-    if name is None:
-        raise ConfigError(f"loss.preference={loss.preference} needs loss.preference_attribute={known}")
-    if name not in schema:
-        hint = suggest(name, schema.names)
-        raise ConfigError(f"loss.preference_attribute={name}: no such attribute{hint}; expected {known}")
-    return schema.names.index(name)
 
 
 def attribute_weights(
@@ -174,12 +160,8 @@ def attribute_weights(
     Raises:
         ConfigError: a weight for an attribute that is not in the schema, a negative one, or nothing but zeros.
     """
-    for name, weight in loss.weights.items():
-        if name not in schema:
-            hint = suggest(name, schema.names)
-            raise ConfigError(f"loss.weights.{name}: no such attribute{hint} (known: {', '.join(schema.names)})")
-        if weight < 0:
-            raise ConfigError(f"loss.weights.{name}={weight:g}: a weight must not be negative")
+    loss.validate("loss.")
+    loss.check_names(schema)
     if not loss.weights and loss.balance is None:
         return None
     present = ~np.isnan(labels)

@@ -10,14 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import (
-    Architecture,
-    ModelConfig,
-    TrainRegressorConfig,
-    TrainSftConfig,
-    check_trainable,
-    default_rate,
-)
+from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig, default_rate
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf, hf_folder, model_folder
 from nemo_steerlm.formats.model_folder import ModelCard
@@ -42,10 +35,9 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
     that nobody named.
 
     Raises:
-        ConfigError: neither weights nor a shape and a tokenizer are given, or the layout does not divide the model.
+        ConfigError: the layout does not divide the model.
         CheckpointError: the folder is missing, damaged, or was trained on other attributes.
     """
-    check_trainable(config)
     if config.optimizer.lr is None:
         config.optimizer.lr, kind = default_rate(config)
         if is_rank_zero():
@@ -94,15 +86,7 @@ def _with_head(card: ModelCard, config: TrainRegressorConfig | TrainSftConfig) -
 
 
 def _random(model: ModelConfig) -> tuple[Architecture, Tokenizer]:
-    if model.architecture is None:
-        raise ConfigError(
-            "the model has neither weights nor a shape: give model.init=FOLDER, or model=llama_tiny (any file of "
-            "conf/model) with model.tokenizer=FOLDER"
-        )
-    if model.tokenizer is None:
-        raise ConfigError(
-            "model.tokenizer is missing; random weights need a tokenizer (a Hugging Face folder or .model)"
-        )
+    assert model.architecture is not None and model.tokenizer is not None, "ModelConfig.validate refuses that"
     tokenizer = load_tokenizer(model.tokenizer)
     size = model.architecture.vocab_size or tokenizer.vocab_size
     return dataclasses.replace(model.architecture, vocab_size=size), tokenizer

@@ -93,7 +93,11 @@ class MegatronStrategy(DDPStrategy):
         self.set_world_ranks()
 
     def _configure_launcher(self) -> None:
-        """No launcher (a private hook of DDPStrategy): the processes are there, and a notebook refuses one."""
+        """No launcher: the processes are there, and a notebook refuses one.
+
+        A private hook of DDPStrategy (Lightning 2.4.0, pytorch/strategies/ddp.py, line 144). Remove when Lightning
+        makes none beside a cluster environment that has started the processes.
+        """
         self._launcher = None
 
     def configure_ddp(self) -> None:
@@ -147,7 +151,8 @@ class MegatronStrategy(DDPStrategy):
         state = self._sharded_state(is_loading=True)
         loaded = distributed_checkpoint.load(Path(checkpoint_path), state, verify=False)  # CheckpointFolder.latest did
         loop = loaded["common"]["loops"]["fit_loop"]
-        # A checkpoint of the last step says "the epoch is over"; a run with more steps goes on all the same.
+        # A checkpoint of the last step says "the epoch is over"; a run with more steps goes on all the same. The names
+        # are Lightning 2.4.0's (pytorch/loops). Remove both when it goes by max_steps alone.
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False
         # Lightning validates again where a checkpoint was due at the same step: from the first batch on, please.
         for name in loop:

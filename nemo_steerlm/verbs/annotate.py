@@ -16,7 +16,6 @@ import numpy as np
 from nemo_steerlm.config import AnnotateConfig
 from nemo_steerlm.conversation import VALUE_TO_TEXT, Conversation, Turn, read_conversations
 from nemo_steerlm.data.regression_dataset import fit_history
-from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.megatron.jobs import Record, count_rows, run_in_parts
@@ -29,9 +28,6 @@ from nemo_steerlm.verbs.commands import after_annotate
 
 def main(config: AnnotateConfig) -> None:
     """`steerlm annotate`: write `config.output` with a label on every response, and a report beside it."""
-    _shard(config.shards)  # a mistake shows before the model is loaded
-    if Path(config.input).resolve() == Path(config.output).resolve():
-        raise ConfigError(f"output={config.output}: this is the input; annotate writes another file")
     parallel.start(config)
     model = AttributeRegressor.from_pretrained(
         config.checkpoint, parallel=config.parallel, precision=config.trainer.precision
@@ -55,7 +51,7 @@ def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any
         DataError: the input is malformed, or a response is too long under overlong=error.
         CheckpointError: the regressor's values are not finite.
     """
-    shard = _shard(config.shards)
+    shard = config.share()
     if config.distributions:
         model.level_head()
     source, output = Path(config.input), Path(config.output)
@@ -91,21 +87,6 @@ def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any
         name = f"{stem}.run.json"
         write_run_json(output.parent, "annotate", config, [source], model.schema, name=name, label_model=digest + raw)
     return report
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    """`(i, n)` of "i/n".
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if text is None:
-        return 0, 1
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        last = f"0/{count} to {int(count) - 1}/{count}" if count.isdecimal() and int(count) else "0/8 to 7/8"
-        raise ConfigError(f"shards={text}: expected i/n with i from 0 to n - 1, so {last}")
-    return int(number), int(count)
 
 
 class _Annotator:

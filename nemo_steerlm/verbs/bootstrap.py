@@ -28,7 +28,7 @@ from nemo_steerlm.config import (
     TrainSftConfig,
 )
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
-from nemo_steerlm.errors import CheckpointError, ConfigError, DataError
+from nemo_steerlm.errors import CheckpointError, DataError
 from nemo_steerlm.evaluate.metrics import paired_difference
 from nemo_steerlm.evaluate.reports import Change
 from nemo_steerlm.files import atomic_writer
@@ -69,9 +69,10 @@ def bootstrap(config: BootstrapConfig, measure: Measure | None = None) -> dict[s
         CheckpointError: the regressor does not know every attribute of the policy.
         DataError: no prompts to measure the change on, or no answer is fit to learn from.
     """
-    _Bootstrap(config).check()
     parallel.start(config, config.seed)
-    return _Bootstrap(config).run(measure)
+    work = _Bootstrap(config)
+    work.check()
+    return work.run(measure)
 
 
 class _Bootstrap:
@@ -92,10 +93,6 @@ class _Bootstrap:
             raise CheckpointError(
                 f"{config.policy} was trained on {policy.schema}, {config.regressor} on {regressor.schema}; "
                 f"the regressor must know every attribute of the policy with its range: not {', '.join(unknown)}"
-            )
-        if self.change_prompts is None:
-            raise ConfigError(
-                "data.change_prompts is missing: held-out prompts to measure the change on (or data.val)"
             )
         for name in config.target:
             policy.schema[name]

@@ -23,14 +23,13 @@ from nemo_steerlm.formats.model_folder import ModelCard
 from nemo_steerlm.formats.safetensors_files import SafetensorsFolder
 from nemo_steerlm.formats.vocabulary import MoreRows, with_attribute_tokens
 from nemo_steerlm.integrity import listing
-from nemo_steerlm.megatron import checkpoint, finite, gpt, parallel
+from nemo_steerlm.megatron import checkpoint, dtypes, finite, gpt, parallel
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 
 logger = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def import_main(config: ImportConfig) -> str:
@@ -48,8 +47,10 @@ def import_main(config: ImportConfig) -> str:
 
     Raises:
         CheckpointError: the input is of no family this package knows (`families.FAMILIES`), or is incomplete.
-        ConfigError: the tokenizer is missing or has more tokens than the model, or the attributes do not fit it.
+        ConfigError: a setting is wrong, the tokenizer is missing or has more tokens than the model, or the attributes
+            do not fit it.
     """
+    parallel.start(config)
     with tempfile.TemporaryDirectory() as folder:
         return _import(config, Path(folder))
 
@@ -70,10 +71,9 @@ def _import(config: ImportConfig, scratch: Path) -> str:
     if not (source.where.is_dir() and hf_folder.is_ours(source.where)):
         card = dataclasses.replace(card, template=_template(config, source.where, card, tokenizer))
     output = _output(config.output, "model_config.yaml")
-    parallel.initialize(config.parallel)
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
     if quantised:  # quantised weights do not come out as they were before
-        logger.info("%s: %s, read as %s", source.where, source.format, _name(dtype))
+        logger.info("%s: %s, read as %s", source.where, source.format, dtypes.name(dtype))
     chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
     finite.check(source.where, finite.parameters(chunks), finite.DAMAGED)
@@ -88,10 +88,10 @@ def _import(config: ImportConfig, scratch: Path) -> str:
         with listing(output, "run.json"):
             write_run_json(
                 output, "import", config, inputs=inputs, schema=card.schema,
-                source={"format": source.format, "read_as": _name(dtype)},
+                source={"format": source.format, "read_as": dtypes.name(dtype)},
             )  # fmt: skip
     ranges = "" if card.schema is None else " of " + ", ".join(f"{a.name} {a.low} to {a.high}" for a in card.schema)
-    return f"{output}: {card.kind}{ranges} with {_count(card):,} parameters in {_name(dtype)}"
+    return f"{output}: {card.kind}{ranges} with {_count(card):,} parameters in {dtypes.name(dtype)}"
 
 
 def open_checkpoint(path: Path, schema: AttributeSchema | None = None) -> tuple[hf.TensorSource, ModelCard]:
@@ -168,22 +168,18 @@ def export_main(config: ExportConfig) -> str:
     Raises:
         CheckpointError: no model folder, or a regressor that transformers cannot be: one that is more than a linear
             head on the last token, or whose tokenizer it reads otherwise.
-        ConfigError: unknown dtype, or `scalar` names what the model does not have, or weighs nothing.
+        ConfigError: a setting is wrong, or `scalar` names what the model does not have, or weighs nothing.
     """
+    parallel.start(config)
     folder = Path(config.checkpoint)
     card = model_folder.read(folder)
     _check_expressible(folder, card)
     weights = _scalar_weights(config.scalar, card, folder)
     calibration = None if card.schema is None else Calibration.read(folder, card.schema)
     stored = checkpoint.stored_dtype(folder / "weights")
-    dtype = stored if config.dtype is None else DTYPES.get(config.dtype)
-    if dtype is None:
-        raise ConfigError(
-            f"dtype={config.dtype}: unknown; expected one of {', '.join(DTYPES)}" + suggest(str(config.dtype), DTYPES)
-        )
+    dtype = stored if config.dtype is None else dtypes.STORED[config.dtype]
     tokenizer = model_folder.read_tokenizer(folder)
     output = _output(config.output, "config.json")
-    parallel.initialize(config.parallel)
     chunks = gpt.build(card.architecture, config.parallel, stored, hf_folder.outputs_of(card), initialise=False)
     model_folder.load_weights(folder, chunks)
     if weights is not None:
@@ -194,7 +190,7 @@ def export_main(config: ExportConfig) -> str:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            hf_folder.write_card(partial, card, tokenizer, _name(dtype))
+            hf_folder.write_card(partial, card, tokenizer, dtypes.name(dtype))
         except CheckpointError:
             shutil.rmtree(partial)
             raise
@@ -205,7 +201,7 @@ def export_main(config: ExportConfig) -> str:
     parallel.on_rank_zero(describe)
     hf.save(partial, chunks, card.architecture, dtype, outputs=hf_folder.outputs_of(card))
     checkpoint.replace_folder(partial, output)
-    said = f"{output}: Hugging Face {card.kind} with {_count(card):,} parameters in {_name(dtype)}"
+    said = f"{output}: Hugging Face {card.kind} with {_count(card):,} parameters in {dtypes.name(dtype)}"
     if card.schema is not None and card.kind == "regressor" and len(card.schema) > 1:
         said += f"; what reads one output, as RewardBench does, takes {card.schema.names[0]} alone: use scalar="
     if calibration is None:
@@ -294,7 +290,3 @@ def _output(path: str, marker: str) -> Path:
 def _count(card: ModelCard) -> int:
     shapes = hf_config.tensor_shapes(card.architecture, hf_folder.outputs_of(card))
     return sum(torch.Size(shape).numel() for shape in shapes.values())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -13,7 +13,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import EvaluateConfig, PreferenceConfig
 from nemo_steerlm.data.benchmarks import Benchmark, Comparison, check_held_out, read_benchmark
 from nemo_steerlm.data.regression_dataset import fit_history
-from nemo_steerlm.errors import ConfigError, DataError
+from nemo_steerlm.errors import DataError
 from nemo_steerlm.evaluate import baselines
 from nemo_steerlm.evaluate.preference import (
     PRESETS,
@@ -47,13 +47,11 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
     """Write the report into `config.output`; returns the table. Every rank runs it.
 
     Raises:
-        ConfigError: several files, weights given twice, or for attributes the regressor does not predict.
+        ConfigError: weights for attributes the regressor does not predict.
         DataError: a file that cannot be read, or fitting on what is tested.
     """
     started, options = time.perf_counter(), config.preference
-    source_file, *more = config.inputs()
-    if more:
-        raise ConfigError("task=preference reads one file; put several into a folder and give that as input=")
+    (source_file,) = config.inputs()
     test = read_benchmark(source_file, options.layout)
     train = _held_out(test, options)
     weights, source = _weights(model, config, train.get("fit"))
@@ -132,9 +130,6 @@ def _weights(
 ) -> tuple[dict[str, float], str]:
     """The weight of each attribute, and where it comes from."""
     options, schema = config.preference, model.schema
-    given = [name for name in ("weights", "preset", "fit") if getattr(options, name)]
-    if len(given) > 1:
-        raise ConfigError(f"preference.{given[0]} and preference.{given[1]} both say how attributes add up; give one")
     if options.weights:
         return check_weights(options.weights, schema, "preference.weights"), "preference.weights"
     if options.preset:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import EvaluateConfig, SteerabilityConfig
+from nemo_steerlm.config import EvaluateConfig
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import ConfigError, DataError, suggest
 from nemo_steerlm.evaluate.metrics import json_ready
@@ -132,12 +132,11 @@ def evaluate(config: EvaluateConfig) -> str:
     """`task=steerability`: write the report into `config.output`, return its table and the verdict.
 
     Raises:
-        ConfigError: a way, scorer or score that does not exist, or a model that knows no attributes.
+        ConfigError: a scorer or score that does not exist, or a model that knows no attributes.
         DataError: no labelled row and no prompt is short enough.
     """
     settings, started = config.steerability, time.perf_counter()
     names = settings.scorers or ["text"]
-    _check(settings)
     if settings.prompts:
         check_scorers(names)
     parallel.start(config)
@@ -179,16 +178,6 @@ def evaluate(config: EvaluateConfig) -> str:
     _write_answers(Path(config.output) / "answers.jsonl", swept, answers, columns)
     write_run_json(config.output, "evaluate", config, config.inputs(), model.schema)
     return summary(told, heard, found, scales)
-
-
-def _check(settings: SteerabilityConfig) -> None:
-    for way in settings.ways:
-        if way not in WAYS:
-            raise ConfigError(
-                f"steerability.ways: no way is called {way}{suggest(way, list(WAYS))} There are {', '.join(WAYS)}"
-            )
-    if settings.prompts and not settings.ways:
-        raise ConfigError("steerability.ways is empty; name one of " + ", ".join(WAYS) + ", or give prompts=0")
 
 
 def _quality(asked: str | None, columns: Mapping[str, Floats]) -> str | None:

@@ -65,6 +65,7 @@ PRECISION = "fp32"  # what the bars were set with
 
 def main(config: QuickstartConfig) -> None:
     """`steerlm quickstart`: fill `config.output`, print the bars and where the report is."""
+    config.validate()
     try:
         report = Quickstart(config).run()
     except Stopped as stop:

@@ -107,7 +107,8 @@ def test_text_arrives_as_it_is_typed(text):
     settings = load("generate", ["checkpoint=m", f"prompt={text}", f"system={text}"])
     assert settings.prompt == text and settings.system == (None if text == "null" else text)
     quoted = "'" + text.strip() + "'" if "'" not in text else f'"{text}"'
-    words = ["source=table", f"columns.prompt={text}", f"columns={{response: {quoted},quality: Politeness (1-5)}}"]
+    words = ["source=table", "check=true", f"columns.prompt={text}"]
+    words += [f"columns={{response: {quoted},quality: Politeness (1-5)}}"]
     columns = load("prepare", [*words, f"output={text}", f"languages=[{quoted},no,1]"])
     assert columns.columns == {"prompt": text, "response": quoted[1:-1], "quality": "Politeness (1-5)"}
     assert columns.output == (None if text == "null" else text) and columns.languages == [quoted[1:-1], "no", "1"]
@@ -232,7 +233,7 @@ READERS = {
     "sample": ["checkpoint=m", "prompts=p.jsonl", "annotated=a.jsonl", "target=[humor]", "output=o"],
     "generate": ["checkpoint=m", "prompt=Hi"],
     "evaluate": ["task=regressor", "checkpoint=m", "input=i.jsonl", "output=o"],
-    "bootstrap": ["policy=p", "regressor=r", "target=[humor]", "data.train=t.jsonl", "output=o", *SFT[2:4]],
+    "bootstrap": ["policy=p", "regressor=r", "target=[humor]", *SFT[:4], "data.val=v.jsonl"],
 }
 
 
@@ -357,7 +358,7 @@ def test_a_typed_config_is_checked_as_a_command_line_is():
     settings = load("train-sft", SFT)
     settings.optimizer.clip_grad = float("nan")
     with pytest.raises(ConfigError, match="optimizer.clip_grad=nan: expected a finite number"):
-        compose.check(settings)
+        settings.validate()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -29,7 +29,7 @@ def test_the_template_defaults_are_the_templates_own():
     assert dataclasses.asdict(config.TemplateConfig()) == PromptTemplate().to_dict()
     assert not config.TemplateConfig().own and config.TemplateConfig(user=None).own
     with pytest.raises(ConfigError, match="overlap"):
-        config.TemplateConfig(turn_start="<extra_id_2>").check()
+        config.TemplateConfig(turn_start="<extra_id_2>").validate()
 
 
 def test_attributes_come_from_a_preset_a_file_and_changes_to_them(tmp_path):

@@ -251,10 +251,10 @@ BAD_SETTINGS = [
     ({"output": None}, "output is missing; give it on the command line, e.g. output="),
     ({"input": None}, "input= is missing"),
     ({"input": "/no/such/file"}, "no such file or folder"),
-    ({"recipe": "nemo"}, "expected one of default, nemo_aligner"),
+    ({"recipe": "nemo"}, "expected default or nemo_aligner"),
     ({"recipe": "nemo_aligner", "source": "steerlm"}, "is for source=oasst"),
     ({"recipe": "nemo_aligner", "attributes": "oasst_0_9"}, "writes attributes=helpsteer"),
-    ({"val_fraction": 1.0}, "below 1"),
+    ({"val_fraction": 1.0}, "expected less than 1"),
     ({"attributes": "helpster"}, "did you mean 'helpsteer'?"),
     ({"source": "hh_rlhf", "languages": ["en"]}, "leave it null"),
 ]

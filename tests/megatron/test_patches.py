@@ -23,7 +23,7 @@ from torch.distributed import distributed_c10d
 
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.megatron import checkpoint, cpu, decoding, gpt, layers, optim, parallel, patches
+from nemo_steerlm.megatron import checkpoint, cpu, decoding, gpt, layers, optim, optimizer_state, parallel, patches
 from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
 from tests.models.helpers import ARCHITECTURE
 
@@ -180,6 +180,22 @@ def test_an_optimizer_without_the_repaired_parts_is_left_whole(told: list[str], 
     optim._repair_resume()
     assert stock.state_dict is before
     check_told(told, "Newer", "_set_main_param_and_optimizer_states", "resumed")
+
+
+def test_an_optimizer_with_other_names_saves_and_orders_as_ever(
+    told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Newer:
+        sharded_param_state_fully_reshardable = None
+
+    monkeypatch.setattr(optimizer_state, "DistributedOptimizer", Newer)
+    new: Any = Newer()
+    optimizer_state.write_own_share(new)
+    assert not vars(new)
+    check_told(told, "Newer", "load_parameter_state_from_fully_reshardable", "gathered")
+    told.clear()
+    optim._repair_order(new)
+    check_told(told, "DistributedOptimizer", "model_param_group_index_map", "fp32 head")
 
 
 def test_megatrons_optimizer_has_what_is_repaired() -> None:

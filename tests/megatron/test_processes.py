@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_steerlm import environment
-from nemo_steerlm.config import ComputeConfig, ParallelConfig
+from nemo_steerlm.config import ComputeConfig, GenerateConfig, ParallelConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
@@ -72,7 +72,7 @@ def test_lightning_takes_the_same_device_and_counts_the_jobs_processes(
 def start_together() -> dict:
     """What two ranks hear that see one GPU each, two of a node or the same one; how long one waits for the other."""
     compute = ComputeConfig(devices=2, timeout_minutes=0.03)
-    parallel.start(SimpleNamespace(parallel=ParallelConfig(), trainer=compute))
+    parallel.start(GenerateConfig(checkpoint="unused", prompt="unused", trainer=compute))
     heard = [_look_for_shared_gpus(*gpus) for gpus in (("GPU-a", "GPU-b"), ("GPU-a", "GPU-a"))]
     everyone: list = [None, None]
     dist.all_gather_object(everyone, heard)

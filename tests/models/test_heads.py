@@ -192,7 +192,7 @@ def test_labels_of_few_annotators_lean_towards_the_mean(kind: str) -> None:
     ("weights", "message"),
     [
         ({"humour": 2.0}, "loss.weights.humour: no such attribute; did you mean 'humor'"),
-        ({"humor": -1.0}, "loss.weights.humor=-1: a weight must not be negative"),
+        ({"humor": -1.0}, "loss.weights.humor=-1.0: expected at least 0"),
         ({"humor": 0.0, "quality": 0.0, "refusal": 0.0}, "loss.weights leaves no label"),
     ],
 )

@@ -43,7 +43,15 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
 
 def dialogue(text: str, where: str = "text") -> list[Turn]:
     """Take a dialogue apart into turns, white space around each removed (raises DataError)."""
-    before, *rest = _TURN.split("\n\n" + text.lstrip())
-    if before.strip() or not rest:
+    turns = parse(text)
+    if not turns:
         raise DataError(f"{where} is {text!r:.60}, expected a dialogue that opens with 'Human:'")
+    return turns
+
+
+def parse(text: str) -> list[Turn]:
+    """The turns of a dialogue, white space around each removed; none where it does not open with a speaker."""
+    before, *rest = _TURN.split("\n\n" + text.lstrip())
+    if before.strip():
+        return []
     return [Turn(_SPEAKERS[name], said.strip()) for name, said in zip(rest[::2], rest[1::2], strict=True)]

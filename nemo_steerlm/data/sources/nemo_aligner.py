@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.attributes import AttributeSchema, format_label
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, VALUE_TO_TEXT, Conversation
 from nemo_steerlm.data.sources import oasst
 from nemo_steerlm.data.sources.steerlm import regression_row
@@ -156,4 +156,4 @@ def _turn(message: oasst.Message, where: str) -> dict[str, Any]:
     if "labels" not in message:
         return turn  # no key at all; labels of other attributes give an empty string
     scores = oasst.scores(message, ATTRIBUTES, where)
-    return {**turn, "label": ",".join(f"{name}:{round(score * _HIGH)}" for name, score in scores.items())}
+    return {**turn, "label": format_label({name: round(score * _HIGH) for name, score in scores.items()})}

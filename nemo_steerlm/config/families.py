@@ -1,17 +1,19 @@
 """The families of networks: what sets each apart from Llama, and what its Hugging Face `config.json` says.
 
-A new family is one entry of `FAMILIES` (and its name in `nemo_steerlm.config.FAMILIES`) as long as these traits
-describe it. A new trait is a field of `Family`, read where it matters: `gpt.transformer_config` and
-`layers.layer_spec` build it, `hf_config.tensor_shapes` lists its tensors, and `hf` knows where they belong.
+A new family is one entry of `FAMILIES` as long as these traits describe it. A new trait is a field of `Family`, read
+where it matters: `gpt.transformer_config` and `layers.layer_spec` build it, `hf_config.tensor_shapes` lists its
+tensors, and `hf` knows where they belong.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemo_steerlm.config.model import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
