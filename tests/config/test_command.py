@@ -18,9 +18,9 @@ WORDS = {
                   "attributes=helpsteer", "attributes.schema.humor.high=9", "trainer=cpu", "trainer.max_steps=60",
                   "optimizer.lr=1e-5", "output=policy"],
     "bootstrap": ["policy=p", "regressor=r", "target=[quality]", "data.train=a", "trainer.max_steps=3",
-                  "data.val=null", "output=o", "sampling.top_p=0.9", "steering.scorers=[http://host/path?a=1&b=2,m:f]"],
+                  "data.val=null", "data.change_prompts=c", "output=o", "sampling.top_p=0.9", "steering.scorers=[http://host/path?a=1&b=2,m:f]"],
     "evaluate": ["task=steerability", "checkpoint=m", "input=[a.jsonl,'b, c.jsonl']", "output=o",
-                 "steerability.measures={verbosity:tokens}", "preference.weights={quality:1,humor:-0.5}"],
+                 "steerability.measures={verbosity:tokens}", "steerability.temperature=0.5"],
     "generate": ["checkpoint=m", "prompt=What's a \"dog\"?\nTell me.", "attributes.humor=4"],
     "quickstart": [],
 }  # fmt: skip
