@@ -1,4 +1,4 @@
-"""Where `prepare` finds its files: a file, a folder in the layout of the Hugging Face hub, or the hub itself."""
+"""Where `prepare` finds its files: a file, a folder laid out as on the Hugging Face hub, or the hub itself."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def input_files(
-    name: str | Path, layout: Sequence[str], revision: str | None, output: str | Path | None
+    name: str | Path, patterns: Sequence[str], revision: str | None, output: str | Path | None
 ) -> list[Path]:
     """Return the files that an `input=` means, in the order of their names.
 
     Args:
         name: A file; a folder; or, with a revision, the name of a dataset on the hub.
-        layout: Patterns of the files of a source in its hub folder, such as "preference/*.jsonl*". A folder that
+        patterns: Patterns of the files of a source in its hub folder, such as "preference/*.jsonl*". A folder that
             holds none of them gives all readable files directly in it, or else those in its folder "data", where the
             hub's own tools put them.
         revision: Commit, tag or branch on the hub.
@@ -35,29 +35,29 @@ def input_files(
     if revision is not None:
         if path.exists():
             raise ConfigError(f"revision={revision} is for the hub, but input={name} is here; leave one out")
-        path = download(str(name), revision, layout)
+        path = download(str(name), revision, patterns)
     if path.is_dir():
         if output and path.resolve() == Path(output).resolve():
             raise ConfigError(f"output={output} is the input folder; choose another one")
-        return _in_folder(path, layout)
+        return _in_folder(path, patterns)
     if not path.is_file():
         hub = "; for a dataset on the Hugging Face hub add revision=COMMIT" if _HUB_NAME.fullmatch(str(name)) else ""
         raise DataError(f"{path}: no such file or folder{hub}")
     return [path]
 
 
-def _in_folder(folder: Path, layout: Sequence[str]) -> list[Path]:
+def _in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
     files = [file for file in sorted(folder.rglob("*")) if file.name.endswith(READABLE) and file.is_file()]
     names = {file: file.relative_to(folder).as_posix() for file in files}
     seen = [file for file in files if not any(part.startswith(".") for part in names[file].split("/"))]
-    known = [file for file in seen if any(fnmatch.fnmatchcase(names[file], pattern) for pattern in layout)]
+    known = [file for file in seen if any(fnmatch.fnmatchcase(names[file], pattern) for pattern in patterns)]
     for found in (known, *([file for file in seen if file.parent == place] for place in (folder, folder / "data"))):
         if found:
             return found
-    raise DataError(f"{folder}: the folder holds no file of {', '.join((*layout, *READABLE[:4]))}")
+    raise DataError(f"{folder}: the folder holds no file of {', '.join((*patterns, *READABLE[:4]))}")
 
 
-def download(name: str, revision: str, layout: Sequence[str]) -> Path:
+def download(name: str, revision: str, patterns: Sequence[str]) -> Path:
     """Return the folder of a hub dataset's files, from the hub's cache where they are there already.
 
     The files are read as they lie on the hub, not through `datasets`: OASST's trees, for one, are not among the
@@ -72,7 +72,7 @@ def download(name: str, revision: str, layout: Sequence[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     asked = f"{name} at revision {revision}"
-    patterns = list(layout) or [f"*{suffix}" for suffix in READABLE]
+    patterns = list(patterns) or [f"*{suffix}" for suffix in READABLE]
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):

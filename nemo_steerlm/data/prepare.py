@@ -20,74 +20,26 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import PREPARE_SOURCES, PrepareConfig
+from nemo_steerlm.config import PrepareConfig
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.data.inputs import input_files
 from nemo_steerlm.data.report import Report
 from nemo_steerlm.data.scratch import Seen
-from nemo_steerlm.data.sources import (
-    helpsteer,
-    helpsteer2_preference,
-    helpsteer3,
-    hh_rlhf,
-    messages,
-    oasst,
-    self_id,
-    steerlm,
-    table,
-    ultrafeedback,
-)
+from nemo_steerlm.data.sources import table
 from nemo_steerlm.data.sources.answers import without_empty
-from nemo_steerlm.data.sources.tally import Tally
+from nemo_steerlm.data.sources.registry import SOURCES
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.files import open_text, sync_folder
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
-
-Reader = Callable[[Path, AttributeSchema, "Sequence[str] | None", Tally], Iterator[Conversation]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A kind of dataset.
-
-    Attributes:
-        read: Streams the conversations of a file.
-        preset: Its attribute schema, where none is asked for.
-        layout: Patterns of its files on the hub.
-        attributes: What its labels are about; empty where that is up to the file, or where there is none.
-    """
-
-    read: Reader
-    preset: str = "helpsteer"
-    layout: tuple[str, ...] = ()
-    attributes: Sequence[str] = ()
-
-
-_SPLITS = ("train.jsonl*", "validation.jsonl*")
-#: A new source is one module with a ``read`` of this shape, one line here, and its name in ``PREPARE_SOURCES``.
-SOURCES: dict[str, Source] = {
-    "oasst": Source(oasst.read, "oasst_0_9", ("*_ready.trees.jsonl*",), oasst.ATTRIBUTES),
-    "helpsteer": Source(helpsteer.read, "helpsteer2", _SPLITS, helpsteer.ATTRIBUTES),
-    "helpsteer2": Source(helpsteer.read, "helpsteer2", _SPLITS, helpsteer.ATTRIBUTES),
-    "helpsteer2_preference": Source(helpsteer2_preference.read, "helpsteer2", ("preference/preference.jsonl*",)),
-    "helpsteer3": Source(helpsteer3.read, "helpsteer2", ("preference/*.jsonl*", "feedback/*.jsonl*")),
-    "hh_rlhf": Source(hh_rlhf.read, layout=("harmless-*/*.jsonl*", "helpful-*/*.jsonl*")),
-    "ultrafeedback": Source(ultrafeedback.read, "ultrafeedback", ("*.jsonl*",), ultrafeedback.ATTRIBUTES),
-    "self_id": Source(self_id.read, layout=("*.yaml", "*.yml")),
-    "messages": Source(messages.read),
-    "steerlm": Source(steerlm.read),
-    "table": Source(table.read),
-}
-assert (*SOURCES, "synthetic") == PREPARE_SOURCES
 
 _OUTPUTS = ("train.jsonl", "val.jsonl", "train_reg.jsonl", "val_reg.jsonl", "report.json", "report.html", "run.json")
 _VAL_NAMES = ("val", "valid", "validation", "test", "dev")
@@ -222,7 +174,7 @@ def _files(options: PrepareOptions) -> list[Path]:
         return []
     if options.input is None:
         raise ConfigError(f"input= is missing: name the file or folder that source={options.source} reads")
-    files = input_files(options.input, SOURCES[options.source].layout, options.revision, options.output)
+    files = input_files(options.input, SOURCES[options.source].files, options.revision, options.output)
     if options.output and not options.check:
         results = {(Path(options.output) / name).resolve() for name in _OUTPUTS}
         if lost := [file for file in files if file.resolve() in results]:
@@ -419,31 +371,3 @@ def _no_side(file: Path) -> NoReturn:
         f"val_fraction=null keeps the dataset's own split, but {file} does not tell one: neither its rows ('split') "
         f"nor its name say train or {', '.join(_VAL_NAMES)}; give a share"
     )
-
-
-def main(config: PrepareConfig) -> str:
-    """`steerlm prepare`: write the files, return what came out of it as text."""
-    names = [field.name for field in dataclasses.fields(PrepareOptions) if field.name != "attributes"]
-    report = prepare({**{name: getattr(config, name) for name in names}, "attributes": config.attributes.load()})
-    shown = {name: value for name, value in report.items() if name not in _IN_FILE_ONLY}
-    place = f"{config.input}: can be read; nothing is written" if config.check else config.output
-    return f"{place}:\n" + "\n".join(_counts(shown))
-
-
-#: Long, and better read in report.html.
-_IN_FILE_ONLY = (
-    "labels", "label_statistics", "label_correlations", "people_per_label", "response_lengths", "conversation_lengths",
-    "other_languages",
-)  # fmt: skip
-
-
-def _counts(report: Mapping[str, Any], indent: str = "  ") -> Iterator[str]:
-    """The report's numbers, one a line, its groups indented; zeros are left out."""
-    for name, value in report.items():
-        if isinstance(value, Mapping):
-            lines = list(_counts(value, indent + "  "))
-            if lines:
-                yield f"{indent}{name}"
-                yield from lines
-        elif name != "examples" and value not in (0, None, [], ""):
-            yield f"{indent}{name:<28} {value}"

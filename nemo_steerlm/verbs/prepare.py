@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.config import PrepareConfig
-from nemo_steerlm.data import prepare
+from nemo_steerlm.data.prepare import PrepareOptions, prepare
+from nemo_steerlm.data.sources.registry import SOURCES
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.report.data_page import data_page
 from nemo_steerlm.report.page import Commands
 from nemo_steerlm.verbs.commands import after_prepare
 
+#: Long, and better read in report.html.
+_IN_FILE_ONLY = (
+    "labels", "label_statistics", "label_correlations", "people_per_label", "response_lengths", "conversation_lengths",
+    "other_languages",
+)  # fmt: skip
+
 
 def main(config: PrepareConfig) -> str:
     """Write the files and ``report.html``, return what came out of it as text (raises what `prepare` raises)."""
-    text = prepare.main(config)
+    report = prepared(config)
     if config.output and not config.check:
-        report = json.loads((Path(config.output) / "report.json").read_text(encoding="utf-8"))
+        written = json.loads((Path(config.output) / "report.json").read_text(encoding="utf-8"))
         with atomic_writer(Path(config.output) / "report.html") as file:
-            file.write(data_page(report, commands(config, report)))
-    return text
+            file.write(data_page(written, commands(config, written)))
+    shown = {name: value for name, value in report.items() if name not in _IN_FILE_ONLY}
+    place = f"{config.input}: can be read; nothing is written" if config.check else config.output
+    return f"{place}:\n" + "\n".join(_counts(shown))
+
+
+def prepared(config: PrepareConfig) -> dict[str, Any]:
+    """Write all but ``report.html``, return the content of ``report.json`` (raises what `prepare` raises)."""
+    names = [field.name for field in dataclasses.fields(PrepareOptions) if field.name != "attributes"]
+    return prepare({**{name: getattr(config, name) for name in names}, "attributes": config.attributes.load()})
 
 
 def commands(config: PrepareConfig, report: Mapping[str, Any]) -> Commands:
     """What made the data, and what to do with them."""
-    preset = prepare.SOURCES[config.source].preset if config.source in prepare.SOURCES else config.source
+    preset = SOURCES[config.source].preset if config.source in SOURCES else config.source
     return after_prepare(config, preset, labelled="labels" not in report or any(report["labels"].values()))
+
+
+def _counts(report: Mapping[str, Any], indent: str = "  ") -> Iterator[str]:
+    """The report's numbers, one a line, its groups indented; zeros are left out."""
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            lines = list(_counts(value, indent + "  "))
+            if lines:
+                yield f"{indent}{name}"
+                yield from lines
+        elif name != "examples" and value not in (0, None, [], ""):
+            yield f"{indent}{name:<28} {value}"

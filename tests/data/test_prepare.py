@@ -16,7 +16,8 @@ import pytest
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import PREPARE_SOURCES
 from nemo_steerlm.conversation import Conversation, Turn, write_conversations
-from nemo_steerlm.data.prepare import SOURCES, PrepareOptions, prepare
+from nemo_steerlm.data.prepare import PrepareOptions, prepare
+from nemo_steerlm.data.sources.registry import SOURCES
 from nemo_steerlm.errors import ConfigError, DataError, SteerLMError
 from nemo_steerlm.provenance import read_run_json
 from tests.data.helpers import FILES, refused, rows_of, run, run_sides, steer, write
