@@ -58,7 +58,7 @@ test-wheel:
 	@test -n "$(WHEEL_PYTHON)" || { echo "no Python 3.12 found; name one: make test-wheel WHEEL_PYTHON=python3.11" >&2; exit 1; }
 	tools/test_wheel "$(WHEEL_PYTHON)" $(WHEEL_ARGS)
 
-# Ratios beside transformers and TRL, prepare beside bare json, growth: outputs/bench/results.json and .md.
+# Ratios beside transformers and TRL, prepare beside bare json, growth, starting beside import torch: outputs/bench/results.json and .md.
 bench: install
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(VENV)/bin/python -m benchmarks $(ARGS)

@@ -16,7 +16,7 @@ from benchmarks.measure import Row
 from nemo_steerlm.provenance import versions
 from nemo_steerlm.report.tables import text_table
 
-NAMES = ("training", "annotation", "generation", "preparation", "growth")
+NAMES = ("training", "annotation", "generation", "preparation", "growth", "starting")
 _HEAD = ["measurement", "ours / peer", "spread", "target", "", "ours", "peer", "unit", "runs"]
 
 

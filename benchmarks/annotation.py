@@ -38,14 +38,13 @@ def rows(folder: Path, runs: int) -> Iterator[Row]:
     yield from compare(ours, peers, folder=folder, runs=runs, unit=UNIT)
 
 
-def ours(folder: Path) -> Iterator[float]:
-    """Responses a second of `steerlm annotate` with a loaded model."""
+def regressor(folder: Path) -> Any:
+    """A regressor with random weights, whose model folder is made once."""
     from nemo_steerlm import config as configs
     from nemo_steerlm.attributes import AttributeSchema
     from nemo_steerlm.megatron import parallel
     from nemo_steerlm.models.regressor import AttributeRegressor
     from nemo_steerlm.train.start import start_model
-    from nemo_steerlm.verbs.annotate import annotate
 
     parallel.initialize()
     if not (folder / "regressor").is_dir():
@@ -57,7 +56,15 @@ def ours(folder: Path) -> Iterator[float]:
         start_model(AttributeRegressor, training, AttributeSchema.load(inputs.preset())).save_pretrained(
             folder / "regressor"
         )
-    model = AttributeRegressor.from_pretrained(folder / "regressor")
+    return AttributeRegressor.from_pretrained(folder / "regressor")
+
+
+def ours(folder: Path) -> Iterator[float]:
+    """Responses a second of `steerlm annotate` with a loaded model."""
+    from nemo_steerlm import config as configs
+    from nemo_steerlm.verbs.annotate import annotate
+
+    model = regressor(folder)
     for name in _files():
         with tempfile.TemporaryDirectory() as output:
             config = configs.AnnotateConfig(

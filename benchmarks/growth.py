@@ -1,4 +1,4 @@
-"""How cost grows: with the data, with the sequence, with the model; and what starting costs."""
+"""How cost grows: with the data, with the sequence, with the model; and what the help costs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, rat
 """
 _START = """
 import json, sys, time
-started = time.perf_counter()
 from nemo_steerlm import AttributeConditionedGPT
-imported = time.perf_counter()
+started = time.perf_counter()
 AttributeConditionedGPT.from_pretrained(sys.argv[1])
-print(json.dumps([imported - started, time.perf_counter() - imported]))
+print(json.dumps([time.perf_counter() - started]))
 """
 
 
@@ -45,7 +44,7 @@ def _row(name: str, unit: str, small: float, large: float, runs: int = 1) -> Row
     )
 
 
-def _python(code: str, *arguments: object) -> list[float]:
+def python(code: str, *arguments: object) -> list[float]:
     """The list of numbers a fresh interpreter prints in its last line."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, cwd=inputs.ROOT, capture_output=True, text=True)
@@ -76,7 +75,7 @@ def _data(folder: Path) -> list[Row]:
         records = [json.dumps({**json.loads(lines[row]), "id": f"{copy}-{row}"}) for copy, row in ids]
         for name in (annotation.INPUT, annotation.WARM_UP):
             (folder / name).write_text("\n".join(records) + "\n", encoding="utf-8")
-        measured[times] = _python(_ANNOTATE, folder)
+        measured[times] = python(_ANNOTATE, folder)
     (one, memory_one), (ten, memory_ten) = measured[1], measured[10]
     return [
         _row("annotate: responses/s at 10x the data vs 1x", "responses/s", one, ten),
@@ -97,7 +96,7 @@ def train_packed(folder: Path, length: int) -> float:
 
 
 def _sequence(folder: Path) -> list[Row]:
-    measured = {length: _python(_MEMORY, folder, length) for length in (1024, 4096, 16384)}
+    measured = {length: python(_MEMORY, folder, length) for length in (1024, 4096, 16384)}
     base_memory, base_rate = measured[1024]
     found = []
     for length in (4096, 16384):
@@ -114,15 +113,13 @@ def _start(folder: Path, runs: int) -> list[Row]:
     found = []
     loads = {}
     for layers in (6, 96):
-        model = _policy(folder, layers)
-        loads[layers] = [_python(_START, model) for _ in range(runs)]
-    median = {layers: statistics.median(load for _, load in values) for layers, values in loads.items()}
-    imports = statistics.median(start for values in loads.values() for start, _ in values)
+        model = policy(folder, layers)
+        loads[layers] = [python(_START, model) for _ in range(runs)]
+    median = {layers: statistics.median(load for (load,) in values) for layers, values in loads.items()}
     found.append(_row("loading a model folder of 96 layers vs 6", "s", median[6], median[96], runs))
     empty = statistics.median(_seconds("-c", "pass") for _ in range(5))
     help_ = statistics.median(_seconds("-m", "nemo_steerlm", "--help") for _ in range(5))
     found.append(_row("steerlm --help vs an empty python", "s", empty, help_, 5))
-    found.append(_row("import of the models vs an empty python", "s", empty, imports, 2 * runs))
     return found
 
 
@@ -154,9 +151,9 @@ print(json.dumps([]))
 """
 
 
-def _policy(folder: Path, layers: int) -> Path:
+def policy(folder: Path, layers: int) -> Path:
     """A policy's model folder with random weights."""
     path = folder / f"policy-{layers}"
     if not path.is_dir():
-        _python(_MAKE, folder, layers, inputs.preset())
+        python(_MAKE, folder, layers, inputs.preset())
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -130,16 +131,20 @@ def _run(verb: str, *words: str) -> int:
         return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    text = work(target, settings)
+    text = work(target, settings, alone=True)
     if text and os.environ.get("RANK", "0") == "0":
         print(readable(text))
     return 0
 
 
-def work(target: str, settings: Any) -> Any:
+def work(target: str, settings: Any, *, alone: bool = False) -> Any:
     """Run the function `target` ("module:function") with its settings, as the one owner of their output.
 
     The labels of its files are looked at first, because a mistake there should not wait for torch and a model.
+
+    Args:
+        alone: whether the process is there for this alone. The garbage collector then leaves out what was imported,
+            which it would otherwise walk through several times, and once more at the end.
     """
     from nemo_steerlm.data import labels
 
@@ -152,4 +157,7 @@ def work(target: str, settings: Any) -> Any:
         owner = owned(output, getattr(settings, "shards", None))
     module, _, function = target.partition(":")
     with owner:
-        return getattr(importlib.import_module(f"nemo_steerlm.{module}"), function)(settings)
+        run = getattr(importlib.import_module(f"nemo_steerlm.{module}"), function)
+        if alone:
+            gc.freeze()
+        return run(settings)

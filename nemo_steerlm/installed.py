@@ -69,7 +69,8 @@ def _requirements(name: str, extras: set[str] = frozenset()) -> Iterator[Require
         found = metadata.requires(name) or []
     except metadata.PackageNotFoundError:
         return
-    for requirement in map(Requirement, found):
+    here = [text for text in found if "extra ==" not in text or any(extra in text for extra in extras)]  # of hundreds
+    for requirement in map(Requirement, here):
         if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
             yield requirement
 

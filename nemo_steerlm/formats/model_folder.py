@@ -20,6 +20,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.megatron import checkpoint, finite, lora
+from nemo_steerlm.megatron.deferred import deferring
 from nemo_steerlm.megatron.parallel import is_rank_zero
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.template import PromptTemplate
@@ -137,7 +138,8 @@ def read_tokenizer(folder: Path | str) -> Tokenizer:
     Raises:
         CheckpointError: the tokenizer's files are not the ones the model was saved with, or have more tokens.
     """
-    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+    with deferring():  # transformers' part of it
+        tokenizer = load_tokenizer(Path(folder) / "tokenizer")
     path = Path(folder) / "model_config.yaml"
     try:
         config = read_yaml(path, CheckpointError)

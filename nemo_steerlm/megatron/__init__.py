@@ -16,6 +16,10 @@ for _message in (
 ):  # megatron-core about itself and its own use of torch; nothing a user could act on
     warnings.filterwarnings("ignore", message=_message)
 
-from nemo_steerlm.megatron import cpu  # noqa: E402
+from nemo_steerlm.megatron.deferred import deferring  # noqa: E402
 
-cpu.install()
+with deferring():
+    from nemo_steerlm.megatron import cpu
+
+    cpu.install()
+    import megatron.core  # noqa: F401  (where there is CUDA, nobody has yet)

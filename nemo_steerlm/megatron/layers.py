@@ -24,7 +24,6 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.varlen import varlen_attn
 
 from nemo_steerlm.megatron import patches
 
@@ -207,6 +206,7 @@ class Rotate(torch.autograd.Function):
         return rotate(grad, cos, -sin), None, None
 
 
+@functools.cache
 def _with_groups(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """`varlen_attn` for any number of key/value heads: by its flag, or repeated where it has none.
 
@@ -225,7 +225,10 @@ def _with_groups(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return attention
 
 
-_varlen_attention = _with_groups(varlen_attn)
+def _varlen_attention(*args: Any, **kwargs: Any) -> Any:
+    from torch.nn.attention.varlen import varlen_attn  # and with it torch's compiler, which a CPU does without
+
+    return _with_groups(varlen_attn)(*args, **kwargs)
 
 
 def has_flash_attention(x: torch.Tensor) -> bool:

@@ -2,10 +2,11 @@
 
 import logging
 
-import nemo_steerlm.megatron  # noqa: F401  (before megatron-core: the CPU backend)
+from nemo_steerlm.megatron.deferred import deferring  # and with it the CPU backend, before megatron-core
 
 for _chatty in ("lightning.pytorch", "nemo_logger"):  # about their own set-up
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)  # telemetry, whose own spans end out of order at a stop
 
-import nemo_steerlm.models.generative  # noqa: E402, F401  (a head that is a model of its own; after the loggers)
+with deferring():
+    import nemo_steerlm.models.generative  # noqa: F401  (a head that is a model of its own; after the loggers)
