@@ -11,12 +11,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_steerlm import __version__, environment
 from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
 from nemo_steerlm.launch import local
 from nemo_steerlm.terminal import readable
+
+if TYPE_CHECKING:
+    from nemo_steerlm.config import ProcessesConfig, Settings
 
 # verb: (function, its dataclass in config/, help)
 VERBS = {
@@ -84,11 +87,8 @@ def _line(error: Exception) -> str | None:
     return f"{text} (HYDRA_FULL_ERROR=1 shows where it came from)"
 
 
-def set_up(trainer: Any) -> bool:
+def set_up(trainer: ProcessesConfig) -> bool:
     """Make this process one of the run, as far as that goes before torch is imported.
-
-    Args:
-        trainer: a `ProcessesConfig`.
 
     Returns:
         False where nobody has started the run's processes yet.
@@ -137,7 +137,7 @@ def _run(verb: str, *words: str) -> int:
     return 0
 
 
-def work(target: str, settings: Any, *, alone: bool = False) -> Any:
+def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """Run the function `target` ("module:function") with its settings, as the one owner of their output.
 
     The labels of its files are looked at first, because a mistake there should not wait for torch and a model.

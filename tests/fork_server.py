@@ -94,7 +94,8 @@ def _mind(connection: socket.socket) -> None:
     for stream in streams:
         os.close(stream)
     ended = os.pidfd_open(child)
-    while ended not in select.select([connection, ended], [], [])[0]:
+    watched: list[Any] = [connection, ended]
+    while ended not in select.select(watched, [], [])[0]:
         number = connection.recv(1)
         if not number:
             os.killpg(child, signal.SIGKILL)

@@ -15,8 +15,10 @@ CORPUS = [
     "<extra_id_1>Assistant\n<extra_id_2>quality:4,toxicity:0,humor:2\nI am fine, thank you. And you?\n\nGood.  Bye!\n",
     "The quick brown fox jumps over the lazy dog. 0123456789 <x> extra id _ É ﬁ １ ＜ ＞ \t tabs, *stars* and #hashes",
 ]
-KINDS = ("bpe", "bpe_markers", "bpe_nfkc", "bpe_lowercase", "sentencepiece", "sentencepiece_nfkc")
-KINDS += ("bpe_bert", "bpe_strip", "bpe_rewrite", "llama_like", "gpt2", "tok512")
+KINDS = (
+    "bpe", "bpe_markers", "bpe_nfkc", "bpe_lowercase", "sentencepiece", "sentencepiece_nfkc", "bpe_bert", "bpe_strip",
+    "bpe_rewrite", "llama_like", "gpt2", "tok512",
+)  # fmt: skip
 FAITHFUL = ("bpe", "bpe_markers", "sentencepiece", "llama_like", "gpt2")  # decode(encode(text)) == text for any text
 
 
@@ -53,7 +55,7 @@ def of_kind(folder: Path, kind: str) -> Path:
     return bpe(folder, markers=kind not in ("bpe", "bpe_strip"), normalizer=normalizer)
 
 
-def bpe(folder: Path, *, markers: bool, normalizer: object = None) -> Path:
+def bpe(folder: Path, *, markers: bool, normalizer: Any = None) -> Path:
     """A byte-level BPE folder trained on CORPUS; ``markers`` makes the three markers special tokens.
 
     ``normalizer`` is one, or the name of its class; the markers are then matched in normalised text.
@@ -109,7 +111,7 @@ def gpt2(folder: Path) -> Path:
     return _save(tokenizer, folder, end="<|endoftext|>", pad=None)
 
 
-def sentencepiece_model(folder: Path, *, user_symbols: bool = False, **settings: object) -> Path:
+def sentencepiece_model(folder: Path, *, user_symbols: bool = False, **settings: Any) -> Path:
     """A SentencePiece model trained on CORPUS, with byte fallback and its dummy prefix."""
     import sentencepiece
 
@@ -122,7 +124,7 @@ def sentencepiece_model(folder: Path, *, user_symbols: bool = False, **settings:
         byte_fallback=True,
         user_defined_symbols=[f"<extra_id_{n}>" for n in range(3)] if user_symbols else [],
         minloglevel=2,
-        **{"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **settings},
+        **dict[str, Any]({"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **settings}),
     )
     return folder / "tokenizer.model"
 

@@ -5,7 +5,7 @@ shared ones in the files beside these. `compose.py` turns a command line into on
 itself; `validate` checks either. Others import all names from here, but for those of `families.py`.
 """
 
-from nemo_steerlm.config.compute import ComputeConfig, ParallelConfig, ProcessesConfig, check_inference
+from nemo_steerlm.config.compute import ComputeConfig, InProcesses, ParallelConfig, ProcessesConfig, check_inference
 from nemo_steerlm.config.data import OVERLONG, DataConfig, PolicyDataConfig, check_dropout
 from nemo_steerlm.config.evaluate import WAYS, EvaluateConfig, PreferenceConfig, SteerabilityConfig, SteeringConfig
 from nemo_steerlm.config.fields import Settings, choices
@@ -45,7 +45,7 @@ from nemo_steerlm.config.verbs import (
 __all__ = [
     "HEADS", "LORA_TARGETS", "OVERLONG", "PREPARE_SOURCES", "WAYS",
     "AnnotateConfig", "Architecture", "AttributeOptions", "AttributesConfig", "BootstrapConfig", "BootstrapDataConfig",
-    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig", "ImportConfig",
+    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig", "ImportConfig", "InProcesses",
     "LoRAConfig", "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig",
     "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig", "QuickstartRecipe",
     "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "Settings", "SteerabilityConfig",

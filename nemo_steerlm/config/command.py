@@ -14,7 +14,7 @@ from nemo_steerlm.provenance import plain
 from nemo_steerlm.terminal import shell_word
 
 
-def command(verb: str, config: Any) -> str:
+def command(verb: str, config: Settings) -> str:
     """What to type in a shell for `config`: the verb and every key that differs from its default."""
     usual = compose.draft(verb, type(config), ())
     words = []

@@ -18,7 +18,14 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.attributes import AttributeSchema, parse_label
-from nemo_steerlm.config import BootstrapConfig, EvaluateConfig, SampleConfig, TrainConfig, TrainRegressorConfig
+from nemo_steerlm.config import (
+    BootstrapConfig,
+    EvaluateConfig,
+    SampleConfig,
+    Settings,
+    TrainConfig,
+    TrainRegressorConfig,
+)
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import DataError, SteerLMError, nearest
 from nemo_steerlm.files import parse_line, read_lines
@@ -45,7 +52,7 @@ class _Row(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Row).decode
 
 
-def check(config: Any) -> None:
+def check(config: Settings) -> None:
     """Look at the labels in the files of a verb's configuration; most verbs read none.
 
     Raises:
@@ -74,7 +81,7 @@ def check(config: Any) -> None:
         told |= others.keys()
 
 
-def _files(config: Any) -> Iterator[tuple[str, Sequence[str], AttributeSchema]]:
+def _files(config: Settings) -> Iterator[tuple[str, Sequence[str], AttributeSchema]]:
     """The labelled files that a verb reads, by their key, with the attributes it reads of them."""
     schema: AttributeSchema | None
     if isinstance(config, TrainRegressorConfig) and config.loss.kind == "none":

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from nemo_steerlm.config import ParallelConfig
+from nemo_steerlm.config import ComputeConfig, InProcesses, ParallelConfig
 from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.megatron import cpu
 
@@ -115,14 +115,14 @@ def _told_with_the_rank() -> Iterator[None]:
         ) from error
 
 
-def start(config: Any, seed: int = 1234) -> None:
+def start(config: InProcesses, seed: int = 1234) -> None:
     """Begin a verb: check its configuration, join its processes, and settle what it runs with.
 
     Settled for all that the verb does and writes are `config.trainer.precision`, and `config.trainer.devices` where
     Python code was started as one of several processes; the command line has seen to it that these are as configured.
 
     Args:
-        config: of a verb that has `parallel` and `trainer`.
+        config: of a verb.
         seed: as of `initialize`.
 
     Raises:
@@ -132,7 +132,7 @@ def start(config: Any, seed: int = 1234) -> None:
     trainer.devices = max(1, int(os.environ.get("WORLD_SIZE", 1)) // max(1, trainer.num_nodes))
     config.validate()
     initialize(config.parallel, seed, timedelta(minutes=trainer.timeout_minutes))
-    if hasattr(trainer, "precision"):  # conversions compute nothing
+    if isinstance(trainer, ComputeConfig):  # conversions compute nothing
         trainer.precision = resolve_precision(trainer.precision)
 
 

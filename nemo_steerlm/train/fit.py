@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from megatron.core import parallel_state
 from nemo.lightning.callback_group import CallbackGroup
 
-from nemo_steerlm.config import DataConfig, LoggingConfig, TrainerConfig, TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.config import DataConfig, LoggingConfig, TrainConfig, TrainerConfig
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
@@ -47,7 +47,7 @@ class _ReturnMemory(Callback):
 
 def train(
     task: Task,
-    config: TrainRegressorConfig | TrainSftConfig,
+    config: TrainConfig,
     training: Mixture,
     validation: Mixture | None,
     beside: Mapping[str, Mixture] | None = None,

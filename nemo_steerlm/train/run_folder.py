@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from nemo_steerlm.config import TrainConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
@@ -37,7 +38,7 @@ def _first_difference(one: Any, two: Any, key: str) -> str | None:
     return None if one == two else f"{key}={one}, now {two}"
 
 
-def enter_run_folder(output: Path, config: Any) -> None:
+def enter_run_folder(output: Path, config: TrainConfig) -> None:
     """Write config.yaml, or check that the folder's own says the same run."""
     mine = OmegaConf.create(plain(config))
     path = output / "config.yaml"

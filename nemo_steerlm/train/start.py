@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from omegaconf import OmegaConf
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, ModelConfig, TrainRegressorConfig, TrainSftConfig, default_rate
+from nemo_steerlm.config import Architecture, ModelConfig, TrainConfig, TrainRegressorConfig, default_rate
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf, hf_folder, model_folder
 from nemo_steerlm.formats.model_folder import ModelCard
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=MegatronModel)
 
 
-def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig, schema: AttributeSchema) -> Model:
+def start_model(cls: type[Model], config: TrainConfig, schema: AttributeSchema) -> Model:
     """Build a model of class `cls` with the weights `config.model` names; the processes have met already.
 
     Settles `config.optimizer.lr` where none is given, for all that the training does and writes.
@@ -78,7 +78,7 @@ def start_model(cls: type[Model], config: TrainRegressorConfig | TrainSftConfig,
     return model
 
 
-def _with_head(card: ModelCard, config: TrainRegressorConfig | TrainSftConfig) -> ModelCard:
+def _with_head(card: ModelCard, config: TrainConfig) -> ModelCard:
     """The card with the head a regressor's configuration asks for; where it asks for none, that of the source."""
     if not isinstance(config, TrainRegressorConfig):
         return card
@@ -92,7 +92,7 @@ def _random(model: ModelConfig) -> tuple[Architecture, Tokenizer]:
     return dataclasses.replace(model.architecture, vocab_size=size), tokenizer
 
 
-def _make(cls: type[Model], config: Any, card: ModelCard, tokenizer: Tokenizer) -> Model:
+def _make(cls: type[Model], config: TrainConfig, card: ModelCard, tokenizer: Tokenizer) -> Model:
     check_vocabulary(tokenizer, card.architecture.vocab_size, config.model.init or "of random weights")
     dropout = card.architecture.attention_dropout
     if dropout and config.data.row_length() is not None:

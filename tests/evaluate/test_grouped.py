@@ -91,7 +91,7 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_groups() -> None:
         for name in drawn:
             drawn[name].append(measured[name])
     for name, values in drawn.items():
-        spread = np.std(values)
+        spread = float(np.std(values))
         assert result["interval"][name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.5 * spread), name
         assert result["interval"][name][0] < result[name] < result["interval"][name][1]
     assert everything(resamples=400) == result != everything(resamples=400, seed=1)
@@ -110,8 +110,8 @@ def test_weighted_ranks_are_scipys_of_the_repeated_rows() -> None:
 def test_rows_of_one_group_count_once_in_an_interval() -> None:
     predicted, label, length, group = rows()
     alone = figures(predicted, label, length, group, folds(group), QUALITY, seed=0, resamples=300)
-    many = [np.tile(column, 9) for column in (predicted, label, length, group)]
-    ninefold = figures(*many, folds(many[3]), QUALITY, seed=0, resamples=300)
+    predicted, label, length, group = (np.tile(column, 9) for column in (predicted, label, length, group))
+    ninefold = figures(predicted, label, length, group, folds(group), QUALITY, seed=0, resamples=300)
     assert ninefold["n"] == 9 * alone["n"] and ninefold["groups"] == alone["groups"]
     for name, interval in alone["interval"].items():
         assert ninefold["interval"][name] == pytest.approx(interval, rel=1e-3, abs=1e-6), name

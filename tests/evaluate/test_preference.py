@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def comparison(subset: str, chosen: list[str], rejected: list[str], prompt: str,
     return Comparison(chosen=answers(chosen), rejected=answers(rejected), subset=subset, id=name, unit=prompt)
 
 
-def pairs(*scores: tuple[list[float], list[float]]) -> list[tuple[np.ndarray, np.ndarray]]:
+def pairs(*scores: tuple[Sequence[float], Sequence[float]]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.array(chosen, float), np.array(rejected, float)) for chosen, rejected in scores]
 
 
@@ -338,17 +339,24 @@ def test_fitted_weights_are_the_minimum_of_the_logistic_loss() -> None:
     assert np.abs(gradient).max() < 1e-4 and np.abs(weights).max() > 0.02
 
 
+def words(rows: list[Comparison], train: list[Comparison] | None = None) -> preference.Scores:
+    """The TF-IDF baseline's scores, of as many prompts as it needs."""
+    scores = baselines.tfidf(rows, train)
+    assert scores is not None
+    return scores
+
+
 def test_the_longer_answer_and_words_learnt_on_other_prompts() -> None:
     rows = [comparison("", [f"word{i} kind"], [f"other{i} rude words"], str(i)) for i in range(20)]
     ((_, _, found),) = preference.accuracies("hh", rows, baselines.longer(rows))
     assert found.value == 0.0
-    ((_, _, found),) = preference.accuracies("hh", rows, baselines.tfidf(rows))
+    ((_, _, found),) = preference.accuracies("hh", rows, words(rows))
     assert found.value == 1.0
     # Words of one prompt only: whoever saw the prompt gets all right, a fit on the others cannot tell.
     rows = [comparison("", [f"up{i}"], [f"down{i}"], str(i)) for i in range(20)]
-    ((_, _, found),) = preference.accuracies("hh", rows, baselines.tfidf(rows))
+    ((_, _, found),) = preference.accuracies("hh", rows, words(rows))
     assert (found.value, found.ties) == (0.5, 20)
-    ((_, _, found),) = preference.accuracies("hh", rows, baselines.tfidf(rows, rows))
+    ((_, _, found),) = preference.accuracies("hh", rows, words(rows, rows))
     assert found.value == 1.0
     assert baselines.tfidf(rows[:3]) is None
 
@@ -358,7 +366,7 @@ def test_the_real_hh_pairs_are_read_and_the_baselines_are_those_known() -> None:
     found = read_benchmark(real_data("hh_harmless_base_test.dev.jsonl.gz"))
     assert (found.layout, len(found.comparisons)) == ("hh", 1167)
     assert found.counts == {"contexts_differ": 2, "empty_answers": 2}
-    ((_, _, words),) = preference.accuracies("hh", found.comparisons, baselines.tfidf(found.comparisons))
-    assert 0.57 < words.value < 0.65  # published for these pairs: .618 +- .010
+    ((_, _, tfidf),) = preference.accuracies("hh", found.comparisons, words(found.comparisons))
+    assert 0.57 < tfidf.value < 0.65  # published for these pairs: .618 +- .010
     ((_, _, longer),) = preference.accuracies("hh", found.comparisons, baselines.longer(found.comparisons))
     assert 0.42 < longer.value < 0.49

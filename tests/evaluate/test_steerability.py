@@ -39,7 +39,7 @@ def answer(requests: list[Request], seed: int = 0, noise: float = 0.0) -> np.nda
     return measured
 
 
-def steer(requests: list[Request], measured: np.ndarray, **settings: Any) -> dict[str, Any]:
+def steer(requests: list[Request], measured: np.ndarray, **settings: Any) -> Any:
     return steerability(requests, dict(zip(SCHEMA.names, measured.T)), SCHEMA, seed=0, **settings)
 
 
@@ -118,7 +118,7 @@ def test_the_interval_resamples_prompts_not_answers() -> None:
     shift = np.random.default_rng(0).normal(0, 2, 20)
     together = np.array([[0, 0, request.level + shift[request.prompt]] for request in plan])
     apart = together.copy()
-    apart[:, 2] = [request.level + shift[(request.prompt + 4 * request.level) % 20] for request in plan]
+    apart[:, 2] = [request.level + shift[(request.prompt + 4 * (request.level or 0)) % 20] for request in plan]
     widths = []
     for measured in (together, apart):
         curve = steer(plan, measured, resamples=400)["steerability"]["humor"]
@@ -234,7 +234,8 @@ def test_verdicts_in_words() -> None:
     def steered(**spearman: float) -> dict[str, Any]:
         return {name: {"spearman": value, "interval": [value - 0.1, value + 0.1]} for name, value in spearman.items()}
 
-    heard, deaf = {"gain": 1.0, "interval": [0.5, 1.5]}, {"gain": 0.1, "interval": [-0.2, 0.4]}
+    heard: Any = {"gain": 1.0, "interval": [0.5, 1.5]}
+    deaf: Any = {"gain": 0.1, "interval": [-0.2, 0.4]}
     nan = float("nan")
     for listening, found, words in (
         (heard, steered(quality=0.9, humor=0.5), "listens and obeys"),

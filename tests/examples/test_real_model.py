@@ -109,7 +109,8 @@ def test_levels_are_where_a_measure_lies_among_the_answers(tmp_path: Path, monke
     script("label_texts").main()
     borders = json.loads((tmp_path / "out" / "borders.json").read_text())
     words = np.array([len(text.split()) for text in answers])
-    np.testing.assert_allclose(borders["verbosity"], np.geomspace(*np.quantile(words, (0.1, 0.8)), 4))
+    low, high = np.quantile(words, (0.1, 0.8))
+    np.testing.assert_allclose(borders["verbosity"], np.geomspace(low, high, 4))
     for text, found in zip(answers, read_conversations(tmp_path / "out" / "train.jsonl"), strict=True):
         label = found.turns[1].label
         assert label is not None and label["quality"] == 3

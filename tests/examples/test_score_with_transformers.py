@@ -60,7 +60,10 @@ def test_transformers_scores_real_conversations_as_annotate_does(tmp_path: Path)
             logging=configs.LoggingConfig(tensorboard=False),
         )
     )  # fmt: skip
-    curves = {"quality": {"slope": 0.8, "intercept": 0.3}, "humor": {"x": [0.0, 1.0, 4.0], "y": [0.2, 0.9, 3.0]}}
+    curves: dict[str, dict[str, Any]] = {
+        "quality": {"slope": 0.8, "intercept": 0.3},
+        "humor": {"x": [0.0, 1.0, 4.0], "y": [0.2, 0.9, 3.0]},
+    }
     Calibration("mixed", curves).write(tmp_path / "run" / "model")
     annotate.main(
         configs.AnnotateConfig(

@@ -46,8 +46,9 @@ def make_tokenizer(folder: Path, kind: str) -> Path:
     if kind == "sentencepiece_symbols":
         return tokenizers.sentencepiece_model(folder, user_symbols=True)
     if kind == "sentencepiece_nfkc":
-        rule = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
-        return tokenizers.sentencepiece_model(folder, **rule)
+        return tokenizers.sentencepiece_model(
+            folder, normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True
+        )
     if kind == "llama_like":
         return tokenizers.llama_like(folder)
     if kind == "tok512":

@@ -31,7 +31,7 @@ def test_pip_keeps_an_images_torch_transformer_engine_apex_and_megatron_core(pyt
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     images = sorted((ROOT / "docker").glob("nemo-*.txt"))
-    tool = [python312, ROOT / "tools" / "resolve_in_image", next(tmp_path.glob("*.whl")), *images]
+    tool: list[str | Path] = [python312, ROOT / "tools" / "resolve_in_image", next(tmp_path.glob("*.whl")), *images]
     done = subprocess.run(tool, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for torch in ("torch 2.11.0a0+eb65b36914.nv26.02", "torch 2.12.0a0+0291f960b6"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def with_label_strings(model: Any, items: list[dict[str, np.ndarray]]) -> list[d
     return [{**item, "tokens": np.append(item["tokens"], ids)} for item, ids in zip(items, strings, strict=True)]
 
 
-def random_units(items: list[dict[str, np.ndarray]], pairs: int, seed: int = 0) -> np.ndarray:
+def random_units(items: list[dict[str, Any]], pairs: int, seed: int = 0) -> np.ndarray:
     """Units of the items of which the first `pairs` are preferred, each to one from the end, by 1 to 3."""
     strengths = np.random.default_rng(seed).uniform(1, 3, pairs)
     for number, item in enumerate(items):
@@ -108,6 +108,7 @@ def make_model(
     from nemo_steerlm.attributes import AttributeSchema
     from nemo_steerlm.formats.model_folder import ModelCard
     from nemo_steerlm.models.base import model_config
+    from nemo_steerlm.tokenizer import Tokenizer
 
     schema = AttributeSchema.load({name: {"low": 0, "high": 4} for name in ATTRIBUTES})
     settings = {"optimizer": OmegaConf.to_container(OmegaConf.structured(OPTIMIZER)), "max_steps": 4, "seed": 1}
@@ -117,7 +118,7 @@ def make_model(
         from nemo_steerlm.models.policy import AttributeConditionedGPT as cls  # type: ignore[assignment]
     card = ModelCard(kind=kind, architecture=architecture, schema=schema, head=head, pooling=pooling)
     cfg = model_config(card, parallel=parallel, **{**settings, **training})
-    model = cls.variant(card)(cfg, NumberTokenizer())
+    model = cls.variant(card)(cfg, cast(Tokenizer, NumberTokenizer()))
     model.task = make_task(model)  # `begin` gives another
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,9 +37,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("cls", [AttributeRegressor, AttributeConditionedGPT])
 def test_a_hugging_face_folder_is_as_good_as_its_import(folders: tuple[Path, Path], cls: type) -> None:
     attributes = configs.AttributesConfig(preset="helpsteer").require()
-    states = []
+    states: list[dict[str, Any]] = []
+    kind: Any = configs.TrainRegressorConfig if cls is AttributeRegressor else configs.TrainSftConfig
     for folder in folders:
-        config = (configs.TrainRegressorConfig if cls is AttributeRegressor else configs.TrainSftConfig)(
+        config = kind(
             output="unused",
             data=(configs.DataConfig if cls is AttributeRegressor else configs.PolicyDataConfig)(train="unused"),
             model=(configs.RegressorModelConfig if cls is AttributeRegressor else configs.ModelConfig)(

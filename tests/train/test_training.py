@@ -218,6 +218,7 @@ def cross_entropy_on_ranks(seed: int) -> list[float]:
     mine = logits.chunk(world, -1)[rank].clone().requires_grad_()
     total, count = cross_entropy((mine * 1.0)[mask], targets[mask], vocab_size=13)
     total.backward()
+    assert mine.grad is not None
     norm = (mine.grad**2).sum()
     dist.all_reduce(norm)
     return [float(total), float(count), float(norm)]
@@ -234,6 +235,7 @@ def test_policy_loss_ignores_masked_tokens_and_vocabulary_padding() -> None:
     reference = logits[..., :13].double().requires_grad_()
     loss = torch.nn.functional.cross_entropy(reference[mask], targets[mask], reduction="sum")
     loss.backward()
+    assert reference.grad is not None
     expected = [float(loss), float(mask.sum()), float((reference.grad**2).sum())]
     assert run_distributed(cross_entropy_on_ranks, 1, seed=4) == pytest.approx(expected, rel=1e-5)
     assert run_distributed(cross_entropy_on_ranks, 2, seed=4) == pytest.approx(expected, rel=1e-5)
