@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(error: Exception) -> str | None:
-    """What the user did wrong, or the system or a configuration refused, in one line; None for our own mistakes."""
+    """A user's, system's or configuration's error as one line; None for our own mistakes."""
     text = " ".join(str(error).split())
     if isinstance(error, SteerLMError):
         return text
@@ -84,13 +84,13 @@ def _line(error: Exception) -> str | None:
 
 
 def set_up(trainer: Any) -> bool:
-    """Make this process one of the run, as far as that goes before torch is imported.
+    """Make this process one of the run, as far as possible before torch is imported.
 
     Args:
         trainer: a `ProcessesConfig`.
 
     Returns:
-        False where nobody has started the run's processes yet.
+        False where the run's processes are not started yet.
 
     Raises:
         ConfigError: the number of processes differs from the configured one.
@@ -105,7 +105,7 @@ def set_up(trainer: Any) -> bool:
 
 
 def _working() -> list[str]:
-    """The verbs whose module is there, found without importing it."""
+    """The verbs whose module exists, found without importing it."""
     files = {verb: row[0].partition(":")[0].replace(".", "/") + ".py" for verb, row in VERBS.items()}
     return [verb for verb, file in files.items() if (Path(__file__).parent / file).is_file()]
 
@@ -139,7 +139,7 @@ def _run(verb: str, *words: str) -> int:
 def work(target: str, settings: Any) -> Any:
     """Run the function `target` ("module:function") with its settings, as the one owner of their output.
 
-    The labels of its files are looked at first, because a mistake there should not wait for torch and a model.
+    The labels of its files are checked first, so that a mistake shows before torch and a model are loaded.
     """
     from nemo_steerlm.data import labels
 
