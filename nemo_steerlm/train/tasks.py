@@ -29,7 +29,7 @@ from nemo_steerlm.models.training import MicroBatch
 from nemo_steerlm.train.batches import Item, collate_policy, collate_regression
 from nemo_steerlm.train.losses import Objective
 
-OWN, OTHER = "own labels", "other labels"  # the same responses with their labels, and with those of others
+OWN, OTHER = "own labels", "other labels"  # the same responses with their own labels, and with other ones
 Loss = tuple[torch.Tensor, torch.Tensor, dict[str, Any]]  # sum, count, and what to keep for the metrics
 
 

@@ -166,10 +166,10 @@ def _baseline(train: Benchmark | None, there: bool) -> str:
 def _notes(test: Benchmark, said: list[str], counts: dict[str, int], options: PreferenceConfig) -> list[str]:
     notes = list(said)
     if options.preset and test.layout == "rewardbench":
-        notes.append("these weights were searched on RewardBench itself (HelpSteer2, appendix H): nothing held out")
+        notes.append("these weights were searched on RewardBench itself (HelpSteer2, appendix H): it is not held out")
     notes += [f"{counts[name]} {text}" for name, text in _COUNTS.items() if counts.get(name)]
-    notes.append("accuracy: a tie counts by lot (half for two answers); strict: a tie is lost, as leaderboards count")
-    return [*notes, "intervals: Wilson's for a subset (n = prompts), bootstrap over prompts for what combines subsets"]
+    notes.append("accuracy: ties at random (half for two answers); strict: ties are lost, as on leaderboards")
+    return [*notes, "intervals: Wilson's for a subset (n = prompts), bootstrap over prompts for averages of subsets"]
 
 
 def _text(table: list[dict[str, Any]]) -> str:

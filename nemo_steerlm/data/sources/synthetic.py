@@ -96,7 +96,7 @@ def _conversations(
     """The rows of one file."""
     for index, (sample, values) in enumerate(zip(samples, human, strict=True)):
         speakers = ("User", "Assistant") * (len(sample.turns) // 2 + 1)
-        # The stock replies inside a prompt are context: nobody rates them and no model trains on them.
+        # The stock replies inside a prompt are context, without labels and loss.
         turns = [Turn(s, text, shared=s == "Assistant") for s, text in zip(speakers, sample.turns, strict=False)]
         extra: dict[str, Any] = {}
         if not file.startswith("prompts"):
