@@ -1,8 +1,8 @@
 """How well two sets of attribute values agree: correlation, error, kappa, accuracy.
 
-Arrays are `[n, K]` in schema order with NaN for what is missing; all sums run in float64. A number that does not exist
-(the correlation with a constant, the mean of nothing) is NaN. The formulas are scikit-learn's and scipy's to the last
-digits (a test holds them together); they stand here because importing those takes longer than a validation may.
+Arrays are `[n, K]` in schema order, NaN = missing; all sums run in float64. An undefined figure (the correlation with
+a constant, the mean of nothing) is NaN. The formulas are scikit-learn's and scipy's to the last digits, which a test
+checks; those take too long to import for a validation.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def quadratic_kappa(x: ArrayLike, y: ArrayLike) -> float:
 class RaterAgreement:
     """Krippendorff's alpha for numbers ("Computing Krippendorff's Alpha-Reliability", 2011), from running sums.
 
-    How far ratings of one thing lie apart, against how far any two ratings do. Each thing may have been rated by other
-    annotators and by any number of them.
+    The disagreement of ratings of one item against that of any two ratings. Items may have different annotators, and
+    any number of them.
 
     Attributes:
-        items: things with at least two ratings; the others tell nothing.
-        ratings: of those things.
+        items: items with at least two ratings; others are ignored.
+        ratings: number of ratings of those items.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class RaterAgreement:
         self._within = self._sum = self._squares = 0.0
 
     def add(self, ratings: Sequence[float]) -> None:
-        """Take in all ratings of one thing."""
+        """Add all ratings of one item."""
         count = len(ratings)
         if count < 2:
             return
@@ -115,7 +115,7 @@ class RaterAgreement:
         self._squares += squares
 
     def alpha(self) -> float:
-        """1 where all agree, 0 where they do as by chance, below 0 where they disagree; NaN without variety."""
+        """1 = full agreement, 0 = chance, below 0 = disagreement; NaN where all ratings are equal."""
         spread = self.ratings * self._squares - self._sum**2
         return 1 - self._within * (self.ratings - 1) / spread if spread > 0 else math.nan
 

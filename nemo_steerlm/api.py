@@ -8,9 +8,9 @@
         output="regressor",
     )
 
-A section is a mapping, a group of conf/ is chosen by its name (``trainer="cpu"``), and both go together with dotted
-keys: ``**{"trainer": "cpu", "trainer.max_steps": 60}``. Checks and defaults are the command line's. One process works:
-more are started by the command line, torchrun or srun.
+A section is a mapping, a group of conf/ is chosen by its name (``trainer="cpu"``), and both combine with dotted keys:
+``**{"trainer": "cpu", "trainer.max_steps": 60}``. Checks and defaults are the command line's. Python runs in one
+process: start more with the command line, torchrun or srun.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def train_sft(**keys: Any) -> Path:
 
 
 def bootstrap(**keys: Any) -> Path:
-    """Step 4, as `steerlm bootstrap`: the policy learns from its own best answers.
+    """Step 4, as `steerlm bootstrap`: train the policy on its own best answers.
 
     Returns:
         The model folder.

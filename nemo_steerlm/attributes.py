@@ -1,7 +1,7 @@
-"""Attribute schema: the names, ranges and order that travel with the data, the checkpoints and the API.
+"""Attribute schema: the names, ranges and order of attributes, stored with data and checkpoints.
 
 A label is a ``dict`` from attribute name to number. Its text form is ``"quality:4,toxicity:0"`` and its vector form
-is a list in schema order with NaN for what is missing.
+is a list in schema order, NaN = missing.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Attribute:
     """One steerable property of a response.
 
     Attributes:
-        name: Letters, digits, ``_``, ``.`` and ``-`` (it stands in attribute strings before a colon).
+        name: Letters, digits, ``_``, ``.`` and ``-`` (attribute strings have a colon after it).
         low: Smallest value, an integer.
         high: Largest value, an integer.
-        default: Value used where a user asks for none; the middle of the range when left out.
+        default: Value used where a user requests none; the middle of the range when left out.
         description: What the attribute means, shown to users.
     """
 
@@ -200,7 +200,7 @@ class AttributeSchema:
         return checked
 
     def select(self, values: dict[str, float] | None) -> dict[str, float] | None:
-        """Return what of a label the schema names, None where that is nothing."""
+        """Return the attributes of a label that the schema has, None where it has none of them."""
         if values is None or values.keys() <= self._attributes.keys():
             return values
         return {name: value for name, value in values.items() if name in self._attributes} or None
@@ -250,10 +250,10 @@ class AttributeSchema:
         return {a.name: float(a.default) for a in self}  # type: ignore[arg-type]
 
     def complete(self, values: Mapping[str, float | None] | None) -> dict[str, float]:
-        """Return what to ask a policy for: ``values``, with the default of each attribute that is not named.
+        """Return a complete request: ``values``, with the default of each attribute that is not named.
 
-        A policy is trained on whole labels; asked for one attribute alone it has to guess the others. None as a value
-        leaves its attribute out.
+        A policy is trained on whole labels; if one attribute alone is requested it has to guess the others. None as a
+        value leaves its attribute out.
 
         Raises:
             ConfigError: Unknown name.

@@ -1,4 +1,4 @@
-"""Calibration of predictions: fitted on labelled rows, kept with the regressor, applied wherever it predicts.
+"""Calibration of predictions: fitted on labelled rows, stored with the regressor, applied to all its predictions.
 
 `calibration.json` in the model folder holds plain numbers, so that any program can apply it:
 
@@ -27,18 +27,18 @@ from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.integrity import listing
 
 FILE = "calibration.json"
-LEAST_ROWS = 10  # an attribute with fewer labels stays as it is
+LEAST_ROWS = 10  # an attribute with fewer labels is not calibrated
 _TINY = 1e-30  # a probability that underflowed
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One curve an attribute; an attribute without one stays as it is.
+    """One curve per attribute; an attribute without one is not calibrated.
 
     Attributes:
         method: a choice of `EvaluateConfig.calibrate`.
         attributes: what `fit_curve` returned, by name.
-        about: where it came from: rows, inputs with sha256 (JSON values).
+        about: origin: rows, inputs with sha256 (JSON values).
     """
 
     method: str
@@ -73,7 +73,7 @@ class Calibration:
 
     @classmethod
     def read(cls, folder: Path | str, schema: AttributeSchema) -> Calibration | None:
-        """What a model folder holds, None where it holds none.
+        """The calibration of a model folder, None where it has none.
 
         Raises:
             CheckpointError: the file is damaged, or for other attributes.
@@ -130,9 +130,9 @@ def present(x: Floats, y: Floats) -> np.ndarray:
 def fit_curve(method: str, x: Floats, y: Floats, attribute: Attribute) -> dict[str, Any] | None:
     """The best curve from predictions to labels `[n]`; None with too few rows or a constant `x`.
 
-    Of values `x` `[n]` the least-squares curve that never falls: a calibration may not turn an order round, and
-    predictions that run against the labels become the mean label. Isotonic: within the attribute's range, constant
-    outside of what was seen (`sklearn.isotonic.IsotonicRegression`). A temperature has the least cross-entropy between
+    For values `x` `[n]` the least-squares curve that never falls: a calibration may not reverse an order, so
+    predictions with a negative slope become the mean label. Isotonic: within the attribute's range, constant outside
+    of the fitted values (`sklearn.isotonic.IsotonicRegression`). Temperature: minimises the cross-entropy between
     labels and the distributions `x` `[n, levels]` (Guo et al., 2017, arXiv 1706.04599, section 4.2).
     """
     if len(x) < LEAST_ROWS or np.ptp(x, axis=0).max() == 0:

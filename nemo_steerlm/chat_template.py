@@ -1,7 +1,7 @@
-"""A chat model's own format, read off its tokenizer: the strings of a :class:`PromptTemplate` that writes the same.
+"""A chat model's own format, from its tokenizer: the strings of a :class:`PromptTemplate` that renders the same text.
 
-A chat template is a program. It is shown messages of known texts, and the strings stand between these texts in what it
-writes. Whether they are all there is to it is then tried out on other messages.
+A chat template is a program. It renders messages of known texts, and the strings are the parts between these texts.
+Other messages then check that the strings render the same text as the program.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _TRIED = ("Why?", "1. Because, of\n\n  2 things:  3 < 4", "É ﬁ 😀 'x'", "{{
 
 
 def own_strings(tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the fields of a :class:`PromptTemplate`, ``label_start`` apart, that writes as the chat template does.
+    """Return the fields of a :class:`PromptTemplate`, except ``label_start``, that renders like the chat template.
 
-    White space around a text, which some chat templates strip, is left to the text.
+    White space around a text, which some chat templates strip, is kept.
 
     Raises:
-        ConfigError: There is no chat template, or it does something that the strings cannot write.
+        ConfigError: There is no chat template, or the strings cannot express it.
     """
     if tokenizer.chat_template is None:
         raise ConfigError("the model's tokenizer has no chat template; choose template=steerlm or template=chatml")
@@ -66,7 +66,7 @@ def _messages(system: str | None, texts: Iterable[str]) -> list[dict[str, str]]:
 
 
 def _between(text: str, *said: str) -> list[str]:
-    """What stands around the texts that were said."""
+    """The parts of a rendered text around the texts `said`."""
     parts = re.split("|".join(said), text)
     if re.findall("|".join(said), text) != list(said):
         raise ConfigError(f"it writes {text!r:.120} for the texts {', '.join(said)}")
@@ -105,15 +105,15 @@ def _solve(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def unused_token(tokenizer: Tokenizer, strings: Iterable[str], ends: Collection[int] = ()) -> str:
-    """Return the special token that may open an attribute string: the first that nothing else uses.
+    """Return the special token that may open an attribute string: the first unused one.
 
-    That is neither the chat template, nor these strings, nor the beginning or end of a text (also by its name: Llama
-    3's chat models have two), padding or what is unknown.
+    Used ones are those of the chat template and of these strings, begin and end of text (also by name: Llama 3's chat
+    models have two), padding and unknown.
 
     Args:
         tokenizer: The model's.
         strings: Of the prompt template.
-        ends: More ids at which the model ends a text.
+        ends: Further end-of-text ids of the model.
 
     Raises:
         ConfigError: There is none.

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(error: Exception) -> str | None:
-    """What the user did wrong, or the system or a configuration refused, in one line; None for our own mistakes."""
+    """A user's, system's or configuration's error as one line; None for our own mistakes."""
     text = " ".join(str(error).split())
     if isinstance(error, SteerLMError):
         return text
@@ -88,10 +88,10 @@ def _line(error: Exception) -> str | None:
 
 
 def set_up(trainer: ProcessesConfig) -> bool:
-    """Make this process one of the run, as far as that goes before torch is imported.
+    """Make this process one of the run, as far as possible before torch is imported.
 
     Returns:
-        False where nobody has started the run's processes yet.
+        False where the run's processes are not started yet.
 
     Raises:
         ConfigError: the number of processes differs from the configured one.
@@ -106,7 +106,7 @@ def set_up(trainer: ProcessesConfig) -> bool:
 
 
 def _working() -> list[str]:
-    """The verbs whose module is there, found without importing it."""
+    """The verbs whose module exists, found without importing it."""
     files = {verb: row[0].partition(":")[0].replace(".", "/") + ".py" for verb, row in VERBS.items()}
     return [verb for verb, file in files.items() if (Path(__file__).parent / file).is_file()]
 
@@ -140,11 +140,11 @@ def _run(verb: str, *words: str) -> int:
 def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """Run the function `target` ("module:function") with its settings, as the one owner of their output.
 
-    The labels of its files are looked at first, because a mistake there should not wait for torch and a model.
+    The labels of its files are checked first, so that a mistake shows before torch and a model are loaded.
 
     Args:
-        alone: whether the process is there for this alone. The garbage collector then leaves out what was imported,
-            which it would otherwise walk through several times, and once more at the end.
+        alone: whether the process does nothing else. The garbage collector then leaves out imported modules, which it
+            would otherwise visit several times, and once more at the end.
     """
     from nemo_steerlm.data import labels
 

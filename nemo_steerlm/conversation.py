@@ -44,17 +44,17 @@ class Turn:
     """One turn of a conversation.
 
     Attributes:
-        speaker: Who speaks, "User" or "Assistant" as a rule.
-        text: What is said.
+        speaker: Usually "User" or "Assistant".
+        text: The text of the turn.
         label: Attribute values that training uses, or None.
-        label_human: What annotators gave; never overwritten.
-        label_predicted: What a regressor gave, floats kept.
-        label_model: Which regressor that was.
-        label_distribution: Of each attribute the probabilities it gave low, low + 1, ..., high, where asked for.
-        shared: An earlier row of the same file holds this very turn after the same history and trains on it. Here
+        label_human: Label of annotators; never overwritten.
+        label_predicted: Prediction of a regressor, as floats.
+        label_model: Name of that regressor.
+        label_distribution: Its probabilities of the levels low, low + 1, ..., high of each attribute, if requested.
+        shared: An earlier row of the same file has the same turn after the same history and trains on it. Here
             it is context only: no loss, and annotation leaves its ``label`` empty.
-        label_count: How many annotators gave ``label_human``, the least of its attributes, where the data tells.
-        extra: Other keys of the turn, kept as they are; no prompt has a place for them.
+        label_count: Number of annotators of ``label_human``, the least of its attributes, where known.
+        extra: Other keys of the turn, kept unchanged; prompts do not use them.
     """
 
     speaker: str
@@ -71,13 +71,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What makes a row one half of a preference: the other half is the row with the same id and the other role.
+    """Marks a row as one half of a preference: the other half is the row with the same id and the other role.
 
-    The two rows may stand anywhere in a file, and both may carry labels.
+    The two rows may be anywhere in a file, and both may carry labels.
 
     Attributes:
         id: Name of the pair, the same in both rows.
-        role: "chosen" or "rejected"; the row's last response is what was compared.
+        role: "chosen" or "rejected"; the row's last response was compared.
         strength: How much better the chosen one is, at least 0: 1 slightly better, 2 better, 3 much better
             (HelpSteer2-Preference, arXiv 2410.01257).
     """
@@ -158,7 +158,7 @@ class Conversation:
 
         Args:
             record: The row.
-            where: "file:line", leads every error message.
+            where: "file:line", begins every error message.
 
         Raises:
             DataError: A key is missing or has the wrong type, a label is malformed, or a speaker is neither masked
@@ -251,7 +251,7 @@ def _read_label(row: Mapping[str, Any], key: str, where: str) -> dict[str, float
 
 
 def _read_turn(row: Mapping[str, Any], own: tuple[str, str], speaker: str, text: str, where: str) -> Turn:
-    """A turn from its speaker and text, which stood under the keys ``own``, and what else the row has."""
+    """A turn from its speaker and text, which the row has under the keys ``own``, and the row's other keys."""
     others = [key for key in row if key not in _TURN_KEYS and key not in own]
     return Turn(
         speaker=speaker,
@@ -323,7 +323,7 @@ def read_conversations(path: str | Path, schema: AttributeSchema | None = None) 
     Args:
         path: .jsonl or .jsonl.gz.
         schema: When given, labels keep the attributes that it names, and ``label`` and ``label_human`` must be in
-            their ranges. (`data.labels` tells which attributes a file has besides, before anything is read here.)
+            their ranges. (`data.labels` reports other attributes of a file before anything is read here.)
 
     Raises:
         DataError: With file and line, as :func:`read_jsonl` and :meth:`Conversation.from_record`.
@@ -349,7 +349,7 @@ def check_labels(conversation: Conversation, schema: AttributeSchema, where: str
         for label in (turn.label, turn.label_human):
             if label:
                 schema.check(label, here)
-        if turn.label_predicted:  # a regressor may overshoot the range; its floats are kept as they are
+        if turn.label_predicted:  # a regressor may overshoot the range; its floats are kept unchanged
             schema.clamp(turn.label_predicted, here)
 
 

@@ -1,4 +1,4 @@
-"""What stands in the environment before torch is imported."""
+"""Environment variables to set before torch is imported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import MutableMapping
 
 
 def set_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what training on GPUs wants and CUDA reads once; a value of the user's own goes before ours.
+    """Set variables for training on GPUs, which CUDA reads once; the user's own values take precedence.
 
-    One hardware queue makes kernels start in the order of their launch, on which megatron-core's overlap of tensor and
-    sequence parallelism with the matrix products relies (``tensor_parallel/layers.py``). Segments that can grow keep
-    batches of varying lengths from splitting the memory.
+    With one hardware queue kernels start in the order of their launch, on which megatron-core's overlap of tensor and
+    sequence parallelism with the matrix products relies (``tensor_parallel/layers.py``). Expandable segments keep
+    batches of varying lengths from fragmenting memory.
     """
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # the older name of the same

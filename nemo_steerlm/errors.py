@@ -11,7 +11,7 @@ class SteerLMError(ValueError):
 
 
 class ConfigError(SteerLMError):
-    """A setting is unknown, contradicts another one, or names something that is not there."""
+    """A setting is unknown, contradicts another one, or names something that does not exist."""
 
 
 class DataError(SteerLMError):
@@ -19,15 +19,15 @@ class DataError(SteerLMError):
 
 
 class CheckpointError(SteerLMError):
-    """A model folder or checkpoint is missing, incomplete, or made for something else."""
+    """A model folder or checkpoint is missing, incomplete, or does not fit."""
 
 
 class Stopped(Exception):
-    """A signal has ended a training that can go on: it finished its step and saved its state.
+    """A signal has ended a training, which can be resumed: it finished its step and saved its state.
 
     Args:
-        number: the signal's; a command ends with 128 + it.
-        message: the step, and how it goes on.
+        number: the signal's; a command exits with 128 + it.
+        message: the step, and how to resume.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -36,7 +36,7 @@ class Stopped(Exception):
 
 
 def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the candidate nearest to ``name``, None where none is as alike as ``cutoff`` (1: equal but for case)."""
+    """Return the candidate nearest to ``name``, None if all are less similar than ``cutoff`` (1: equal but case)."""
     by_folded = {candidate.casefold(): candidate for candidate in candidates}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=cutoff)
     return by_folded[found[0]] if found else None

@@ -1,4 +1,4 @@
-"""Text files: JSON lines are streamed, and what is written appears only once it is complete and on disk."""
+"""Text files: JSON lines are streamed, and written files appear only once they are complete and on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import msgspec
 from nemo_steerlm.errors import DataError
 
 _decode = msgspec.json.Decoder().decode
-_BUFFER = 1 << 18  # bytes read or written at once: many a row is longer than Python's 8 KiB
+_BUFFER = 1 << 18  # bytes read or written at once: many rows are longer than Python's 8 KiB
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -60,8 +60,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """Return the JSON object of one line; errors (DataError) name ``path`` and ``number``.
 
-    msgspec reads what is plain (thrice as fast, the same values); json reads, or refuses, what msgspec does not take:
-    a byte order mark, a lone surrogate, NaN.
+    msgspec reads ordinary lines (three times as fast, the same values); json reads, or refuses, what msgspec does not
+    accept: a byte order mark, a lone surrogate, NaN.
     """
     if number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         raise DataError(
@@ -88,7 +88,7 @@ def _parse_unusual(line: bytes, where: str, number: int) -> Any:
 
 
 def encodable(text: str) -> str:
-    """Return ``text`` with lone surrogates (a JSON escape can make them) as U+FFFD; no tokenizer takes them."""
+    """Return ``text`` with lone surrogates (from JSON escapes) replaced by U+FFFD; tokenizers refuse them."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -124,7 +124,7 @@ def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
 
 
 def open_to_others(path: str | Path) -> None:
-    """Give a file the mode that the umask asks for; tempfile and safetensors make files for their owner alone."""
+    """Give a file the umask's mode; tempfile and safetensors make files readable by their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)

@@ -1,7 +1,7 @@
-"""What keeps text from users from opening a turn or an attribute string, as characters and as token ids.
+"""Keeps text of users from opening a turn or an attribute string, as characters and as token ids.
 
 :class:`Guard` breaks up markers in text, by Unicode's tables or by a tokenizer's own normaliser. :class:`TokenGuard`
-knows a tokenizer too: it checks the ids, and spells out special tokens of the base model that stand in text.
+also has a tokenizer: it checks the ids, and spells out special tokens of the base model that occur in text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LABEL = re.compile(r"[A-Za-z_][\w.\-]*:-?\d+")
 
 
 class _Skeleton(dict[int, str]):
-    """Translation table from a character to what the most eager normaliser may leave of it; filled as needed."""
+    """Translation table from a character to its form after the most aggressive normaliser; filled as needed."""
 
     def __init__(self, kept: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def _ignorable(character: str) -> bool:
 
 
 class _OwnForm(dict[int, str]):
-    """Translation table from a character to what a tokenizer's normaliser makes of it between two letters."""
+    """Translation table from a character to its form after a tokenizer's normaliser, between two letters."""
 
     def __init__(self, normalised: Callable[[str], str]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _OwnForm(dict[int, str]):
 
 @functools.lru_cache(maxsize=8)
 def shared_guard(markers: tuple[str, ...]) -> Guard:
-    """One guard for all templates with the same markers: its table of characters fills up as it is used."""
+    """One guard for all templates with the same markers, which share its table of characters."""
     kept = "".join(markers)
     return Guard(markers, _Skeleton(kept + unicodedata.normalize("NFKD", kept).casefold()))
 
@@ -69,9 +69,9 @@ def shared_guard(markers: tuple[str, ...]) -> Guard:
 class Guard:
     """Breaks up markers in text.
 
-    Matching runs on the text as a table folds it. The shared one leaves a skeleton: compatibility-decomposed,
+    Matching runs on the text folded by a table. The shared table folds to a skeleton: compatibility-decomposed,
     case-folded, without accents, control and format characters. That covers NFKC, lower-casing, accent stripping and
-    BERT's and SentencePiece's cleaning, as far as Python's tables know the characters.
+    BERT's and SentencePiece's cleaning, for the characters in Python's tables.
     """
 
     def __init__(self, markers: Sequence[str], table: dict[int, str]) -> None:
@@ -83,7 +83,7 @@ class Guard:
         self._needles = singles + folded
 
     def __call__(self, text: str) -> str:
-        """Return ``text`` with a space inside of every marker; one of a single character becomes a space."""
+        """Return ``text`` with a space inside of every marker; a marker of one character becomes a space."""
         skeleton = text.translate(self._table)
         if not any(needle in skeleton for needle in self._needles):
             return text
@@ -108,8 +108,8 @@ class TokenGuard:
 
     Args:
         strings: All strings that the template writes, the markers among them.
-        markers: What text must not hold.
-        tokenizer: Of the ids.
+        markers: Strings that text must not hold.
+        tokenizer: The tokenizer of the ids.
     """
 
     def __init__(self, strings: Sequence[str], markers: Sequence[str], tokenizer: Tokenizer) -> None:
@@ -142,7 +142,7 @@ class TokenGuard:
         return self._tokenizer.literally(self.names)
 
     def clean(self, text: str) -> str:
-        """Return ``text`` with every marker broken up, also what only this tokenizer's normaliser makes one of."""
+        """Return ``text`` with every marker broken up, also those that only this tokenizer's normaliser creates."""
         if not text.isascii():
             text = encodable(text)
             if self._own is not None:
@@ -150,10 +150,10 @@ class TokenGuard:
         return self._base(text)
 
     def checked(self, text: str, ids: list[int], continues: bool) -> list[int] | None:
-        """Return the ids of a rendered text, or None where more or fewer markers stand in them than in the text.
+        """Return the ids of a rendered text, or None where they hold more or fewer markers than the text.
 
-        Special tokens of the base model, which only text can have brought in, become the ordinary ones of the same
-        characters: read anew by a tokenizer that does not know them, or else spelled out one by one.
+        Special tokens of the base model, which can only come from text, become ordinary tokens of the same characters:
+        tokenised again by a tokenizer without them, or else spelled out one by one.
 
         Args:
             text: The text.

@@ -1,7 +1,7 @@
-"""Whether the libraries that are installed fit, asked before the engine loads and without importing one of them.
+"""Checks the versions of installed libraries before they are imported.
 
-In NVIDIA's containers much is installed without pip having a say. What does not fit is named here, not by a traceback
-in the middle of a training.
+In NVIDIA's containers many packages are not installed by pip. Unsuitable versions are reported here, not by a
+traceback in the middle of a training.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from nemo_steerlm.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _OWN = "nemo_steerlm"
-_ENGINE = ("torch", "megatron-core", "lightning", "nemo-toolkit", "transformers")  # what must fit each other
+_ENGINE = ("torch", "megatron-core", "lightning", "nemo-toolkit", "transformers")  # must fit each other
 
 
 def check() -> None:
-    """Compare what is installed with what we ask for, and the engine's libraries with each other.
+    """Compare the installed versions with our requirements, and the engine's libraries with each other.
 
-    Versions that were not tried may work: one logged line names them all. Nothing is said of a checkout that is on
-    the path without being installed.
+    Untried versions may work: one logged line names them all. A checkout that is on the path without being installed
+    is not checked.
 
     Raises:
-        ConfigError: packages that we ask for are not there.
+        ConfigError: required packages are missing.
     """
     if _version(_OWN) is None:
         return
@@ -51,9 +51,9 @@ def check() -> None:
 
 
 def _fits(name: str, requirement: Requirement) -> bool:
-    """Whether the requirement of package `name` is met, as far as it is our business.
+    """Whether the requirement of package `name` is met; missing requirements of torch are ignored.
 
-    torch as NVIDIA builds it has no metadata about CUDA's libraries that could be relied on.
+    NVIDIA's builds of torch have no reliable metadata about CUDA's libraries.
     """
     version = _version(requirement.name)
     if version is None:
@@ -64,7 +64,7 @@ def _fits(name: str, requirement: Requirement) -> bool:
 
 
 def _requirements(name: str, extras: set[str] = frozenset()) -> Iterator[Requirement]:  # type: ignore[assignment]
-    """What an installed package asks for in this environment; nothing if it is not there."""
+    """The requirements of an installed package in this environment; none if it is missing."""
     try:
         found = metadata.requires(name) or []
     except metadata.PackageNotFoundError:

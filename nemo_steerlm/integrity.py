@@ -1,8 +1,8 @@
-"""`SHA256SUMS`, the last file of every folder of weights: what is read later is what was written.
+"""`SHA256SUMS`, the last file written to every folder of weights: it detects changed files.
 
-The lines are those of coreutils (`sha256sum -c SHA256SUMS`); a comment at the end holds the sha256 of the lines, so
-that a list that was cut off is no list. A folder inside that has a list of its own is listed by that list alone. Files
-that come into a folder later, and are not listed, are not checked.
+The lines are those of coreutils (`sha256sum -c SHA256SUMS`); a comment at the end holds the sha256 of the lines, which
+detects a list that was cut off. A subfolder with its own list is checked by that list alone. Files added to a folder
+later are not checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def enabled() -> bool:
 
 
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """List the files of a folder; `known` are those by name whose sha256 was taken when they were written."""
+    """List the files of a folder; `known` holds by name the sha256 of files that were hashed while written."""
     inner = [path.parent for path in folder.rglob(SUMS) if path.parent != folder]
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / SUMS]
     own = [p for p in files if p.name == SUMS or not any(p.is_relative_to(one) for one in inner)]
@@ -57,10 +57,10 @@ _ADVICE = "put the original files back, or read them as they are with trainer.ve
 
 
 def check(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Compare files, all that are listed or these, with the folder's list.
+    """Compare files, all listed ones or `names`, with the folder's list.
 
     Raises:
-        CheckpointError: the list is damaged, or a file is missing or not the one that was written.
+        CheckpointError: the list is damaged, or a file is missing or changed.
     """
     if not enabled():
         return

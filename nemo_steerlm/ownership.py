@@ -1,7 +1,7 @@
 """One owner for an output: a second job that would write to the same place is refused at once.
 
-The owner holds `.NAME.lock` beside the output: by flock where the file system has it, so that the lock ends with the
-process, whatever ended it; elsewhere by the file's being there, which names the owner's host, process and start.
+The owner holds `.NAME.lock` beside the output: by flock where the file system supports it, so that the lock ends with
+the process; elsewhere by the existence of the file, which names the owner's host, process and start time.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ UNFINISHED = ".unfinished"  # ends the name of a folder that is being written
 
 @contextlib.contextmanager
 def owned(output: str | Path, share: str | None = None) -> Iterator[None]:
-    """Own an output while this context is open; what an error leaves half-written is removed.
+    """Own an output inside this context; half-written files are removed after an error.
 
     Args:
         output: a file or a folder; the folder around it is made.
-        share: of jobs that write one output together the share of this one, as "0/8"; each share has one owner, and
-            nobody else owns the whole meanwhile.
+        share: this job's share of an output that several jobs write together, as "0/8"; each share has one owner, and
+            meanwhile no job can own the whole output.
 
     Raises:
         ConfigError: a living process owns it, or the place cannot be written to.
@@ -132,7 +132,7 @@ def _me() -> dict[str, Any]:
 
 
 def _alive(owner: dict[str, Any]) -> bool:
-    """Whether the owner may still be at work: of another host's processes nothing is known."""
+    """Whether the owner may still be running; processes of other hosts cannot be checked."""
     if not owner:
         return False
     if owner.get("host") != socket.gethostname():

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, a line every half a minute in a log."""
+"""Progress of a long job: a bar on a terminal, a line every 30 seconds in a log."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Progress:
     a job is alive. A terminal gets a bar that is drawn once for each `update`.
 
     Args:
-        name: what stands first.
-        total: how many there are, None where nobody knows.
-        unit: what is counted, in the plural.
-        shown: whether this process speaks.
+        name: the beginning of each line.
+        total: number of units, None = unknown.
+        unit: name of the units, in the plural.
+        shown: whether this process prints.
         bar: whether a terminal gets a bar; else it gets a log's lines.
-        start: how many were done before.
-        clock: seconds that only rise.
+        start: number of units done before.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Progress:
         self.close(failed=kind is not None)
 
     def close(self, failed: bool = False) -> None:
-        """Leave the bar, or a last line in the log, as it is."""
+        """Leave the bar on the terminal, or write a last line to the log."""
         if self._bar is not None:
             self._bar.close()
         elif not failed and self.done > self.start:
             self._say()
 
     def begin(self, done: int) -> None:
-        """The work goes on from `done`, which others or earlier runs did: speed and time left are of what follows."""
+        """Continue from `done`, which others or earlier runs did: speed and time left count later work only."""
         self.done = self.start = done
         self._started = self._clock()
         if self._bar is not None:
@@ -74,7 +74,7 @@ class Progress:
             self._bar.refresh()
 
     def update(self, count: int, text: str | None = None, now: bool = False) -> None:
-        """Count `count` more; `text` stands behind the numbers from then on, `now` asks for a line at once."""
+        """Count `count` more; `text` follows the numbers from then on, `now` prints a line at once."""
         self.done += count
         self.text = self.text if text is None else text
         if self._bar is not None:
@@ -84,7 +84,7 @@ class Progress:
             self._say()
 
     def _say(self) -> None:
-        """Write a line to standard error, unless it is the last one again."""
+        """Write a line to standard error, unless it repeats the last one."""
         self._spoken = self._clock()
         count = f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"
         news = ", ".join(filter(None, (f"{self.unit} {count}", self.text)))
@@ -94,7 +94,7 @@ class Progress:
             sys.stderr.flush()
 
     def _left(self) -> str:
-        """The time that is left, or that it took; the speed where nobody knows the total."""
+        """The time left, or the time taken; the speed where the total is unknown."""
         now, since = self._clock(), self.done - self.start
         if not since:
             return ""

@@ -1,4 +1,4 @@
-"""``run.json``: what made the files of a folder, so that a later step can check it and a reader can repeat it."""
+"""``run.json``: the origin of a folder's files, so that a later step can check it and a reader can repeat it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fingerprint_folder(folder: str | Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package, and of the installed ones that decide results."""
+    """Return the versions of Python, of this package, and of the installed ones that affect results."""
     found = {"python": platform.python_version(), "nemo_steerlm": __version__}
     for name in _PACKAGES:
         try:

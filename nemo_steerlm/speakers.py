@@ -1,4 +1,4 @@
-"""Who speaks in a row: other formats' names are read as ours, and nobody is taken for the model by mistake."""
+"""Speakers of a row: other formats' names are mapped to ours, and no other speaker is taken for the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OURS = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
 
 
 class Spoken(Protocol):
-    """A turn: who says what."""
+    """A turn with its speaker."""
 
     speaker: str
     text: str
@@ -25,19 +25,19 @@ def masked(mask: str) -> frozenset[str]:
 
 
 def settle(turns: Sequence[Spoken], mask: str, where: str) -> tuple[str | None, str]:
-    """Give the turns our speakers' names, in place.
+    """Map the turns' speakers to our names, in place.
 
     Args:
         turns: Of one row, in order.
         mask: The row's.
-        where: "file:line", leads every error message.
+        where: "file:line", begins every error message.
 
     Returns:
         The text of a system turn that opens the row (the caller takes it out), or None; and the mask in our names.
 
     Raises:
-        DataError: Someone's words would be trained on who is not known to be the model: a name that is neither
-            masked nor "Assistant" beside another such name, or in a row where nobody is masked.
+        DataError: Text of a speaker that may not be the model would be trained on: a name that is neither masked nor
+            "Assistant" beside another such name, or in a row without masked speakers.
     """
     names = {turn.speaker for turn in turns}
     if mask == USER and names <= {USER, ASSISTANT}:

@@ -1,20 +1,20 @@
 """The prompt template: the one place that turns conversations into text and tokens.
 
-Training, annotation and inference all come through here, so they cannot drift apart. The format is NeMo-Aligner's::
+Training, annotation and inference all use it, so that their prompts are equal. The format is NeMo-Aligner's::
 
     <extra_id_0>System\\n{system}\\n<extra_id_1>User\\n{text}\\n<extra_id_1>Assistant\\n<extra_id_2>{label}\\n{text}\\n<extra_id_1>
 
-The attribute string is left out where a turn has no label. A regressor reads the text up to a response, without
-labels, and ``<extra_id_2>`` after it. Text from users never opens a turn or an attribute string: see
+The attribute string is left out where a turn has no label. A regressor's input is the text up to and including a
+response, without labels, and ``<extra_id_2>``. Text of users never opens a turn or an attribute string: see
 :meth:`PromptTemplate.clean`.
 
-Other strings write the formats of chat models, ChatML here, in which a turn has an end of its own::
+Other strings give the formats of chat models, here ChatML, which has an end-of-turn marker::
 
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n
     <|im_start|>assistant\n<label token>{label}\n{text}<|im_end|>
 
-The attribute string stands where it stands in SteerLM's format, between the speaker's name and the response, and ends
-like a name: all the rest is the model's own format.
+The attribute string has the same place as in SteerLM's format, between the speaker's name and the response, and ends
+like a name; the rest is the model's own format.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class PromptTemplate:
         end_of_name: After a speaker's name and after an attribute string.
         end_of_turn: After the system prompt and after a turn's text.
         system_name: Name in the first line.
-        user: What stands for the speaker "User" of a row.
-        assistant: What stands for the speaker "Assistant".
+        user: Name written for the speaker "User" of a row.
+        assistant: Name written for the speaker "Assistant".
         system: System prompt of a row that has none of its own (it has the default one, ``DEFAULT_SYSTEM``, then);
             "": no system prompt, and none of the strings around it.
     """
@@ -107,7 +107,7 @@ class PromptTemplate:
 
     @property
     def _prefix(self) -> str:
-        """What a prompt begins with where it has no system prompt, before its first ``turn_start``."""
+        """The beginning of a prompt without system prompt, before its first ``turn_start``."""
         return self.system_start.removesuffix(self.turn_start)
 
     @property
@@ -117,7 +117,7 @@ class PromptTemplate:
 
     @functools.cached_property
     def closing(self) -> str:
-        """What is learnt after a response: all up to the first of `stops`, at which generation stops."""
+        """The trained text after a response: all up to the first of `stops`, at which generation stops."""
         text = self.end_of_turn + self.turn_start
         return text[: text.index(self.stops[0]) + len(self.stops[0])]
 
@@ -125,7 +125,7 @@ class PromptTemplate:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The texts that structure a prompt; none of them stands in what users or models wrote."""
+        """The strings that structure a prompt; they never occur in cleaned text of users or models."""
         others = (self.end_of_name.strip(), self.end_of_turn.strip())
         return tuple(filter(None, (self._prefix, self.turn_start, self.label_start, *others)))
 
@@ -136,19 +136,19 @@ class PromptTemplate:
     def clean(self, text: str) -> str:
         """Return ``text`` with every marker broken up, so that it cannot open a turn or an attribute string.
 
-        A space goes after the first character of a marker; a marker of one character becomes a space. What a
+        A space goes after the first character of a marker; a marker of one character becomes a space. Text that a
         tokenizer's normaliser could turn into a marker (full-width or accented letters, other case, invisible
         characters inside) is broken up too. All other text is returned unchanged, and cleaning twice changes nothing.
-        Where a tokenizer is known, its own idea of characters counts too: :class:`nemo_steerlm.guard.TokenGuard`.
+        With a tokenizer, its own normalisation counts too: :class:`nemo_steerlm.guard.TokenGuard`.
         """
         return self._guard(text)
 
     def name_of(self, speaker: str, clean: Clean) -> str:
-        """Return a speaker's name as it stands in a prompt: on one line, without markers."""
+        """Return a speaker's name as in a prompt: on one line, without markers."""
         return " ".join(clean(speaker).split())
 
     def head(self, system: str, clean: Clean) -> str:
-        """Return what a prompt of this system prompt begins with, up to the first turn."""
+        """Return the beginning of a prompt with this system prompt, up to the first turn."""
         system = self.system if system == DEFAULT_SYSTEM else system
         if not (system or self.system):
             return self._prefix
@@ -164,10 +164,10 @@ class PromptTemplate:
         return f"{self.label_start}{text}{self.end_of_name}" if text else ""
 
     def render_regression(self, conversation: Conversation, turn_index: int, clean: Clean | None = None) -> str:
-        """Return what a regressor reads to judge one turn: the history, the response, ``label_start``; no labels.
+        """Return a regressor's input for one turn: the history, the response, ``label_start``; no labels.
 
         The row's own system prompt is used (NeMo-Aligner puts a fixed one here, another one in fine-tuning).
-        ``clean`` is what the text of users goes through, :meth:`clean` where it is not given.
+        ``clean`` is applied to the text of users, :meth:`clean` by default.
         """
         clean = clean or self.clean
         parts = [self.head(conversation.system, clean)]
@@ -193,8 +193,8 @@ class PromptTemplate:
         Args:
             conversation: The dialogue.
             schema: Orders and rounds the labels.
-            with_labels: True shows each turn's label, False none; or what to show, one entry a turn. Showing less
-                than a turn has does not change where the loss lies.
+            with_labels: True shows each turn's label, False none; or the label to show, one entry a turn. It does not
+                change the loss mask.
             clean: As in :meth:`render_regression`.
         """
         clean = clean or self.clean
@@ -246,7 +246,7 @@ class PromptTemplate:
         out in ordinary ones.
 
         Raises:
-            DataError: The tokenizer takes a text for a marker, whatever is done to it.
+            DataError: The tokenizer reads a text as a marker, even a cleaned one.
         """
         return self.encode_policies([(conversation, with_labels)], schema, tokenizer)[0]
 
@@ -258,7 +258,7 @@ class PromptTemplate:
         Args:
             conversation: The history, ending with the turn to answer; earlier responses show their own labels.
             schema: Orders and checks the values.
-            values: What to ask for: all attributes, some of them, or None for no attribute string.
+            values: The request: all attributes, some of them, or None for no attribute string.
             tokenizer: The policy's.
 
         Raises:
@@ -296,7 +296,7 @@ class PromptTemplate:
     def _encode(
         self, rows: Sequence[Conversation], render: Callable[[int, Clean], list[Segment]], tokenizer: Tokenizer
     ) -> list[tuple[list[int], list[int]]]:
-        """Ids and loss mask, both [sequence], of each row as `render` writes it, given its number and what cleans."""
+        """Ids and loss mask, both [sequence], of each row, rendered by `render(number, clean)`."""
         guard = _token_guard(self, tokenizer)
         prompts = [render(number, guard.clean) for number in range(len(rows))]
         found = _encode_segments(prompts, tokenizer, guard)
@@ -317,10 +317,10 @@ class PromptTemplate:
         return encoded
 
     def parse_response(self, text: str, cut: bool = True) -> str:
-        """Return a generated response without what closes it.
+        """Return a generated response without its closing.
 
         Args:
-            text: What was generated, with or without the text at which it stopped.
+            text: The generated text, with or without the text at which it stopped.
             cut: Whether a text that holds no stop may have been cut inside the closing, for want of length.
         """
         whole = text
@@ -350,14 +350,14 @@ def _token_guard(template: PromptTemplate, tokenizer: Tokenizer) -> TokenGuard:
 
 
 def _apart(text: str) -> str:
-    """Every character on its own: the last resort for a text that a tokenizer makes a marker of."""
+    """Every character on its own: the last resort for a text that a tokenizer reads as a marker."""
     return " ".join(encodable(text))
 
 
 def _encode_segments(
     prompts: Sequence[Sequence[Segment]], tokenizer: Tokenizer, guard: TokenGuard
 ) -> list[list[list[int] | None]]:
-    """The ids of the segments of several prompts, tokenised in one go; None where a text is taken for a marker."""
+    """The ids of the segments of several prompts, in one call; None where a text is read as a marker."""
     heads = iter(tokenizer.encode_batch([segments[0].text for segments in prompts]))
     rest = iter(tokenizer.encode_continuations([s.text for segments in prompts for s in segments[1:]]))
     return [

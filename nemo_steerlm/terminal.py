@@ -1,4 +1,4 @@
-"""Text of models and of files on its way to a terminal, and words on their way to a shell."""
+"""Escaping of text for a terminal, and of words for a shell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _TURNS_LINES = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # bidirectional
 
 
 class _Escapes(dict[int, str]):
-    """Translation table: what a terminal obeys instead of showing it becomes its escape in Python's notation."""
+    """Translation table: characters that control a terminal become escapes in Python's notation."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -22,12 +22,12 @@ _ESCAPES = _Escapes()
 
 
 def readable(text: str) -> str:
-    """Return text that a terminal shows and does not obey: control characters but line ends and tabs are escaped."""
+    """Return text that is safe on a terminal: control characters but line ends and tabs are escaped."""
     return text.translate(_ESCAPES)
 
 
 def shell_word(text: str) -> str:
-    """Return what to type in bash, zsh or ksh for one word of this text (no shell takes a NUL)."""
+    """Return the text quoted as one word for bash, zsh or ksh (no shell accepts a NUL)."""
     if text.isprintable():
         return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)
     named = {"\n": "\\n", "\t": "\\t", "\\": "\\\\", "'": "\\'"}

@@ -1,4 +1,4 @@
-"""Small YAML files of users and of others: read strictly, so that none of them can surprise or exhaust us."""
+"""Small YAML files, read strictly, because they may come from other people."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _DEEPEST = 20
 
 
 def read_yaml(path: Path, error: type[Exception]) -> Any:
-    """Return the content of a YAML file, which is plain: no aliases, no tags, no key twice.
+    """Return the content of a plain YAML file: no aliases, no tags, no repeated key.
 
-    Aliases make nine lines of text a thousand million entries; of a key that stands twice, one is lost.
+    With aliases nine lines of text can expand to a thousand million entries; of a repeated key, one value is lost.
 
     Args:
         path: The file.
-        error: Raised, with file and line, for what is not such a file.
+        error: Raised, with file and line, for any other file.
     """
     try:
         if path.stat().st_size > _LARGEST:

@@ -1,8 +1,8 @@
 """Every setting of every verb: typed, with help text, default and range. conf/ holds values for these fields only.
 
 Each verb has one dataclass (`TrainSftConfig`, ...) in `train_verbs.py`, `evaluate.py` or `verbs.py`, built from the
-shared ones in the files beside these. `compose.py` turns a command line into one of them, Python code builds them
-itself; `validate` checks either. Others import all names from here, but for those of `families.py`.
+shared ones in the other files. `compose.py` builds one from a command line, Python code builds it directly; `validate`
+checks both. Other packages import all names from here, except those of `families.py`.
 """
 
 from nemo_steerlm.config.compute import ComputeConfig, InProcesses, ParallelConfig, ProcessesConfig, check_inference

@@ -1,4 +1,4 @@
-"""The command line that stands for settings, however they were given."""
+"""The command line equivalent to a config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nemo_steerlm.terminal import shell_word
 
 
 def command(verb: str, config: Settings) -> str:
-    """What to type in a shell for `config`: the verb and every key that differs from its default."""
+    """The shell command for `config`: the verb and every key that differs from its default."""
     usual = compose.draft(verb, type(config), ())
     words = []
     for key, value in _values(config):
@@ -26,7 +26,7 @@ def command(verb: str, config: Settings) -> str:
 
 
 def _values(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key that is no section, and its value."""
+    """Every dotted key that is not a section, with its value."""
     for field in dataclasses.fields(settings):
         key, value = f"{prefix}{field.name}", getattr(settings, field.name)
         if isinstance(value, Settings):

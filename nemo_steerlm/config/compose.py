@@ -42,9 +42,9 @@ def load(
     Args:
         verb: name of the root file in conf/.
         schema: the verb's dataclass.
-        words: `key=value` of the command line; text is taken as typed, the rest as Hydra understands it.
+        words: `key=value` of the command line; text is taken as typed, the rest is parsed by Hydra's grammar.
         config_dir: a folder of the user's own groups, e.g. `mine/model/small.yaml` for `model=small`.
-        values: what Python sets: sections as mappings, groups by name, dotted keys.
+        values: settings from Python: sections as mappings, groups by name, dotted keys.
 
     Returns:
         An instance of `schema`, valid.
@@ -170,7 +170,7 @@ def _sort(
 
 
 def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:
-    """Split what follows the verb: key=value words, the folder of `--config-dir`, whether help is asked for."""
+    """Split the words after the verb: key=value words, the folder of `--config-dir`, whether help is requested."""
     left, keys, folder, asked = list(words), [], None, False
     while left:
         word = left.pop(0)
@@ -188,7 +188,7 @@ def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:
 def describe(verb: str, schema: type, words: Sequence[str], config_dir: str | None = None) -> str:
     """The help of a verb: its keys with their defaults and meaning, after the groups that fill many at once.
 
-    A key stands with its default as it can be typed in a shell.
+    Defaults are shown as they can be typed in a shell.
     """
     settings = draft(verb, schema, words, config_dir)
     rows = []

@@ -1,4 +1,4 @@
-"""Processes: how many, in which number format, and how a model is cut over them."""
+"""Processes: their number, number format and parallel layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nemo_steerlm.errors import ConfigError
 
 @dataclass(kw_only=True)
 class ParallelConfig(Settings):
-    """How a model is cut; what is left of the processes is data-parallel."""
+    """The layout of a model; the remaining factor of the processes is data-parallel."""
 
     tensor: int = option(1, "tensor-parallel size", least=1)
     pipeline: int = option(1, "pipeline-parallel size", least=1)
@@ -19,7 +19,7 @@ class ParallelConfig(Settings):
     context: int = option(1, "processes that share each sequence; above 1 needs Transformer Engine", least=1)
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that what is asked for has the sizes it needs."""
+        """As `Settings.validate`, and that the parallel sizes fit together."""
         super().validate(prefix)
         if self.context > 1:
             raise ConfigError(
@@ -40,7 +40,7 @@ class ProcessesConfig(Settings):
     num_nodes: int = option(1, "machines; more than one needs torchrun or srun", least=1)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     timeout_minutes: float = option(30.0, "minutes a process waits for the others before the run fails", least=0.01)
-    verify: bool = option(True, "compare what is read with the sha256 list in its folder; false = trust the disk")
+    verify: bool = option(True, "check model files against the sha256 list in their folder; false = skip the check")
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ class ComputeConfig(ProcessesConfig):
 
 
 class InProcesses(Settings):
-    """What a verb that starts processes adds to its checks."""
+    """Checks of a verb that starts processes."""
 
     trainer: ProcessesConfig
     parallel: ParallelConfig
@@ -72,18 +72,18 @@ class InProcesses(Settings):
 
 
 class Inference(InProcesses):
-    """What a verb that reads or generates adds to its checks."""
+    """Checks of a verb that runs inference."""
 
     trainer: ComputeConfig
 
     def validate(self, prefix: str = "") -> None:
-        """As `InProcesses.validate`, and that it computes in a format of inference."""
+        """As `InProcesses.validate`, and that the number format is one for inference."""
         super().validate(prefix)
         check_inference(self.trainer.precision)
 
 
 def check_inference(precision: str | None) -> None:
-    """Refuse a number format that is none, or that only trainings compute in (ConfigError)."""
+    """Refuse a number format that is unknown or for training only (ConfigError)."""
     ComputeConfig.check_values(precision=precision)
     if precision == "fp8":
         raise ConfigError(

@@ -29,7 +29,7 @@ class DataConfig(Settings):
     cache: str | None = option(None, "folder of tokenised data; null = .steerlm-cache beside the data")
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that weights belong to files, and a sample fits into a row."""
+        """As `Settings.validate`, and that there is one weight a file, and a sample fits into a row."""
         super().validate(prefix)
         _check_files("data.train", self.train)
         if self.val is not None:
@@ -63,24 +63,24 @@ class DataConfig(Settings):
 class PolicyDataConfig(DataConfig):
     """Training data of a policy."""
 
-    attribute_dropout: float = option(0.0, "share of samples that see a part of their label", least=0.0, most=1.0)
+    attribute_dropout: float = option(0.0, "share of samples that see some of their attributes", least=0.0, most=1.0)
     label_dropout: float = option(0.0, "share of samples that see no attribute string", least=0.0, most=1.0)
 
     def validate(self, prefix: str = "") -> None:
-        """As `DataConfig.validate`, and that the shares leave room for each other."""
+        """As `DataConfig.validate`, and that the shares sum to 1 at most."""
         super().validate(prefix)
         check_dropout(self.attribute_dropout, self.label_dropout)
 
 
 def check_dropout(attribute_dropout: float, label_dropout: float) -> None:
-    """Refuse shares of samples that are none, or together more than all (ConfigError)."""
+    """Refuse shares outside of 0 to 1, or with a sum above 1 (ConfigError)."""
     PolicyDataConfig.check_values(attribute_dropout=attribute_dropout, label_dropout=label_dropout)
     if attribute_dropout + label_dropout > 1:
         raise ConfigError(f"attribute_dropout + label_dropout is {attribute_dropout + label_dropout:g}, above 1")
 
 
 def _check_files(key: str, value: Any) -> None:
-    """Refuse what is neither a file nor a list of files (ConfigError that begins with the key)."""
+    """Refuse a value that is neither a file nor a list of files (ConfigError that begins with the key)."""
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, (list, tuple)) or not paths or not all(isinstance(path, str) for path in paths):
         raise ConfigError(f"{key}={value}: expected a file, or a list of files: {key}=[one.jsonl,two.jsonl]")

@@ -1,4 +1,4 @@
-"""The settings of `steerlm evaluate`, and how steering is measured."""
+"""The settings of `steerlm evaluate`, and of the measurement of steering."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WAYS = ("default", "alone", "all")
 
 @dataclass(kw_only=True)
 class SteeringConfig(Settings):
-    """How it is measured whether a policy listens to its labels and does what it is asked."""
+    """Settings that measure whether a policy listens to its labels and does what it is asked."""
 
     scorers: list[str] | None = option(
         None, "what measures answers: model folder of a regressor, text, oracle, MODULE:FUNCTION, http://..."
     )
-    measures: dict[str, str] = option(dict, "attribute to the score with another name: {verbosity:tokens}")
-    rows: int = option(200, "labelled rows whose labels are exchanged; 0 = none", least=0)
+    measures: dict[str, str] = option(dict, "score that measures an attribute, if not of its name: {verbosity:tokens}")
+    rows: int = option(200, "labelled rows whose labels are permuted; 0 = none", least=0)
     prompts: int = option(50, "prompts that are answered at every level; 0 = none", least=0)
     max_new_tokens: int = option(256, "longest answer, tokens", least=1)
     batch_size: int = option(64, "answers generated at once", least=1)
@@ -34,10 +34,10 @@ class PreferenceConfig(Settings):
     """Settings of `steerlm evaluate task=preference`."""
 
     layout: str = option(
-        "auto", "form of the input; auto = told from its keys",
+        "auto", "form of the input; auto = detected from its keys",
         choices=("auto", "hh", "conversations", "rewardbench", "rewardbench2", "rm_bench"),
     )  # fmt: skip
-    weights: dict[str, float] = option(dict, "one score from attributes: preference.weights={helpfulness: 0.65}")
+    weights: dict[str, float] = option(dict, "weights of the attributes: preference.weights={helpfulness: 0.65}")
     preset: str | None = option(
         None, "published weights, on HelpSteer2's attributes", choices=("nemotron_4_340b", "llama3_70b")
     )
@@ -45,12 +45,12 @@ class PreferenceConfig(Settings):
     floor_train: str | None = option(None, "held-out pairs for the TF-IDF baseline; null = cross-fit on the input")
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that one setting alone says how attributes add up."""
+        """As `Settings.validate`, and that only one setting gives the weights."""
         super().validate(prefix)
         given = [name for name in ("weights", "preset", "fit") if getattr(self, name)]
         if len(given) > 1:
             raise ConfigError(
-                f"preference.{given[0]} and preference.{given[1]} both say how attributes add up; give one"
+                f"preference.{given[0]} and preference.{given[1]} both give the weights of attributes; give one"
             )
 
 
@@ -62,7 +62,7 @@ class SteerabilityConfig(SteeringConfig):
         lambda: list(WAYS),
         f"one attribute with the others at their default, one alone, all at random levels: of {', '.join(WAYS)}",
     )
-    quality: str | None = option(None, "score that tells a setting's cost; null = quality or helpfulness, if measured")
+    quality: str | None = option(None, "score for the cost of a request; null = quality or helpfulness, if measured")
     temperature: float = option(0.0, "0 = always the likeliest token", least=0.0)
     top_k: int = option(0, "draw among the k likeliest tokens; 0 = all", least=0)
 
@@ -87,8 +87,8 @@ class EvaluateConfig(Inference):
         example="regressor",
     )  # fmt: skip
     checkpoint: str | None = option(
-        None, "model folder of a regressor, of a policy for steerability; label_noise does without where the rows "
-        "hold its predictions"
+        None, "model folder of a regressor, of a policy for steerability; not needed by label_noise if the rows hold "
+        "predictions"
     )  # fmt: skip
     input: Any = option(
         MISSING, "conversations with labels, a file or [ONE,TWO]; preferences", example="data/val.jsonl"
@@ -100,7 +100,7 @@ class EvaluateConfig(Inference):
     seed: int = option(0, "seed of the bootstrap intervals", least=0, most=MOST_SEED)
     resamples: int = option(1000, "resamples for the intervals; 0 = none; task=preference: always 1000", least=0)
     calibrate: str | None = option(
-        None, "fit a calibration on the input and store it with the model; temperature: of a distribution",
+        None, "fit a calibration on the input and store it with the model; temperature is for a distribution",
         choices=("isotonic", "linear", "temperature"),
     )  # fmt: skip
     preference: PreferenceConfig = option(PreferenceConfig, "of task=preference")
@@ -109,7 +109,7 @@ class EvaluateConfig(Inference):
     parallel: ParallelConfig = option(ParallelConfig, "layout")
 
     def validate(self, prefix: str = "") -> None:
-        """As `Inference.validate`, and that the task has what it needs, and a use for what is given."""
+        """As `Inference.validate`, and that the task has the settings it needs and no others."""
         super().validate(prefix)
         if not self.inputs() or not all(isinstance(one, str) for one in self.inputs()):
             raise ConfigError(f"input={self.input!r:.80}: expected a file, or a list: input=[a.jsonl,b.jsonl]")

@@ -28,7 +28,7 @@ class Family:
         qk_norm: the norm is applied to each head of queries and keys too, before they are rotated.
         partial_rotary: `rotary_percent` may be less than 1.
         constants: keys of `config.json` that can have this value only.
-        left_out: what it means that `config.json` lacks a key, where transformers has another default than for Llama.
+        left_out: values of keys missing in `config.json`, where transformers' default differs from Llama's.
     """
 
     hf_class: str
@@ -78,7 +78,7 @@ def family_of(architecture: Architecture) -> Family:
     """The family an architecture belongs to.
 
     Raises:
-        ConfigError: no such family, or `rotary_percent` where the family has no such thing.
+        ConfigError: no such family, or `rotary_percent` where the family has none.
     """
     family = FAMILIES.get(architecture.family)
     if family is None:

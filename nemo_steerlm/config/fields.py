@@ -1,4 +1,4 @@
-"""What every setting is declared with, a dataclass field with help text, range and example; and the check of both."""
+"""Declaration of settings, as dataclass fields with help text, range and example; and their validation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def option(
 class Settings:
     """The base of every configuration dataclass: one `validate` for the command line and for Python.
 
-    A dataclass whose values must fit together adds that to its `validate`, a verb's what must fit between sections.
+    A dataclass adds to its `validate` the constraints between its values, a verb's those between its sections.
     """
 
     def validate(self, prefix: str = "") -> None:
@@ -57,7 +57,7 @@ class Settings:
             prefix: of the keys in messages: "optimizer." for that section of a verb.
 
         Raises:
-            ConfigError: a value is missing, no choice, out of range, or contradicts another.
+            ConfigError: a value is missing, not a choice, out of range, or contradicts another.
         """
         for field in dataclasses.fields(self):
             key, value = f"{prefix}{field.name}", getattr(self, field.name)
@@ -79,14 +79,14 @@ class Settings:
 def choices(kind: type[Settings], name: str) -> tuple[str, ...]:
     """The choices that a field declares: the one list of these names.
 
-    A table of what they stand for may need torch, or what stands above this folder. It is held to the list where it is
-    made: `assert tuple(TABLE) == choices(...)`.
+    A table of their implementations may need torch or a higher layer. Where it is defined, it is checked against the
+    list: `assert tuple(TABLE) == choices(...)`.
     """
     return next(field.metadata["choices"] for field in dataclasses.fields(kind) if field.name == name)
 
 
 def missing(key: str, field: dataclasses.Field, others: Sequence[str] = ()) -> ConfigError:
-    """The error for a mandatory value that is not given, nor are those of the keys `others`."""
+    """The error for a mandatory value that is missing, together with those of the keys `others`."""
     example, also = field.metadata["example"] or "VALUE", f" (also missing: {', '.join(others)})" if others else ""
     return ConfigError(f"{key} is missing; give it on the command line, e.g. {key}={example}{also}")
 

@@ -16,17 +16,17 @@ HEADS = ("regression", "ordinal", "distribution", "generative")
 class RopeScaling(Settings):
     """Llama 3.1's scaling of rotary frequencies."""
 
-    factor: float = option(8.0, "how much longer the context became", least=1.0)
+    factor: float = option(8.0, "factor of the context extension", least=1.0)
     low_freq_factor: float = option(1.0, "wavelengths above original / this are scaled in full", least=1e-3)
-    high_freq_factor: float = option(4.0, "wavelengths below original / this are left alone", least=1e-3)
+    high_freq_factor: float = option(4.0, "wavelengths below original / this are not scaled", least=1e-3)
     original_max_position_embeddings: int = option(8192, "context length before scaling, tokens", least=1)
 
 
 @dataclass(kw_only=True)
 class Architecture(Settings):
-    """Shape of a network: rotary positions, grouped-query attention, what its family has (`families`)."""
+    """Shape of a network: rotary positions, grouped-query attention, the traits of its family (`families`)."""
 
-    family: str = option("llama", "whose network: norms, activation, biases", choices=tuple(FAMILIES))
+    family: str = option("llama", "model family: norms, activation, biases", choices=tuple(FAMILIES))
     num_layers: int = option(2, "transformer layers", least=1)
     hidden_size: int = option(128, "width of the residual stream", least=1)
     ffn_hidden_size: int = option(384, "width inside the feed-forward block", least=1)
@@ -46,7 +46,7 @@ class Architecture(Settings):
     pad_vocab_to: int = option(128, "rows of the embedding are padded to a multiple of this", least=1)
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that the family has what is asked for."""
+        """As `Settings.validate`, and that the family has these traits."""
         super().validate(prefix)
         family_of(self)
 
@@ -63,15 +63,15 @@ class Architecture(Settings):
 
 @dataclass(kw_only=True)
 class LoRAConfig(Settings):
-    """Low-rank adapters (Hu et al., arXiv 2106.09685): W stays as it is, W + alpha / rank * B A is used."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): W is frozen, W + alpha / rank * B A is used."""
 
     rank: int = option(0, "rank of the adapters; 0 = none, all weights are trained", least=0)
     alpha: float = option(32.0, "adapters are scaled by alpha / rank", least=0.0)
-    dropout: float = option(0.0, "dropout on what the adapters read", least=0.0, most=1.0)
-    targets: list[str] = option(lambda: list(LORA_TARGETS), f"linears that get one, of {', '.join(LORA_TARGETS)}")
+    dropout: float = option(0.0, "dropout on the adapters' inputs", least=0.0, most=1.0)
+    targets: list[str] = option(lambda: list(LORA_TARGETS), f"linear layers to adapt, of {', '.join(LORA_TARGETS)}")
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that there are such linears."""
+        """As `Settings.validate`, and that these linear layers exist."""
         super().validate(prefix)
         for name in self.targets:
             if name not in LORA_TARGETS:
@@ -100,7 +100,7 @@ class ModelConfig(Settings):
     )  # fmt: skip
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that weights come from one place, which has what is kept of them."""
+        """As `Settings.validate`, and that weights have one source, which is given where some stay frozen."""
         super().validate(prefix)
         if self.init is None and self.architecture is None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The value in `key=value`, by the type that the key is declared with: what is text stays as it was typed.
+"""The value in `key=value`, by the declared type of the key: text stays as it was typed.
 
 Numbers, switches and lists of them follow Hydra's grammar. That grammar would take `1.50`, `2024_01`, `Hi\\, there` or
 `Politeness (1-5)` for something else, so text never goes through it.
@@ -24,7 +24,7 @@ hints = functools.cache(get_type_hints)
 
 
 def hint(schema: type, key: str) -> Any:
-    """The declared type of what a dotted key names, also inside mappings (raises KeyError)."""
+    """The declared type of a dotted key, also inside mappings (raises KeyError)."""
     name, _, rest = key.partition(".")
     found = hints(schema)[name]
     if not rest:
@@ -38,8 +38,8 @@ def hint(schema: type, key: str) -> Any:
 def value(key: str, text: str, kind: Any) -> Any:
     """The value of one override, for OmegaConf.
 
-    Text is taken as it is; `null` is no text where the key may be without, and `'null'` the word. Lists of texts are
-    `[one,two]`, mappings to texts `{name:text}`; quotes around a text there are left out.
+    Text is taken as it is; `null` means None where the key allows it, and `'null'` the word. Lists of texts are
+    `[one,two]`, mappings to texts `{name:text}`; quotes around a text there are removed.
 
     Args:
         key: Leads error messages.
@@ -92,7 +92,7 @@ def _quoted(part: Any) -> str:
 
 
 def literal(value: Any) -> Any:
-    """A value of Python's for OmegaConf, which keeps its texts as they are."""
+    """A Python value for OmegaConf, its texts protected from interpolation."""
     if isinstance(value, Mapping):
         return {key: literal(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a prompt is made of: the attributes and the strings of the template."""
+"""Settings of the prompt: the attributes and the strings of the template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nemo_steerlm.tokenizer import Tokenizer
 
 @dataclass(kw_only=True)
 class AttributeOptions(Settings):
-    """One attribute in `attributes.schema`; what is null stays as in the preset."""
+    """One attribute in `attributes.schema`; a null value stays as in the preset."""
 
     low: int | None = option(None, "lowest value")
     high: int | None = option(None, "highest value")
@@ -40,7 +40,7 @@ class AttributesConfig(Settings):
         """The schema these settings describe, None where they name none.
 
         Raises:
-            ConfigError: no such preset or file, or a range that makes no sense.
+            ConfigError: no such preset or file, or an invalid range.
         """
         if self.preset is None and not self.schema:
             return None
@@ -51,7 +51,7 @@ class AttributesConfig(Settings):
         return AttributeSchema.load(merged)
 
     def require(self) -> AttributeSchema:
-        """As `load`, for verbs that cannot do without.
+        """As `load`, for verbs that need a schema.
 
         Raises:
             ConfigError: no schema is given.
@@ -99,10 +99,10 @@ class TemplateConfig(Settings):
 
         Args:
             tokenizer: the model's.
-            ends: more ids at which the model ends a text.
+            ends: further end-of-text ids of the model.
 
         Raises:
-            ConfigError: strings that clash, or what is null is not to be found in the tokenizer.
+            ConfigError: strings that clash, or a null string is not found in the tokenizer.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if self.own:

@@ -1,4 +1,4 @@
-"""The settings of the verbs that train, and the parts that only they have."""
+"""The settings of the verbs that train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nemo_steerlm.errors import ConfigError
 
 @dataclass(kw_only=True)
 class TrainConfig(Training):
-    """What both trainings share."""
+    """Settings of both train-regressor and train-sft."""
 
     output: str = option(MISSING, "run folder", example="outputs/run")
     attributes: AttributesConfig = option(AttributesConfig, "attribute schema")
@@ -43,7 +43,7 @@ class TrainConfig(Training):
     model: ModelConfig = option(ModelConfig, "model")
 
     def validate(self, prefix: str = "") -> None:
-        """As `Training.validate`, and that there are attributes, a rate, and something to train on every stage."""
+        """As `Training.validate`, and that there are attributes, a learning rate, trained weights on each stage."""
         super().validate(prefix)
         self.attributes.require()
         if self.trainer.precision == "fp8" and find_spec("transformer_engine") is None:
@@ -61,10 +61,10 @@ class TrainConfig(Training):
 
 
 def default_rate(config: TrainConfig) -> tuple[float, str]:
-    """The peak learning rate of a training that is given none, and for what it is.
+    """The default peak learning rate of a training, and the kind of training it is for.
 
     Raises:
-        ConfigError: random weights or a head alone, whose rate depends on their size.
+        ConfigError: random weights or a head alone, whose learning rate depends on their size.
     """
     if config.model.init is None or config.model.freeze == "trunk":
         what = "random weights" if config.model.init is None else "model.freeze=trunk"
@@ -85,7 +85,7 @@ class TrainRegressorConfig(TrainConfig):
     loss: LossConfig = option(LossConfig, "loss")
 
     def validate(self, prefix: str = "") -> None:
-        """As `TrainConfig.validate`, and that the loss is about attributes of the schema."""
+        """As `TrainConfig.validate`, and that the loss names attributes of the schema."""
         super().validate(prefix)
         if self.head != "generative":  # which has none of these settings: `train.losses.check_loss`
             self.loss.check_names(self.attributes.require())
@@ -93,10 +93,10 @@ class TrainRegressorConfig(TrainConfig):
 
 @dataclass(kw_only=True)
 class SteeringCheckConfig(SteeringConfig):
-    """The short form, at the end of a training."""
+    """The short measurement at the end of a training."""
 
     check: bool = option(True, "end with a short measurement of steering, in steering.json")
-    rows: int = option(100, "validation rows whose labels are exchanged, at every validation too; 0 = none", least=0)
+    rows: int = option(100, "validation rows whose labels are permuted, at every validation too; 0 = none", least=0)
     prompts: int = option(8, "prompts that are answered at three levels; 0 = none", least=0)
     max_new_tokens: int = option(64, "longest answer, tokens", least=1)
 
@@ -143,7 +143,7 @@ class BootstrapConfig(Training):
     logging: LoggingConfig = option(LoggingConfig, "loggers")
     steering: SteeringCheckConfig = option(SteeringCheckConfig, "whether the new policy listens and obeys")
     seed: int = option(1234, "seed of everything drawn", least=0, most=MOST_SEED)
-    resume: bool = option(True, "skip what the run folder holds already")
+    resume: bool = option(True, "skip steps that the run folder already holds")
 
     def validate(self, prefix: str = "") -> None:
         """As `Training.validate`, and that the change can be measured."""

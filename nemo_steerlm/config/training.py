@@ -27,13 +27,13 @@ class TrainerConfig(ComputeConfig):
     val_every: int | None = option(None, "optimizer steps between validations; null = only at the end", least=1)
     val_batches: int | None = option(None, "global batches a validation; null = all", least=1)
     best_metric: str | None = option(
-        None, "model/ holds the step with the best of this, e.g. val/loss, val/quality/pearson; null = the last step"
+        None, "model/ holds the best step by this metric, e.g. val/loss, val/quality/pearson; null = the last step"
     )
     checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = 15 minutes", least=1)
     keep_checkpoints: int = option(2, "newest checkpoints kept", least=1)
     async_checkpoint: bool = option(False, "write checkpoints in the background, from copies in CPU memory")
     recompute: str = option(
-        "none", "activations computed again in the backward pass: of attention, or of whole layers",
+        "none", "activations recomputed in the backward pass: of attention, or of whole layers",
         choices=("none", "selective", "full"),
     )  # fmt: skip
     max_bad_steps: int = option(
@@ -51,7 +51,7 @@ class TrainerConfig(ComputeConfig):
             )
 
 
-#: Peak learning rate of a fine-tuning that is given none. All weights: between the 5e-6 of SteerLM's and HelpSteer's
+#: Default peak learning rate of a fine-tuning. All weights: between the 5e-6 of SteerLM's and HelpSteer's
 #: 13B models and TRL's 2e-5, near NeMo-Aligner's 9e-6. Adapters: ten times as much, which is TRL's advice.
 FULL_RATE, LORA_RATE = 1e-5, 1e-4
 
@@ -81,7 +81,7 @@ class OptimizerConfig(Settings):
 
 @dataclass(kw_only=True)
 class LossConfig(Settings):
-    """What a regressor is trained to minimise."""
+    """The loss of a regressor."""
 
     kind: str | None = option(
         None, "error of a label; null = the head's own: mse, or cross-entropy over levels; none = pairs alone",
@@ -95,7 +95,7 @@ class LossConfig(Settings):
         None, "divide weights by the number of labels, so that each attribute weighs the same",
         choices=("inverse_frequency",),
     )  # fmt: skip
-    smoothing: float = option(0.0, "annotators giving the mean, mixed into labels with a label_count", least=0.0)
+    smoothing: float = option(0.0, "pseudo-annotators who give the mean, for labels with a label_count", least=0.0)
     preference: str = option(
         "none", "Bradley-Terry loss of rows that share a pair; margin and scaled use its strength",
         choices=("none", "regular", "margin", "scaled"),
@@ -110,7 +110,7 @@ class LossConfig(Settings):
             raise ConfigError("loss.kind=none leaves nothing to train on; choose another, or loss.preference=scaled")
 
     def check_names(self, schema: AttributeSchema) -> None:
-        """Refuse an attribute that is not in the schema, and preferences about none (ConfigError)."""
+        """Refuse an attribute that is not in the schema, and preferences without one (ConfigError)."""
         for name in self.weights:
             if name not in schema:
                 hint = suggest(name, schema.names)
@@ -136,14 +136,14 @@ class LoggingConfig(Settings):
     name: str | None = option(None, "name of the run; null = that of the output folder")
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that what logs is installed."""
+        """As `Settings.validate`, and that the loggers are installed."""
         super().validate(prefix)
         if self.wandb and find_spec("wandb") is None:
             raise ConfigError("logging.wandb=true needs the package wandb: pip install 'nemo_steerlm[wandb]'")
 
 
 class Training(InProcesses):
-    """What a verb that trains adds to its checks."""
+    """Checks of a verb that trains."""
 
     trainer: TrainerConfig
     data: DataConfig

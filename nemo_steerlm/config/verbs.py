@@ -1,4 +1,4 @@
-"""The settings of the verbs that neither train nor measure, and the parts that only they have."""
+"""The settings of the verbs other than training and evaluate."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class PrepareConfig(Settings):
     seed: int = option(10, "seed of the split, and of synthetic data", least=0, most=MOST_SEED)
     languages: list[str] | None = option(None, "keep only these, e.g. languages=[en,de]; null = all")
     dedupe: bool = option(True, "drop repeated conversations")
-    tokenizer: str | None = option(None, "the report counts lengths in its tokens; null = characters")
+    tokenizer: str | None = option(None, "counts the lengths in the report; null = in characters")
     recipe: str = option(
         "default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner")
     )
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that source and recipe have a use for the other settings."""
+        """As `Settings.validate`, and that source and recipe use the other settings."""
         super().validate(prefix)
         reference, synthetic = self.recipe == "nemo_aligner", self.source == "synthetic"
         if not self.output and not self.check:
@@ -67,7 +67,7 @@ class ImportConfig(InProcesses):
         AttributesConfig, "names of a sequence classifier's outputs; a language model gets a token for each value"
     )
     template: TemplateConfig | None = option(
-        None, "prompt; null = the model's own where that can be written, else SteerLM's; a classifier's: SteerLM's"
+        None, "prompt; null = the model's own where it can be expressed, else SteerLM's; a classifier's: SteerLM's"
     )
     trainer: ProcessesConfig = option(ProcessesConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
@@ -98,7 +98,7 @@ class AnnotateConfig(Inference):
     overlong: str = option("truncate_history", "what happens to a longer sample", choices=OVERLONG)
     max_length: int | None = option(None, "longest sample, tokens; null = the model's", least=2)
     batch_tokens: int | None = option(None, "tokens a forward pass; null = 16384 on a GPU, 2048 on a CPU", least=1)
-    part_size: int = option(1024, "conversations a part file: what a kill loses at most", least=1)
+    part_size: int = option(1024, "conversations a part file; an interruption loses one at most", least=1)
     calibrated: bool = option(True, "apply the calibration stored with the model, if there is one")
     distributions: bool = option(False, "also write the probability of every level; not with head=regression")
     shards: str | None = option(None, "i/n: do this share of the parts, i from 0; the last share to end joins all")
@@ -106,7 +106,7 @@ class AnnotateConfig(Inference):
     parallel: ParallelConfig = option(ParallelConfig, "layout")
 
     def validate(self, prefix: str = "") -> None:
-        """As `Inference.validate`, and that the input stays, and the share is one."""
+        """As `Inference.validate`, and that the output is not the input, and `shards` is valid."""
         super().validate(prefix)
         if Path(self.input).resolve() == Path(self.output).resolve():
             raise ConfigError(f"output={self.output}: this is the input; annotate writes another file")
@@ -116,7 +116,7 @@ class AnnotateConfig(Inference):
         """`(i, n)` of `shards`.
 
         Raises:
-            ConfigError: it is something else.
+            ConfigError: it is malformed.
         """
         if self.shards is None:
             return 0, 1
@@ -146,11 +146,11 @@ class SampleConfig(SamplingConfig, Inference):
     checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
     prompts: str = option(MISSING, "conversations whose user turns are answered", example="data/train.jsonl")
     annotated: str = option(
-        MISSING, "data whose observed attribute combinations are drawn from", example="outputs/labelled.jsonl"
+        MISSING, "data from which attribute combinations are drawn", example="outputs/labelled.jsonl"
     )
     target: list[str] = option(MISSING, "attributes held at their maximum", example="[quality]")
     output: str = option(MISSING, "responses", example="outputs/responses.jsonl")
-    part_size: int = option(256, "prompts a part file: what a kill loses at most", least=1)
+    part_size: int = option(256, "prompts a part file; an interruption loses one at most", least=1)
     seed: int = option(1234, "seed of combinations and responses", least=0, most=MOST_SEED)
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
@@ -188,7 +188,7 @@ class QuickstartRecipe(Settings):
     regressor_lr: float = option(4e-3, "its peak learning rate", least=0.0)
     policy_steps: int = option(700, "optimizer steps of the policy", least=1)
     policy_lr: float = option(3e-3, "its peak learning rate", least=0.0)
-    attribute_dropout: float = option(0.3, "share of its samples that see a part of their label", least=0.0, most=1.0)
+    attribute_dropout: float = option(0.3, "share of samples that see some of their attributes", least=0.0, most=1.0)
     label_dropout: float = option(0.1, "share of its samples that see no attribute string", least=0.0, most=1.0)
     steer_prompts: int = option(40, "prompts a level and attribute when steering is measured", least=1)
     temperature: float = option(0.85, "of every draw", least=0.0)
@@ -208,4 +208,4 @@ class QuickstartConfig(Settings):
     output: str = option("outputs/quickstart", "folder of data, models and report")
     seed: int = option(0, "seed of everything: world, weights, samples", least=0, most=MOST_SEED)
     compare_labels: bool = option(False, "also train policies on no, human and permuted labels")
-    recipe: QuickstartRecipe = option(QuickstartRecipe, "sizes; the defaults are what the report's bars are for")
+    recipe: QuickstartRecipe = option(QuickstartRecipe, "sizes; the report's bars are for the defaults")

@@ -1,6 +1,6 @@
-"""Preference benchmarks as files: which answers to a prompt were preferred to which, in the layouts of their makers.
+"""Preference benchmarks as files: chosen and rejected answers to prompts, in the benchmarks' own layouts.
 
-| layout          | a row                                                                     | told by              |
+| layout          | a row                                                                     | detected by          |
 |-----------------|---------------------------------------------------------------------------|----------------------|
 | `hh`            | HH-RLHF: `chosen`, `rejected`, each a whole dialogue as one string        | strings, no `prompt` |
 | `conversations` | our own: two rows share `"pair": {"id", "role": "chosen" or "rejected"}`  | `conversations`      |
@@ -8,7 +8,7 @@
 | `rewardbench2`  | RewardBench 2: `chosen`, `rejected` are lists of answers; `subset`, `id`  | lists, no `domain`   |
 | `rm_bench`      | RM-Bench: `chosen`, `rejected` are lists of the same styles; `domain`     | lists and `domain`   |
 
-The domain of RM-Bench's `chat_filtered.json` and its like, whose rows name none, is told by the file's name.
+Rows of RM-Bench's `chat_filtered.json` and similar files name no domain: the file's name gives it.
 Files are .jsonl, .jsonl.gz, .json (a list of rows) or .parquet; a folder stands for all such files in it.
 """
 
@@ -32,7 +32,7 @@ from nemo_steerlm.provenance import sha256_file
 Row = Mapping[str, Any]
 Rows = Iterator[tuple[str, Row]]
 
-#: Prior test sets of RewardBench: files whose name, not whose `subset` column, says what they are.
+#: Prior test sets of RewardBench: the file's name, not the `subset` column, gives the subset.
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 
 #: Domains of RM-Bench; those that begin with one of them, as safety-refuse does, are a part of it.
@@ -45,14 +45,14 @@ _ROLES = {"user": "User", "assistant": "Assistant"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Answers to one prompt: the preferred and the others.
+    """Answers to one prompt: chosen and rejected.
 
     Attributes:
         chosen: conversations that end with a preferred answer.
         rejected: conversations that end with another answer.
         subset: the part of the benchmark, "" where the file names none.
         id: name of the row.
-        unit: what is independent, the prompt as a rule: rows of one unit are resampled and held out together.
+        unit: the independent unit, usually the prompt: rows of one unit are resampled and held out together.
     """
 
     chosen: tuple[Conversation, ...]
@@ -72,10 +72,10 @@ class Benchmark:
     """A file of comparisons.
 
     Attributes:
-        path: where it was read.
+        path: the file or folder.
         layout: one of `LAYOUTS`.
         comparisons: its rows, in order.
-        counts: what is unusual in it, by name.
+        counts: unusual rows, by name.
     """
 
     path: Path
@@ -89,7 +89,7 @@ def read_benchmark(path: str | Path, layout: str = "auto") -> Benchmark:
 
     Args:
         path: see the module.
-        layout: one of `LAYOUTS`, or "auto" to tell it from the keys of the first row.
+        layout: one of `LAYOUTS`, or "auto" to detect it from the keys of the first row.
 
     Raises:
         DataError: with file and row: no such file, an unknown layout, a row that does not fit it, nothing to compare.
@@ -111,12 +111,12 @@ def read_benchmark(path: str | Path, layout: str = "auto") -> Benchmark:
 
 
 def check_held_out(test: Benchmark, train: Benchmark, key: str) -> None:
-    """Refuse to fit on what is tested.
+    """Refuse to fit on tested pairs.
 
     Args:
-        test: what is measured.
-        train: what `key` wants to fit on.
-        key: the setting that named `train`, leads the message.
+        test: the tested pairs.
+        train: the pairs to fit on.
+        key: the setting that names `train`, begins the message.
 
     Raises:
         DataError: the files are the same, or a prompt with two answers (in either order) is in both.

@@ -1,6 +1,6 @@
 """Tokenised data on disk, read through memory maps: tokenise once, share between runs, processes and nodes.
 
-An entry is a folder named by a digest of everything that decides the tokens, with one .npy file an array and
+An entry is a folder named by a digest of everything that determines the tokens, with one .npy file per array and
 `entry.json` about them. Entries may be deleted at any time between runs.
 """
 
@@ -33,8 +33,8 @@ _FORMAT = 3  # raise it when the same settings give other arrays
 class TokenCache:
     """The cache of one input file.
 
-    It lies beside the file because who can read the file, from any node, can read the cache; where that folder
-    cannot be written, every process tokenises for itself.
+    It lies beside the file, so that every node that reads the file can read the cache; if that folder cannot be
+    written, every process tokenises for itself.
 
     Args:
         source: the file that is tokenised.
@@ -51,9 +51,9 @@ class TokenCache:
         self.writer, self.wait = writer, wait
 
     def get(self, settings: Mapping[str, Any], tokenise: Callable[[], Tokenised]) -> Tokenised:
-        """The arrays of `source` under `settings` (JSON values), made by `tokenise` where no sound entry is found."""
+        """The arrays of `source` under `settings` (JSON values), made by `tokenise` where there is no valid entry."""
         if not self.source.is_file():
-            return tokenise()  # which says so
+            return tokenise()  # reports the missing file
         key = {"format": _FORMAT, "source": sha256_file(self.source), **settings}
         entry = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         found: Tokenised | None = None
@@ -61,12 +61,12 @@ class TokenCache:
             if self.writer:
                 found = _read(entry, key) or _write(entry, key, tokenise())
         finally:
-            self.wait()  # also when tokenising failed: the others fail by themselves, none is left waiting
+            self.wait()  # also when tokenising failed: the others then fail by themselves instead of waiting
         return found or _read(entry, key) or tokenise()
 
 
 def _read(entry: Path, key: Mapping[str, Any]) -> Tokenised | None:
-    """The memory-mapped arrays of an entry; None where there is none, or one that is damaged, which is said."""
+    """The memory-mapped arrays of an entry; None where it is missing, or damaged, which is logged."""
     if not entry.is_dir():
         return None
     try:
@@ -89,7 +89,7 @@ def _checksum(path: Path) -> int:
 
 
 def _write(entry: Path, key: Mapping[str, Any], made: Tokenised) -> Tokenised:
-    """Write a whole entry under a temporary name, then give it its own; returns what can be used from now on."""
+    """Write an entry under a temporary name, then rename it; returns the entry as read back, else `made`."""
     arrays, report = made
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)

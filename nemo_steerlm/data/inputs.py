@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_steerlm.errors import ConfigError, DataError
 
-#: What `sources.rows` reads.
+#: Files that `sources.rows` reads.
 READABLE = (".jsonl", ".jsonl.gz", ".parquet", ".csv", ".csv.gz", ".yaml", ".yml")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -29,7 +29,7 @@ def input_files(
 
     Raises:
         ConfigError: The input is the output folder, or something that is not a hub name has a revision.
-        DataError: Nothing there, or the hub does not give it.
+        DataError: Nothing is found there, or the hub does not provide it.
     """
     path = Path(name)
     if revision is not None:
@@ -60,8 +60,7 @@ def _in_folder(folder: Path, patterns: Sequence[str]) -> list[Path]:
 def download(name: str, revision: str, patterns: Sequence[str]) -> Path:
     """Return the folder of a hub dataset's files, from the hub's cache where they are there already.
 
-    The files are read as they lie on the hub, not through `datasets`: OASST's trees, for one, are not among the
-    tables it makes of that repository.
+    The repository's own files are read, not through `datasets`, whose tables lack OASST's trees, for example.
 
     Raises:
         ConfigError: Not the name of a dataset.
@@ -80,7 +79,7 @@ def download(name: str, revision: str, patterns: Sequence[str]) -> Path:
             f"the Hugging Face hub cannot be reached and {asked} is not in its cache; where there is a network "
             f"run `hf download {name} --repo-type dataset --revision {revision} --local-dir DIR`, then give input=DIR"
         ) from None
-    except (errors.HfHubHTTPError, OSError) as error:  # no such dataset or revision, no leave to read it, a full disk
+    except (errors.HfHubHTTPError, OSError) as error:  # no such dataset or revision, no permission, a full disk
         raise DataError(f"the Hugging Face hub does not give {asked}: {' '.join(str(error).split()):.200}") from None
     if not folder.is_dir():  # nothing matched, nothing was written
         raise DataError(f"{asked} on the Hugging Face hub holds no file of {', '.join(patterns)}")

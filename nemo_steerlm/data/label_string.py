@@ -1,4 +1,4 @@
-"""The attribute string as something to predict: ``quality:4,toxicity:0`` as tokens, each value one of its own."""
+"""The attribute string as prediction target: ``quality:4,toxicity:0`` as tokens, each value a single token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_steerlm.tokenizer import Tokenizer
 class LabelString:
     """Encodes label vectors for a generative regressor (SteerLM, arXiv 2310.05344, section 3.2).
 
-    Names and values are tokenised apart, so that a level is the same token wherever it stands.
+    Names and values are tokenised separately, so that a level is the same token in every place.
 
     Attributes:
         levels: of each attribute the tokens of low, low + 1, ..., high.

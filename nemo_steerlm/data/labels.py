@@ -1,7 +1,7 @@
-"""What the labels of a verb's files name, looked at before torch is imported and a model is loaded.
+"""Attribute names in the labels of a verb's files, checked before torch is imported and a model is loaded.
 
-A verb reads the attributes that it asks for, or that its model knows. What a file is labelled with besides is left
-out, and said; a name that looks like a misspelt attribute is an error.
+A verb reads the attributes of its configuration or of its model. Other attributes of a file are left out, with a
+warning; a name that looks like a misspelt attribute is an error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Turn(msgspec.Struct):
 
 
 class _Row(msgspec.Struct):
-    """Of a row only what tells its labels: read several times as fast as the whole."""
+    """Only the labels of a row: several times as fast to read as the whole row."""
 
     conversations: list[_Turn] = []
     messages: list[_Turn] = []
@@ -53,11 +53,11 @@ _decode = msgspec.json.Decoder(_Row).decode
 
 
 def check(config: Settings) -> None:
-    """Look at the labels in the files of a verb's configuration; most verbs read none.
+    """Check the labels in the files of a verb's configuration; most verbs read none.
 
     Raises:
         DataError: A file is malformed or was made with other ranges, a value is out of range, no label has any
-            attribute of the schema, or one that no label has is nearly the name of another that labels have.
+            attribute of the schema, or a missing attribute's name is nearly that of another one in the labels.
     """
     told: set[str] = set()
     for key, files, schema in _files(config):
@@ -119,7 +119,7 @@ def _known_to(model: str) -> AttributeSchema | None:
 
 
 def _count(files: Sequence[str], schema: AttributeSchema, human: bool) -> tuple[Counter[str], dict[str, str]]:
-    """How many labels (`human`: that annotators gave) have each attribute, and where it stands first.
+    """How many labels (`human`: labels of annotators) have each attribute, and where it occurs first.
 
     Raises:
         DataError: A file or a label is malformed, or a value of the schema's is out of range.
@@ -153,7 +153,7 @@ def _count(files: Sequence[str], schema: AttributeSchema, human: bool) -> tuple[
 def _turns(line: bytes, path: Path, number: int) -> list[_Turn]:
     try:
         row = _decode(line)
-    except (msgspec.DecodeError, ValueError, RecursionError):  # what only the whole reader takes, or explains
+    except (msgspec.DecodeError, ValueError, RecursionError):  # rows that only the full reader accepts, or explains
         record = parse_line(line, path, number)
         Conversation.from_record(record, f"{path}:{number}")
         row = msgspec.convert(record, _Row)

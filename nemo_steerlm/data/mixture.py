@@ -13,7 +13,7 @@ from nemo_steerlm.data.regression_dataset import RegressionDataset
 from nemo_steerlm.data.units import EMPTY, unit_lengths
 
 _log = logging.getLogger(__name__)
-_MANY = 20  # one sample in so many left out is said when a training starts
+_MANY = 20  # if one sample in so many is left out, it is logged when a training starts
 
 
 class Mixture:
@@ -22,14 +22,14 @@ class Mixture:
     Args:
         parts: one data set a file, all of one kind.
         weights: how often an epoch draws each file's units; None = once.
-        names: the files, for the report and for what is logged about rows that are read otherwise than one may think.
+        names: the files, for the report and for warnings.
 
     Attributes:
         lengths, units: as of the parts, one after another.
         unit_lengths: tokens of each unit, int64 [units].
         shares: of each part the number of its units and its weight.
-        datasets: names of the data sets in regression data, each once; an item's ``dataset`` is a place in it.
-        report: the only part's, or each part's under the name of its file.
+        datasets: names of the data sets in regression data, each once; an item's ``dataset`` is an index into it.
+        report: that of the only part, or of each part under the name of its file.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Prompts of val that nearly stand in train as well: MinHash (Broder 1997) over word triples, by `datasketch`."""
+"""Near-duplicates between the prompts of val and train: MinHash (Broder 1997) over word triples, by `datasketch`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 THRESHOLD = 0.8  # of the Jaccard similarity of two prompts' word triples
 _CHARACTERS = 2000  # of a prompt that are compared
-_KEYED = 400  # of them, the ones that decide whether it is in the sample
+_KEYED = 400  # of them, the ones that determine its key in the sample
 _PERMUTATIONS = 32
 _EXAMPLES = 5
 
 
 class PromptSample:
-    """At most `size` different prompts, the same ones whatever their order: those with the lowest MinHash.
+    """At most `size` different prompts, independent of their order: those with the lowest MinHash.
 
-    Two prompts have the same MinHash as often as they are alike, so two samples hold a prompt and its near-duplicate,
-    or neither: a sample of some thousand prompts tells what share of a million has near-duplicates.
+    Two prompts have the same MinHash with the probability of their similarity, so two samples mostly hold a prompt and
+    its near-duplicate, or neither: a few thousand prompts estimate the share of near-duplicates in a million.
     """
 
     def __init__(self, size: int) -> None:
@@ -56,8 +56,8 @@ class PromptSample:
 def leaks(train: PromptSample, val: PromptSample) -> Mapping[str, Any] | None:
     """Return how many sampled prompts of val have a near-duplicate among those of train, with examples.
 
-    Of val only those prompts are compared whose near-duplicates the sample of train would hold. MinHash finds the
-    candidates, the true similarity decides. None where `datasketch` is not installed.
+    Only those prompts of val are compared whose near-duplicates the sample of train would hold. MinHash finds the
+    candidates, the exact similarity decides. None where `datasketch` is not installed.
     """
     try:
         from datasketch import MinHash, MinHashLSH
@@ -66,7 +66,7 @@ def leaks(train: PromptSample, val: PromptSample) -> Mapping[str, Any] | None:
     only = MinHash(num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
 
     def sketch(triples: set[bytes]) -> Any:
-        only.clear()  # the index keeps no sketch, and a new one takes as long as to fill it
+        only.clear()  # the index keeps no sketch, and making a new one takes as long as filling it
         only.update_batch(list(triples))
         return only
 

@@ -1,9 +1,9 @@
 """Crash-safe part files for long jobs that turn rows into rows (`annotate`, `sample`).
 
 A job cuts its input into numbered batches and writes one part file a batch. A part becomes visible only when it is
-complete and on the disk, so a job that is killed at any moment starts again where it stopped; `merge` joins the parts
-into the final file in one step and leaves a manifest beside it. Several processes may work on one store as long as
-each batch belongs to one of them.
+complete and on the disk, so a killed job resumes where it stopped; `merge` joins the parts into the final file in one
+step and writes a manifest beside it. Several processes may work on one store as long as each batch belongs to one of
+them.
 
     if finished(output, job={"input": sha256, "temperature": 1.0}):
         return
@@ -59,7 +59,7 @@ def batched(
 
 
 def finished(output: str | Path, job: dict[str, Any]) -> bool:
-    """Whether `output` is what this job leaves: by its manifest, and by its bytes."""
+    """Whether `output` is the result of this job, by its manifest and its sha256."""
     try:
         manifest = json.loads(manifest_path(output).read_bytes())
         return manifest["job"] == _plain(job) and manifest["sha256"] == sha256_file(output)
@@ -195,7 +195,7 @@ class PartStore:
             parts.append({"rows": rows, "sha256": digest.hexdigest()})
 
     def _stored_job(self) -> dict[str, Any] | None:
-        """The job of an existing store, None where there is no store yet; refuses a folder that is something else."""
+        """The job of an existing store, None where there is no store yet; refuses any other folder."""
         if not self.folder.exists():
             return None
         if not self.folder.is_dir():
@@ -218,7 +218,7 @@ class PartStore:
 
 
 def _write(path: Path, blocks: Iterable[str]) -> None:
-    """Writes all blocks or nothing, and turns what the disk refuses into one line for the user."""
+    """Writes all blocks or nothing; disk errors become one line for the user."""
     try:
         with atomic_writer(path) as file:
             for block in blocks:

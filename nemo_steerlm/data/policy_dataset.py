@@ -1,6 +1,6 @@
-"""What a policy reads: a conversation as tokens, and which of them are targets.
+"""Data of a policy: conversations as tokens with a loss mask.
 
-What does not fit, or has nothing to learn from, is counted in ``report``; it never turns into a silent zero loss.
+Samples that are too long or have no target are counted in ``report``; they never become a silent zero loss.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class PolicyDataset:
         return {"tokens": np.asarray(ids, np.int32), "loss_mask": np.asarray(mask, np.uint8)}
 
     def _draw(self, index: int, epoch: int) -> tuple[Conversation, bool | list[Label]] | None:
-        """The conversation and what is shown of its labels; None where that is all of them."""
+        """The conversation and the labels shown of it; None where all are shown."""
         if not len(self._conversations):
             return None
         random = np.random.default_rng([self._seed, epoch, index])
@@ -177,7 +177,7 @@ class PolicyDataset:
 
 
 def _trim(ids: list[int], mask: list[int]) -> tuple[list[int], list[int]]:
-    """Cut off what follows the last target: nothing is learnt there. Empty when there is no target."""
+    """Cut off the tokens after the last target, which carry no loss. Empty when there is no target."""
     end = next((position + 1 for position in range(len(mask) - 1, -1, -1) if mask[position]), 0)
     return ids[:end], mask[:end]
 
@@ -204,12 +204,12 @@ def trained_turns(row: Conversation) -> list[int]:
 
 
 def with_other_labels(rows: Sequence[Conversation], seed: int, name: str | None = None) -> list[Conversation]:
-    """The rows with labels of other responses: at random, each label of a trained response goes to exactly one other.
+    """The rows with labels of other responses: a random permutation of the labels of trained responses.
 
     Args:
         rows: labelled conversations, which stay as they are.
         seed: of the draw.
-        name: exchange this attribute's value alone, among the responses that have one.
+        name: permute this attribute's value alone, among the responses that have one.
     """
     rows = [dataclasses.replace(row, turns=[dataclasses.replace(turn) for turn in row.turns]) for row in rows]
     turns = [row.turns[index] for row in rows for index in trained_turns(row)]

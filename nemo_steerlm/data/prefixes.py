@@ -1,7 +1,7 @@
-"""Rows of tokens in which many texts stand and what they begin with alike stands once. NumPy only.
+"""Rows of tokens that hold many texts and each shared prefix once. NumPy only.
 
-The texts of one conversation's responses begin alike, and so do the threads of one tree. A causal model need not read
-twice what they share: in sorted order, a text continues the one before it from the first token that differs.
+The texts of one conversation's responses share a prefix, and so do the threads of one tree. A causal model computes
+it once: in sorted order, a text continues the previous one from the first token that differs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class SharedRow:
     """One row of tokens.
 
     Attributes:
-        texts: the texts that stand in the row, as numbers of the sequence they come from.
+        texts: the texts in the row, as indices into the sequence they come from.
         paths: for each text the places of its tokens in the row, int64 `[its length]`.
-        own: for each text how many of its last tokens no earlier text of the row has; they stand together.
+        own: for each text the number of its last tokens that no earlier text of the row has; they are adjacent.
         tokens: the row, int64 `[tokens]`.
         positions: of each token in its text, int64 `[tokens]`.
     """
@@ -47,8 +47,8 @@ def shared_rows(texts: Sequence[Sequence[int]], budget: int) -> Iterator[SharedR
 
 
 def _end(start: int, lengths: np.ndarray, shared: list[int], budget: int) -> int:
-    """Where the row that begins with text `start` ends: it fills more than half of the budget, if there is so much
-    text, and the next row reads as little as possible again."""
+    """The end of the row that begins with text `start`: the row fills more than half of the budget, if there is enough
+    text, and the next row recomputes as little as possible."""
     own = lengths - shared[start : start + len(lengths)]
     own[0] = lengths[0]
     size, most = own.cumsum(), max(budget, int(own[0]))
@@ -60,7 +60,7 @@ def _end(start: int, lengths: np.ndarray, shared: list[int], budget: int) -> int
 
 
 def _row(texts: list[int], ids: list[np.ndarray], shared: list[int]) -> SharedRow:
-    """The row of some texts, the first `shared` tokens of which are those of the text before."""
+    """The row of some texts, the first `shared` tokens of which are those of the previous text."""
     own = [len(text) - common for text, common in zip(ids, shared, strict=True)]
     paths: list[np.ndarray] = []
     size = 0

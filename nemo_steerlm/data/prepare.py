@@ -1,9 +1,9 @@
 """Step 0: raw data to ``train.jsonl`` and ``val.jsonl``, with a report of what was dropped and why.
 
-Everything is streamed, so memory does not grow with the input. The side of a row is decided by a hash of its first
-turn's text: all threads of a tree, all rows with the same prompt, and both halves of a preference pair land on one
-side, and the order of the input is kept (training shuffles anyway). Outputs are written beside each other in a hidden
-folder and moved into place at the end; after an error nothing of them remains.
+Everything is streamed, so memory does not grow with the input. A hash of a row's first turn decides between train and
+val: all threads of a tree, all rows with the same prompt, and both halves of a preference pair land on one side. The
+order of the input is kept (training shuffles anyway). Outputs are written to a hidden folder and moved into place at
+the end; after an error nothing of them remains.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class PrepareOptions:
         dataset: Name that each row gets under "dataset", unless it has one; None takes the source's.
         columns: source=table only: "prompt", "response", attributes and so on, each to the name of its column.
         val_fraction: Share of the prompts that go to val.jsonl, at least 0 and below 1; None keeps the dataset's own
-            split, which its rows or the names of its files tell.
-        seed: Decides who goes there.
-        languages: Keep what is in these languages, by the dataset's own field ("en", "pt-BR", "french"), case aside;
+            split, given by its rows or its file names.
+        seed: Seed of the split.
+        languages: Keep rows in these languages, by the dataset's own field ("en", "pt-BR", "french"), ignoring case;
             None keeps all.
         dedupe: Train on each response with the same history once, and on each preference pair once.
         tokenizer: The report counts lengths in its tokens; None: in characters.
         check: Read everything and report, but write nothing.
-        recipe: "default", or "nemo_aligner" for the very bytes of its preprocessing scripts (OASST only).
+        recipe: "default", or "nemo_aligner" for the exact bytes of its preprocessing scripts (OASST only).
         attributes: Schema: preset, YAML file or mapping. None: the source's own (SOURCES), "helpsteer" for most.
     """
 
@@ -90,7 +90,7 @@ class PrepareOptions:
 
     @classmethod
     def from_config(cls, config: Any) -> PrepareOptions:
-        """Take the settings from a mapping or an object with such attributes; its other keys are left alone."""
+        """Take the settings from a mapping or an object with such attributes; other keys are ignored."""
         names = [field.name for field in dataclasses.fields(cls)]
         if isinstance(config, Mapping):
             values = {name: config[name] for name in names if name in config}
@@ -160,7 +160,7 @@ def _prepare(options: PrepareOptions, schema: AttributeSchema) -> dict[str, Any]
 
 @contextlib.contextmanager
 def _patient_collector() -> Iterator[None]:
-    """Look for cycles of garbage less often: rows hold none, and looking takes a third of the time otherwise."""
+    """Collect garbage cycles less often: rows have none, and collecting would take a third of the time."""
     thresholds = gc.get_threshold()
     gc.set_threshold(100_000, *thresholds[1:])
     try:
@@ -212,7 +212,7 @@ def _staged(output: Path) -> Iterator[Path]:
 
 
 def mark_shared(conversation: Conversation, seen: Seen) -> tuple[int, bool]:
-    """Take the label off each response that an earlier row trains on after the same history.
+    """Remove the label of each response that an earlier row trains on after the same history.
 
     Such a turn is kept as context and marked ``shared``. A row without any label (to be annotated) counts each
     response as trained.
@@ -220,7 +220,7 @@ def mark_shared(conversation: Conversation, seen: Seen) -> tuple[int, bool]:
     Returns:
         How many turns were marked, and whether any trained response is left.
     """
-    history = hash(conversation.system)  # stands for all that was said so far
+    history = hash(conversation.system)  # of all turns so far
     responses = set(conversation.response_indices)
     to_annotate = not any(conversation.turns[index].label for index in responses)
     marked, left = 0, False
@@ -241,7 +241,7 @@ def mark_shared(conversation: Conversation, seen: Seen) -> tuple[int, bool]:
 
 
 def split_position(conversation: Conversation, seed: int) -> float:
-    """Return the place of a row in [0, 1): the same for equal first turns, case and white space aside."""
+    """Return the position of a row in [0, 1): the same for equal first turns, ignoring case and white space."""
     return _position(conversation.turns[0].text, seed)
 
 
@@ -272,7 +272,7 @@ def _write_default(
 
 
 def _moved_border(border: float | None, positions: tuple[float, float], report: Report) -> float | None:
-    """The border between val and train; so few prompts that all were on one side of it move it past the nearest."""
+    """The border between val and train; if all prompts are on one side of it, it moves past the nearest."""
     lowest, highest = positions
     if not border:
         return border
@@ -303,7 +303,7 @@ def _check_what_is_left(report: Report, schema: AttributeSchema, options: Prepar
 def _read(
     files: Sequence[Path], folder: Path, schema: AttributeSchema, options: PrepareOptions, report: Report
 ) -> Iterator[tuple[Conversation, Path]]:
-    """Stream what is kept, each row with its file."""
+    """Stream the kept rows, each with its file."""
     reader = SOURCES[options.source].read
     if options.source == "table":
         reader = functools.partial(table.read, columns=options.columns)
@@ -361,7 +361,7 @@ def _split(
 
 
 def _own_side(conversation: Conversation, file: Path) -> str | None:
-    """The side that a row's "split", or the name of its file, says, if one does."""
+    """The side given by a row's "split" or the name of its file, if any."""
     name = str(conversation.extra.get("split") or file.name.split(".")[0].split("-")[0]).casefold()
     return "val" if name in _VAL_NAMES else "train" if name == "train" else None
 

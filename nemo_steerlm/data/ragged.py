@@ -11,7 +11,7 @@ from nemo_steerlm.data.cache import Arrays
 
 
 class RaggedBuilder:
-    """Collects rows of different length flat, without a Python object a row or a number."""
+    """Collects rows of different length in a flat array, without a Python object per row or number."""
 
     def __init__(self, typecode: str) -> None:
         self._flat, self._lengths = array(typecode), array("q")

@@ -1,6 +1,6 @@
-"""What a regressor reads: a labelled response with its history, as tokens beside its label vector.
+"""Data of a regressor: a labelled response with its history as tokens, and its label vector.
 
-What does not fit, or has nothing to learn from, is counted in ``report``; it never turns into a silent zero loss.
+Samples that are too long or have no label are counted in ``report``; they never become a silent zero loss.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class RegressionDataset:
     Attributes:
         labels: Label vectors, float32 [items, attributes], NaN where missing.
         lengths: Tokens of each item, int64 [items].
-        units: What may not be torn apart, int64 [units, 2]: an item and `EMPTY`, or the chosen and the rejected item
-            of a preference pair.
+        units: Items that stay together, int64 [units, 2]: an item and `EMPTY`, or the chosen and the rejected item of
+            a preference pair.
         datasets: Names of the datasets that the items are from.
         report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (responses), tokens, items of each
             of the `datasets`, unused_keys (of turns, by name); where pairs are asked for also pairs and
@@ -163,7 +163,7 @@ class RegressionDataset:
     def item(self, index: int, epoch: int = 0) -> dict[str, np.ndarray]:
         """Return ``tokens`` int32 [sequence] and ``labels`` float32 [attributes], NaN where missing, in any epoch.
 
-        Also scalars: ``label_count`` (how many annotators the labels are from, NaN = unknown), ``dataset`` (place in
+        Also scalars: ``label_count`` (number of annotators of the label, NaN = unknown), ``dataset`` (index into
         `datasets`) and ``strength`` (of the preference of this item over the other of its unit, NaN = none).
         """
         return {
@@ -179,7 +179,7 @@ def fit_history(
     max_length: int,
     overlong: str,
 ) -> list[list[int]]:
-    """Tokenise what a regressor reads for each (conversation, turn), shortened to `max_length` where needed.
+    """Tokenise the regressor's input for each (conversation, turn), shortened to `max_length` where needed.
 
     Returns:
         Token ids of each place, empty where the text is too long and `overlong` does not help.

@@ -1,4 +1,4 @@
-"""What one pass over a dataset finds: counts, labels, lengths, leaks between the sides, rows that look wrong."""
+"""Figures of one pass over a dataset: counts, labels, lengths, leaks between train and val, suspicious rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nemo_steerlm.tokenizer import Tokenizer
 SIDES = ("train", "val")
 #: Prompts of each side that are compared for near-duplicates.
 SAMPLED = {"train": 5000, "val": 1000}
-_EXAMPLES = 5  # rows named for each thing that looks wrong
+_EXAMPLES = 5  # rows named for each kind of suspicious row
 _MARKER = "<extra_id_"  # the template's; in a text it would be read as the start of a turn or a label
 _OVER_TOKENS = (1024, 2048, 4096, 8192)
 _OVER_CHARACTERS = (4096, 8192, 16384, 32768)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Report:
-    """Figures of one pass, in constant memory. What each key means stands in :meth:`content`.
+    """Figures of one pass, in constant memory. :meth:`content` describes each key.
 
     Args:
         schema: The attributes.
@@ -102,11 +102,11 @@ class Report:
     def content(self) -> dict[str, Any]:
         """Return the figures as ``report.json`` has them.
 
-        Under "labels" stand histograms of rounded values, under "label_statistics" mean and deviation, under
-        "label_correlations" Pearson's r over the responses that have both, under "rater_agreement" Krippendorff's
-        alpha of what single annotators gave, in all that was read. Under "unused_keys" stands how many turns have a
-        key that no prompt has a place for. Lengths are histograms by powers of two: under "128" stands how many are
-        above 64 and up to 128. "suspicious" counts rows, with the ids of a few.
+        "labels" holds histograms of rounded values, "label_statistics" mean and standard deviation,
+        "label_correlations" Pearson's r over the responses that have both, "rater_agreement" Krippendorff's alpha of
+        single annotators' ratings, over all rows read. "unused_keys" counts the turns with a key that prompts do not
+        use. Lengths are histograms by powers of two: "128" counts those above 64 and up to 128. "suspicious" counts
+        rows, with the ids of a few.
         """
         bare = [name for name, figures in self._labels.statistics().items() if not figures["n"]]
         if bare and self.trained.total():
@@ -251,7 +251,7 @@ class LabelFigures:
 
 
 class _PairFigures:
-    """Whether every chosen row has its rejected one, in constant memory: both halves' hashes cancel out."""
+    """Whether every chosen row has its rejected one, in constant memory: the hashes of both halves cancel out."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -268,7 +268,7 @@ class _PairFigures:
 
 
 def _doubts(conversation: Conversation) -> list[str]:
-    """What looks wrong about a row, each thing once."""
+    """Reasons why a row is suspicious, each once."""
     found = ["template_marker_in_text"] if _MARKER in conversation.system else []
     masked = conversation.masked_speakers
     speaker = before = None

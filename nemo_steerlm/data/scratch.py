@@ -7,15 +7,15 @@ from collections.abc import Hashable
 from pathlib import Path
 
 _LATEST = 1024  # keys that wait to be written together
-_BITS = 1 << 23  # of the filter: a megabyte; a million keys set an eighth of them
+_BITS = 1 << 23  # bits of the filter, one megabyte; a million keys set an eighth of them
 
 
 class Seen:
     """A set of strings, of tuples and of hashes of them, held as 64-bit hashes.
 
-    Python keys its hash of a string (SipHash) anew in every process, so no data can be made to collide; among a
-    million of them two are equal once in some millions of passes. Most questions are about what is new: a Bloom
-    filter with one bit a key (Bloom 1970) answers them. The latest keys stand in memory, all others in SQLite.
+    Python's string hash (SipHash) has a new random key in every process, so no data can be made to collide; among a
+    million strings two are equal once in some millions of passes. Most look-ups are for new strings: a Bloom filter
+    with one bit a key (Bloom 1970) answers them. The latest keys are in memory, all others in SQLite.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -29,7 +29,7 @@ class Seen:
         self._filter = bytearray(_BITS // 8)
 
     def add(self, thing: Hashable) -> bool:
-        """Put something in; return whether it was new."""
+        """Add an element; return whether it was new."""
         if thing in self:
             return False
         key = hash(thing)

@@ -1,4 +1,4 @@
-"""What the datasets of regressor and policy share on the way from conversations to tokens."""
+"""Tokenisation shared by the datasets of regressor and policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 256  # conversations tokenised in one call
 def cache_settings(
     kind: str, schema: AttributeSchema, template: PromptTemplate, tokenizer: Tokenizer, max_length: int, overlong: str
 ) -> dict[str, Any]:
-    """All but the text that decides the tokens; attributes as a list, because their order does too."""
+    """Everything but the text that determines the tokens; attributes as a list, because their order matters."""
     return {
         "kind": kind, "attributes": [[*pair] for pair in schema.to_dict().items()], "template": template.to_dict(),
         "tokenizer": tokenizer.fingerprint, "max_length": max_length, "overlong": overlong,
@@ -31,7 +31,7 @@ def cache_settings(
 
 
 def check_limit(max_length: int, overlong: str) -> None:
-    """Raise ConfigError for a limit or a treatment of longer samples that does not exist."""
+    """Raise ConfigError for an invalid `max_length` or `overlong`."""
     DataConfig.check_values(max_length=max_length, overlong=overlong)
 
 
@@ -47,7 +47,7 @@ def draw(items: Iterable[T], count: int, seed: int) -> list[T]:
 
 
 def without_oldest(conversation: Conversation, end: int) -> Conversation | None:
-    """Drop the oldest turns up to the next one of a masked speaker before ``end``; None when nothing may go.
+    """Drop the oldest turns up to the next one of a masked speaker before ``end``; None when none may be dropped.
 
     The system prompt and the last exchange (the last masked turn before ``end`` and what follows it) stay.
     """

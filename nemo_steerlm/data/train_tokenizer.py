@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer trained on the spot, for models that start from random weights.
+"""A byte-level BPE tokenizer trained on the data, for models that start from random weights.
 
-Each `attribute:value` of the schema is one token. Split into name, colon and digit, a small model first has to learn
-which digit belongs to which name before it can follow any of them, and some seeds never get there.
+Each `attribute:value` of the schema is one token. If it were split into name, colon and digit, a small model would
+first have to learn which digit belongs to which name, and with some seeds it never does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is trained on together: an item by itself, or the two of a preference pair."""
+"""Units of training: a single item, or the two items of a preference pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.errors import DataError
 
-EMPTY = -1  # stands where an item could be and none is
+EMPTY = -1  # in place of a missing item
 
 
 def unit_lengths(lengths: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -19,7 +19,7 @@ def unit_lengths(lengths: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 class PreferencePairs:
-    """Finds the two items of each preference by the pair's id, wherever they stand."""
+    """Finds the two items of each preference pair by the pair's id, in any order."""
 
     def __init__(self) -> None:
         self._items: dict[str, dict[str, int]] = {}
@@ -36,7 +36,7 @@ class PreferencePairs:
             self._strengths[row.pair.id] = row.pair.strength
 
     def units(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-        """What is trained on together `[units, 2]`, the strength at each chosen item `[items]`, and counts.
+        """The units `[units, 2]`, the strength at each chosen item `[items]`, and counts.
 
         The incomplete half of a pair is a unit of its own where it has a label, and is left out where it has none.
         """

@@ -1,1 +1,1 @@
-"""Measures how well a regressor scores and how well a policy steers, and shows it (numpy, matplotlib)."""
+"""Measures how well a regressor predicts and how well a policy steers (numpy)."""

@@ -1,4 +1,4 @@
-"""What needs no model: the longer answer, and which words an answer has. And logistic regression on pairs."""
+"""Baselines that need no model: answer length and TF-IDF. And logistic regression on pairs."""
 
 from __future__ import annotations
 

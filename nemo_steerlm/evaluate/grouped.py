@@ -2,7 +2,7 @@
 
 Answers to one prompt are not independent: a bootstrap over rows gives intervals that are too narrow. All figures but
 Spearman's are functions of sums over rows, so a resample is the product of its counts with each group's sums; ranks
-are counted anew, with weights.
+are recomputed, with weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONFIDENCE = 0.95
 
 
 def folds(group: np.ndarray) -> np.ndarray:
-    """A fold number for each row `[n]`, a group never in two of them; all -1 where there are not two groups."""
+    """A fold number for each row `[n]`, each group in one fold; all -1 with fewer than two groups."""
     count = min(FOLDS, len(np.unique(group)))
     fold = np.full(len(group), -1)
     if count < 2:
@@ -36,7 +36,7 @@ def folds(group: np.ndarray) -> np.ndarray:
 
 
 def by_the_other_folds(fold: np.ndarray, fit: Any, x: Floats, y: Floats) -> Floats:
-    """What `fit(x, y)`, a function, says of each row when it was fitted on the rows of the other folds only; `[n]`."""
+    """Cross-fitted predictions `[n]`: each row by the function that `fit(x, y)` returns for the other folds' rows."""
     result = np.full(len(x), np.nan)
     for number in np.unique(fold[fold >= 0]):
         rest, mine = fold != number, fold == number
@@ -60,12 +60,12 @@ def figures(
     predicted: Floats, label: Floats, length: Floats, group: np.ndarray, fold: np.ndarray, attribute: Attribute,
     *, seed: int, resamples: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything that is said about one attribute on one dataset.
+    """All figures of one attribute on one dataset.
 
     Args:
         predicted, label: `[n]`, without NaN.
         length: characters of each response.
-        group: what is resampled together.
+        group: rows of one group are resampled together.
         fold: from `folds`, for the baselines.
         attribute: name and range.
         seed, resamples: of the intervals; none with `resamples` 0.
@@ -123,7 +123,7 @@ def _centred(values: Floats) -> Floats:
 def _columns(
     predicted: Floats, label: Floats, length: Floats, baselines: Mapping[str, Floats], attribute: Attribute
 ) -> dict[str, Floats]:
-    """What has to be summed, `[n]` each: moments about a middle near the mean, so that no digits are lost."""
+    """The columns to sum, `[n]` each: moments about a value near the mean, so that no digits are lost."""
     x, y, z = _centred(predicted), _centred(label), _centred(length)
     a, b = levels(predicted, attribute) - attribute.low, levels(label, attribute) - attribute.low
     error, place = predicted - label, _bin(predicted, attribute)
@@ -140,7 +140,7 @@ def _statistics(s: Mapping[str, Any]) -> dict[str, Any]:
 
     def covariance(p: str, q: str) -> Any:
         value = s[p + q] - s[p] * s[q] / n
-        # A resample of equal values: what is left is rounding.
+        # A resample of equal values: the rest is rounding.
         return np.where(value > 1e-12 * s[p + q], value, np.nan) if p == q else value
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -192,7 +192,7 @@ def _intervals(
         spearman += [ranks.correlation(weights) for weights in counts[:, place]]
     drawn = _statistics(dict(zip(columns, np.concatenate(totals).T)))
     drawn["spearman"] = np.array(spearman)
-    del drawn["ece"]  # a resample has more noise in each bin, never less: the interval would miss the figure
+    del drawn["ece"]  # resampling adds noise to each bin, so the interval would miss the figure
     return {name: _percentiles(values) for name, values in drawn.items()}
 
 

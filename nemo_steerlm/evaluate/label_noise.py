@@ -1,9 +1,9 @@
-"""Predicted against human labels by dataset, language and number of annotators: what the labels' noise allows.
+"""Predicted against human labels by dataset, language and number of annotators, with the ceiling set by label noise.
 
-The SteerLM paper (arXiv 2310.05344, section 3.2) holds that a regressor denoises the crowd's labels and leaves open
-how far predicted and human labels agree. By classical test theory a correlation with noisy labels is at most the root
-of their reliability, so r squared on rows the regressor was not trained on is a lower bound of the reliability. Where
-rows tell how many annotators a label is the mean of, m, the squared residual is on average (error of the prediction) +
+The SteerLM paper (arXiv 2310.05344, section 3.2) argues that a regressor denoises the annotators' labels, but does not
+report how far predicted and human labels agree. By classical test theory a correlation with noisy labels is at most
+the root of their reliability, so r squared on held-out rows is a lower bound of the reliability. If rows name the
+number m of annotators that a label is the mean of, the expected squared residual is (error of the prediction) +
 (variance of one annotator) / m: its slope on 1/m is the noise of one annotator, and gives the ceiling itself.
 """
 
@@ -20,7 +20,7 @@ from nemo_steerlm.evaluate.grouped import figures, folds
 from nemo_steerlm.evaluate.metrics import bootstrap_interval
 from nemo_steerlm.evaluate.samples import Samples
 
-LEAST_ROWS = 30  # a language or number of annotators with fewer has no line of its own
+LEAST_ROWS = 30  # a language or number of annotators with fewer rows is not listed
 
 
 def measure(samples: Samples, schema: AttributeSchema, *, seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def part_figures(
 
 
 def _noise(x: Floats, y: Floats, annotators: Floats, group: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
-    """Noise of one annotator and the ceiling, from how residuals shrink with their number; {} where it is one."""
+    """Noise of one annotator and the ceiling, from the slope of squared residuals on 1/m; {} where m is constant."""
     known = ~np.isnan(annotators)
     counts = np.unique(annotators[known], return_counts=True)[1]
     if (counts >= LEAST_ROWS).sum() < 2:

@@ -1,7 +1,6 @@
 """Bootstrap intervals, paired differences, and figures as plain JSON.
 
-NaN stands for what is missing and for a number that does not exist (the mean of nothing); `json_ready` turns it into
-null.
+NaN stands for missing values and undefined figures (the mean of nothing); `json_ready` turns it into null.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ def paired_difference(
 ) -> Change:
     """Mean change of a score between two systems that answered the same prompts.
 
-    Responses are averaged for each prompt first, and prompts are what is resampled: two responses to one prompt are
-    not independent.
+    Responses are averaged for each prompt first, and prompts are resampled: two responses to one prompt are not
+    independent.
 
     Args:
         before: scores `[n]` of the first system, NaN = missing.

@@ -1,8 +1,8 @@
 """How often a score prefers what annotators prefer, by the rules of each benchmark.
 
-A comparison counts as the chance that its best score is a chosen answer, equal scores drawn by lot: 1, 0, and one
+A comparison counts as the probability that its best score is a chosen answer's, ties broken at random: 1, 0, and one
 half for a pair with equal scores. The interval of a subset is Wilson's at the number of its prompts (which does not
-collapse where all are right); what is put together from subsets has a bootstrap interval that resamples prompts.
+collapse where all are right); averages of subsets have a bootstrap interval that resamples prompts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ REWARDBENCH: dict[str, dict[str, int]] = {
 #: The leaderboard's average over the sections that are there (analysis/get_benchmark_results.py).
 REWARDBENCH_WEIGHTS = {"Chat": 2, "Chat Hard": 2, "Safety": 2, "Reasoning": 2, "Prior Sets": 1}
 
-#: Weights that make one reward of HelpSteer2's attributes: appendix H of arXiv 2406.08673 and the model cards of
+#: Weights that combine HelpSteer2's attributes into one reward: appendix H of arXiv 2406.08673 and the model cards of
 #: Nemotron-4-340B-Reward and Llama3-70B-SteerLM-RM. They were searched on RewardBench itself.
 PRESETS: dict[str, dict[str, float]] = {
     "nemotron_4_340b": {
@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, float]] = {
     },
 }  # fmt: skip
 assert tuple(PRESETS) == choices(PreferenceConfig, "preset")
-#: Without any choice: what every benchmark here asks for. Helpfulness alone beats five attributes on RewardBench
+#: The default, which suits every benchmark here. Helpfulness alone beats five attributes on RewardBench
 #: (arXiv 2410.01257).
 _DEFAULT = {"quality": 1.0, "helpfulness": 1.0, "toxicity": -1.0}
 
@@ -80,8 +80,8 @@ def check_weights(weights: Mapping[str, float], schema: AttributeSchema, key: st
 
     Args:
         weights: by attribute.
-        schema: what the regressor predicts.
-        key: the setting they come from, leads the message.
+        schema: the regressor's attributes.
+        key: the setting they come from, begins the message.
 
     Raises:
         ConfigError: an attribute that the regressor does not predict, or no weight but zero.
@@ -102,12 +102,12 @@ def scalar(values: Floats, weights: Mapping[str, float], schema: AttributeSchema
     return np.asarray(values, np.float64) @ np.array([weights.get(name, 0.0) for name in schema.names])
 
 
-# -- one number and what it may be ------------------------------------------------------------------------------------
+# -- figures with intervals -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure, what resampled prompts make of it `[RESAMPLES]`, and its interval.
+    """A figure, its values over resampled prompts `[RESAMPLES]`, and its interval.
 
     Attributes:
         value: the figure.
@@ -115,7 +115,7 @@ class Estimate:
         interval: 95 %, low and high.
         n: comparisons behind it.
         ties: comparisons in which a chosen and a rejected answer share the best score.
-        strict: the figure where such a comparison is lost, not drawn by lot, as most leaderboards count.
+        strict: the figure with ties counted as lost, as on most leaderboards.
     """
 
     value: float
@@ -127,7 +127,7 @@ class Estimate:
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a mean of n values in [0, 1]; for values between 0 and 1 it errs on the wide side."""
+    """Wilson's 95 % interval of a mean of n values in [0, 1]; for values between 0 and 1 it is rather too wide."""
     z = 1.959963984540054
     middle = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
@@ -150,7 +150,7 @@ def combine(parts: Sequence[Estimate], weights: Sequence[float] | None = None) -
 
 
 def win(chosen: Floats, rejected: Floats) -> float:
-    """The chance that the best score is a chosen one's, equal scores drawn by lot."""
+    """The probability that the best score is a chosen answer's, ties broken at random."""
     best = max(chosen.max(), rejected.max())
     wins = np.count_nonzero(chosen == best)
     return float(wins / (wins + np.count_nonzero(rejected == best)))
@@ -230,13 +230,13 @@ def accuracies(layout: str, comparisons: Sequence[Comparison], scores: Scores, s
     """The table of a benchmark.
 
     Args:
-        layout: one of `comparisons.LAYOUTS`.
+        layout: one of `data.benchmarks.LAYOUTS`.
         comparisons: the rows.
         scores: of each row the scores of its chosen and rejected answers.
         seed: of the resampling.
 
     Returns:
-        (name, level, figure) in the order to show: subsets, the section they make, at the end what is overall.
+        (name, level, figure) in display order: subsets, then their section, overall figures last.
     """
     assert len(comparisons) == len(scores), (len(comparisons), len(scores))
     groups: dict[str, tuple[list[Comparison], list[tuple[Floats, Floats]]]] = {}
@@ -322,7 +322,7 @@ def _three(rows: Sequence[Comparison], scores: Scores, seed: int) -> dict[str, E
 
 
 def beside(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """Rows of one table from the tables of several scores: name, level, n, and of each score its figures."""
+    """One table from the tables of several scores: rows with name, level, n, and the figures of each score."""
     first = next(iter(tables.values()))
     figures: dict[str, Iterable[Estimate]] = {key: [e for _, _, e in table] for key, table in tables.items()}
     rows = []

@@ -1,4 +1,4 @@
-"""A regressor against human labels: figures for each dataset and attribute, and the page that shows them."""
+"""A regressor against human labels: figures for each dataset and attribute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nemo_steerlm.evaluate.grouped import by_the_other_folds, figures, folds
 from nemo_steerlm.evaluate.reports import DatasetReport
 from nemo_steerlm.evaluate.samples import Samples
 
-ALL = "all"  # what the datasets are called together
+ALL = "all"  # the name of all datasets together
 SHOWN = ("pearson", "spearman", "mse", "mae", "kappa", "accuracy")
 
 
@@ -27,7 +27,7 @@ def measure(
     Args:
         samples: raw predictions and labels.
         schema: the K attributes.
-        corrected: predictions `[n, K]` after a calibration that was not fitted on the row it corrects.
+        corrected: predictions `[n, K]` after a cross-fitted or stored calibration.
         seed, resamples: of the intervals.
 
     Returns:
@@ -63,15 +63,15 @@ def _dataset(
 
 
 def cross_fitted(samples: Samples, schema: AttributeSchema, method: str, inputs: Sequence[Floats]) -> Floats:
-    """Predictions `[n, K]` corrected by curves that were fitted on the other folds; raw where none could be fitted.
+    """Predictions `[n, K]` calibrated by curves that were fitted on the other folds; raw where none could be fitted.
 
-    What a calibration does to rows it was fitted on says little: isotonic regression can only look good there.
+    On the rows it was fitted on, a calibration looks too good; isotonic regression always does.
 
     Args:
         samples: raw predictions and labels.
         schema: the K attributes.
         method: a choice of `EvaluateConfig.calibrate`.
-        inputs: of each attribute what `fit_curve` takes.
+        inputs: of each attribute the input of `fit_curve`.
     """
     fold, corrected = folds(samples.group), samples.predicted.copy()
     for k, attribute in enumerate(schema):

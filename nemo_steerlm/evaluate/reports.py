@@ -1,4 +1,4 @@
-"""What a report.json holds: the objects that evaluate/ measures, verbs/ put together, and report/ shows."""
+"""The types of a report.json: evaluate/ measures them, verbs/ combine them, and report/ shows them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Change(TypedDict):
 
 
 class Cost(Change):
-    """The change of quality where one attribute is asked for at this level."""
+    """The change of quality where this level of one attribute is requested."""
 
     level: int
 
 
 class Point(TypedDict):
-    """The mean of what was measured at one requested level."""
+    """The mean measured value at one requested level."""
 
     level: int
     mean: Figure
@@ -49,13 +49,13 @@ class _Response(TypedDict):
 
 
 class Response(_Response, total=False):
-    """How one attribute responds to requests; `steerability.steerability` says what each figure is."""
+    """How one attribute responds to requests; `steerability.steerability` defines each figure."""
 
     identical: Figure
 
 
 class Sweep(TypedDict):
-    """What was asked against what was measured, by attribute."""
+    """Requested against measured values, by attribute."""
 
     steerability: dict[str, Response]
     cross_talk: Matrix
@@ -63,7 +63,7 @@ class Sweep(TypedDict):
 
 
 class Listening(TypedDict):
-    """What the labels of held-out responses are worth to a policy, in nats a response."""
+    """Label information of held-out responses to a policy, in nats per response."""
 
     rows: int
     loss: Figure
@@ -82,7 +82,7 @@ class Verdict(TypedDict):
 
 
 class Answers(TypedDict):
-    """What makes answers useless whatever they were asked for."""
+    """Figures of useless answers, whatever was requested."""
 
     n: int
     empty: int
@@ -106,7 +106,7 @@ class Sample(TypedDict):
 
 
 class Steering(TypedDict, total=False):
-    """What sweeps of a policy gave; the first one in full."""
+    """The figures of a policy's sweeps; the first sweep in full."""
 
     steerability: dict[str, Response]
     cross_talk: Matrix
@@ -121,7 +121,7 @@ class Steering(TypedDict, total=False):
 
 
 class DatasetReport(TypedDict):
-    """A regressor on one dataset, or on all of them together; `grouped.figures` has what is known of an attribute."""
+    """A regressor on one dataset, or on all of them together; `grouped.figures` defines an attribute's figures."""
 
     n: int
     groups: int
@@ -132,24 +132,24 @@ class DatasetReport(TypedDict):
 
 
 class Results(Steering, total=False):
-    """What `report.results_page.write_report` shows; every part may be absent or empty, and then has no section.
+    """The content of `report.results_page.write_report`; a part that is absent or empty has no section.
 
     Attributes:
         title, summary: text at the top of the page.
         attributes: `AttributeSchema.to_dict()`: order, ranges, defaults.
         regressor: `agreement.attribute_metrics`, with that of the human labels under "human", if there are any.
         listening: `steering.listening`.
-        measured_by: what measured the answers; the oracle when absent.
-        scales: of an attribute the score that stands for it, where that has another scale.
+        measured_by: the scorer of the answers; the oracle when absent.
+        scales: the score that measures an attribute, where it has another scale.
         quality: the score whose change `costs` are.
         label_source: steerability by the source of the labels: none, permuted, human, predicted.
-        bootstrap: {gain, interval, attributes: {NAME: Change}, control: {the same}}; what else it holds on its first
-            level (rounds, sampled, kept, ...) is shown in a line.
+        bootstrap: {gain, interval, attributes: {NAME: Change}, control: {the same}}; its other top-level values
+            (rounds, sampled, kept, ...) are shown in a line.
         preference: {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties, strict}}],
             notes: [text]}.
         seconds: of each step, and "total".
-        settings: nested; seed and versions (of packages) stand beside them.
-        bars: as `bars.check_bars` returns them; worked out when absent.
+        settings: nested, with seed and versions (of packages).
+        bars: as `bars.check_bars` returns them; computed when absent.
         samples: those of one prompt that follow each other are shown together. Not in report.json.
         arrays: {regressor: {predicted, target, human or None}}, each [n, K] in the order of `attributes`; trainings:
             {NAME: what `report.training.losses` returns}. Not in report.json.

@@ -1,4 +1,4 @@
-"""Labelled responses as columns: what a regressor said, what annotators said, and where each response comes from."""
+"""Labelled responses as columns: predictions, human labels, and the origin of each response."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Samples:
 
     Attributes:
         predicted: `[n, K]` in schema order, NaN where there is no prediction.
-        label: what annotators gave, `[n, K]`, NaN = missing.
+        label: of annotators, `[n, K]`, NaN = missing.
         length: characters of each response `[n]`.
         dataset: name of the dataset of each `[n]`.
         language: the row's "lang" `[n]`, "" where it has none.
-        annotators: how many each label is from `[n]`, NaN where the data does not tell.
+        annotators: number of annotators of each label `[n]`, NaN = unknown.
         group: `[n]` hash of the first turn: answers to one prompt, and the threads of one tree, share it.
     """
 
@@ -65,7 +65,7 @@ class Samples:
 
 
 def human_label(turn: Turn) -> dict[str, float] | None:
-    """What annotators gave a turn: `label_human`, else a `label` that no regressor wrote."""
+    """The annotators' label of a turn: `label_human`, else a `label` that no regressor wrote."""
     return turn.label_human or (turn.label if turn.label_model is None else None)
 
 
@@ -93,7 +93,7 @@ def labelled_responses(paths: Sequence[str | Path], schema: AttributeSchema) -> 
 
 
 def collect(responses: Iterable[Response], predicted: Floats, schema: AttributeSchema) -> Samples:
-    """Columns of responses, of which `predicted` `[n, K]` are the values."""
+    """Columns of responses with the predictions `predicted` `[n, K]`."""
     labels, lengths, datasets, languages, annotators, keys = [], [], [], [], [], []
     for one in responses:
         row = one.conversation

@@ -1,6 +1,6 @@
-"""What measures an answer without a model of ours: text measures of libraries, a Python function, a service, words.
+"""Scorers other than a regressor: text measures of libraries, the oracle, a Python function, a service, words.
 
-A scorer takes conversations, each ending with the answer to measure, and returns for each the scores it has by name.
+A scorer takes conversations, each ending with the answer to measure, and returns the scores of each by name.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Scores = list[dict[str, float]]
 Scorer = Callable[[Sequence[Conversation]], Scores]
 
 _BATCH = 64  # conversations of one HTTP request
-_SECONDS = 300  # that a service may take for one
+_SECONDS = 300  # timeout of one request
 _FOLDS = 5
-_SKILL = 0.3  # correlation on held-out folds from which words tell an attribute
+_SKILL = 0.3  # least correlation on held-out folds for an attribute to be scored by words
 MOST_ROWS = 5000  # labelled responses that words are fitted on
 
 
 def text_measures(conversations: Sequence[Conversation], count_tokens: Callable[[str], int]) -> Scores:
-    """What libraries measure in any text.
+    """Measures that libraries take of any text.
 
     tokens: by `count_tokens`; words: between white space; sentences and reading_grade (US school grade, the automated
     readability index, which needs no dictionary): by textstat; sentiment: from -1 to 1, VADER's compound.
@@ -63,7 +63,7 @@ def text_measures(conversations: Sequence[Conversation], count_tokens: Callable[
 
 
 def oracle_scores(conversations: Sequence[Conversation]) -> Scores:
-    """The synthetic world's own truth."""
+    """The oracle of the synthetic world."""
     return [oracle.oracle(_prompt(row), row.turns[-1].text) for row in conversations]
 
 
@@ -114,7 +114,7 @@ def _messages(row: Conversation) -> list[dict[str, str]]:
 
 
 def _checked(name: str, scores: Any, count: int) -> Scores:
-    """Refuse what is not one mapping of names to numbers an answer."""
+    """Refuse anything but one mapping of names to numbers per answer."""
     if not isinstance(scores, list) or len(scores) != count:
         what = f"{len(scores)} scores" if isinstance(scores, list) else type(scores).__name__
         raise DataError(f"scorer {name}: gave {what} for {count} answers; expected a list with one mapping an answer")
@@ -127,9 +127,9 @@ def _checked(name: str, scores: Any, count: int) -> Scores:
 def from_words(
     responses: Sequence[Response], schema: AttributeSchema, seed: int = 0
 ) -> tuple[Scorer, dict[str, float]]:
-    """Ridge regression on the words of labelled responses and on how many there are: a scorer that needs no training.
+    """Ridge regression on the words of labelled responses and their number: a scorer without a neural model.
 
-    It tells only attributes that show in words: those whose cross-validated correlation is at least 0.3.
+    It scores only attributes that words predict: those with a cross-validated correlation of at least 0.3.
 
     Args:
         responses: with the labels to learn, at most `MOST_ROWS` or so.
@@ -137,7 +137,7 @@ def from_words(
         seed: of the folds.
 
     Returns:
-        The scorer, and the correlation of every attribute that it tells.
+        The scorer, and the correlation of every attribute that it scores.
     """
     chosen = np.random.default_rng(seed).permutation(len(responses))
     texts = [responses[i].conversation.turns[responses[i].turn].text for i in chosen]

@@ -1,8 +1,8 @@
 """Does a policy do what it is asked? Sweeps every attribute and compares the requested with the measured values.
 
-`plan_requests` lists what to ask, the policy answers, an oracle or a regressor measures the answers, `steerability`
-turns the measurements into figures. Means for each level say little on their own (a policy that barely reacts still
-has them in order), therefore the main figure is the rank correlation over single samples.
+`plan_requests` lists the requests, the policy answers them, scorers measure the answers, `steerability` computes the
+figures. Means for each level say little on their own (a policy that barely reacts still has them in order), therefore
+the main figure is the rank correlation over single samples.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.evaluate.metrics import bootstrap_interval, paired_difference
 from nemo_steerlm.evaluate.reports import Answers, Change, Cost, Interval, Response, Sweep, Verdict
 
-#: How a user may ask for something, and what a report calls it.
+#: The ways of asking, and their names in a report.
 WAYS = {
     "default": "one attribute, the others at their default",
     "alone": "one attribute alone",
     "all": "all attributes, each at a random level",
 }
 assert tuple(WAYS) == config.WAYS
-OBEYS = 0.4  # an attribute obeys from this rank correlation on, where its interval is clear of 0 too
+OBEYS = 0.4  # least rank correlation of an attribute that is obeyed; its interval must be above 0 too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +38,9 @@ class Request:
 
     Attributes:
         attribute: the attribute that is swept; None where all are.
-        level: the value asked of it.
+        level: the requested value.
         prompt: index of the prompt, from 0.
-        values: what the policy is told: `level` for `attribute`, and the others' defaults or nothing of them.
+        values: the whole request: `level` for `attribute`, the others at their defaults or left out.
     """
 
     attribute: str | None
@@ -63,7 +63,7 @@ def plan_requests(
         schema: the attributes.
         prompts: how many prompts there are.
         defaults: values that differ from the schema's own defaults.
-        levels: for some attributes, the levels to ask for instead of every whole number from low to high.
+        levels: for some attributes, the levels to request instead of all from low to high.
         way: of `WAYS`. With "all", a prompt is asked as many times as the longest range has levels, and every
             attribute goes through its levels in an order of its own.
         seed: of these orders.
@@ -116,12 +116,12 @@ def steerability(
     confidence: float = 0.95,
     resamples: int = 1000,
 ) -> Sweep:
-    """Compares what was asked with what was measured.
+    """Compares requested with measured values.
 
     Args:
-        requests: what was asked, any order; attributes that are never swept are left out of the result.
-        measured: values `[n]` of the answers by name, NaN where there is none. An attribute that is not among them is
-            left out; what is no attribute shows in the cross-talk alone.
+        requests: in any order; attributes that are never swept are left out of the result.
+        measured: values `[n]` of the answers by name, NaN = missing. An attribute that is not among them is left out;
+            other scores appear in the cross-talk alone.
         schema: the attributes.
         seed: of the bootstrap, which resamples prompts with all their answers.
         answers: their texts `[n]`, for "identical".
@@ -131,10 +131,10 @@ def steerability(
     Returns:
         Three keys that go into report.json as they are.
         "steerability": for each name: spearman (requested vs measured over single answers), interval, n; per_prompt
-        (mean over the prompts of the rank correlation within each, 0 where nothing moves) and per_prompt_interval;
+        (mean over the prompts of the rank correlation within each, 0 where all are equal) and per_prompt_interval;
         slope (of measured, for each level) and slope_interval; reached: [lowest, highest mean]; monotone (whether the
         means rise strictly from level to level); curve: [{level, mean, interval, n}] by rising level; identical (share
-        of pairs of answers to one prompt, asked for different levels, that are the same text).
+        of pairs of answers to one prompt, for different levels, that are the same text).
         "cross_talk": cross_talk[i][j] = slope of measured j for each step of the requested level of i (least squares
         over single answers). "cross_talk_rank": their rank correlation, which needs no common scale.
     """
@@ -158,7 +158,7 @@ def steerability(
 
 
 def _response(prompts: Sequence[int], level: Floats, value: Floats, draws: tuple[int, float, int]) -> Response:
-    """How one attribute responds: all figures of one entry of "steerability" that are about values."""
+    """How one attribute responds: the figures of one entry of "steerability" that are computed from values."""
     level_PM, value_PM = _by_prompt(prompts, level, value)
     each_P = np.array([_within(*pair) for pair in zip(level_PM, value_PM)])
     levels = sorted({int(one) for one in level})
@@ -215,7 +215,7 @@ def _identical(prompts: Sequence[int], level: Floats, answers: Sequence[str]) ->
 def setting_costs(
     requests: Sequence[Request], quality: ArrayLike, schema: AttributeSchema, *, seed: int
 ) -> dict[str, list[Cost]]:
-    """What a setting changes in the answers' quality, against the defaults of all attributes.
+    """The change of the answers' quality at each level, against the defaults of all attributes.
 
     Args:
         requests: a sweep in the way "default", with the default among the levels.
@@ -224,8 +224,7 @@ def setting_costs(
         seed: of the bootstrap over prompts.
 
     Returns:
-        For each attribute [{level, gain, interval, n}] by rising level; empty where no answer was asked for at the
-        defaults.
+        For each attribute [{level, gain, interval, n}] by rising level; empty without an answer at the defaults.
     """
     values, default = np.asarray(quality, np.float64), schema.defaults()
     base: dict[int, float] = {}
@@ -247,16 +246,16 @@ def setting_costs(
 
 
 def label_information(true: ArrayLike, other: ArrayLike, responses: ArrayLike, *, seed: int) -> Change:
-    """How much worse a policy predicts responses when it is shown other labels than theirs.
+    """How much less likely responses are to a policy under labels other than their own.
 
     With l(y | x, a) the negative log-likelihood of response y at labels a, the mean over the responses of
-    l(y | x, a') - l(y | x, a). With the labels of other responses as a' it estimates what the policy takes from the
-    labels; a policy that does not listen has 0.
+    l(y | x, a') - l(y | x, a). With the labels of other responses as a' it estimates the information that the policy
+    takes from labels; a policy that does not listen has 0.
 
     Args:
         true: summed loss of each row at its own labels, `[n]` nats.
         other: at other labels.
-        responses: how many responses each row has.
+        responses: number of responses of each row.
         seed: of the bootstrap over rows.
 
     Returns:
@@ -274,11 +273,11 @@ def label_information(true: ArrayLike, other: ArrayLike, responses: ArrayLike, *
 def verdict(listening: Change | None, steered: Mapping[str, Response]) -> Verdict:
     """Says in words whether a policy listens to its labels and obeys them.
 
-    It listens where the labels of other responses cost it something (`label_information`, the interval above 0), and
-    an attribute obeys where its rank correlation is at least `OBEYS` with an interval above 0.
+    It listens where the label information (`label_information`) has an interval above 0, and it obeys an attribute
+    whose rank correlation is at least `OBEYS` with an interval above 0.
 
     Args:
-        listening: what the labels are worth; None where it was not measured.
+        listening: the label information; None where it was not measured.
         steered: "steerability" of the sweep.
 
     Returns:
@@ -301,7 +300,7 @@ def verdict(listening: Change | None, steered: Mapping[str, Response]) -> Verdic
 
 
 def describe_answers(answers: Sequence[str]) -> Answers:
-    """Counts what makes answers useless whatever they were asked for.
+    """Measures signs of useless answers, whatever was requested.
 
     Returns:
         n; empty, the number without a word; distinct_2, the share of an answer's word pairs that occur once or for the
@@ -317,7 +316,7 @@ def describe_answers(answers: Sequence[str]) -> Answers:
 
 
 def _by_prompt(prompts: Sequence[int], *columns: Floats) -> list[Floats]:
-    """Lays columns `[n]` out as `[prompts, most rows of a prompt]`, filled up with NaN."""
+    """Reshapes columns `[n]` to `[prompts, most rows of a prompt]`, padded with NaN."""
     rows: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         rows.setdefault(prompt, []).append(row)

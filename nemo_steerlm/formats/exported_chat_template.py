@@ -1,11 +1,11 @@
-"""The Jinja chat template of an exported regressor, with which other software writes the prompt as it was trained."""
+"""The Jinja chat template of an exported regressor, with which other software renders the prompt of its training."""
 
 from __future__ import annotations
 
 from nemo_steerlm.conversation import DEFAULT_SYSTEM
 from nemo_steerlm.template import PromptTemplate
 
-# Without line breaks, and with text in literals only: what Jinja's options for white space say does not matter.
+# Without line breaks, and with text in literals only, so that Jinja's options for white space have no effect.
 _CHAT_TEMPLATE = (
     "{{% macro clean(text) %}}{{{{ (text if text is string else text | map(attribute='text') | join){clean} }}}}"
     "{{% endmacro %}}"

@@ -1,11 +1,11 @@
-"""Read GGUF files of Llama's architecture (llama.cpp) as if they were a Hugging Face model.
+"""Read GGUF files of Llama's architecture (llama.cpp) as a Hugging Face model.
 
 The package `gguf` maps the file; each tensor is dequantised when it is read, so that a process needs memory for one.
-What Llama's architecture is to llama.cpp includes Mistral's 7B and SmolLM2.
+llama.cpp's Llama architecture includes Mistral's 7B and SmolLM2.
 
 llama.cpp rotates neighbouring elements of a head, as llama2.c does (`llama2c.halves`). Its converter writes the scaled
-RoPE of Llama 3.1 as factors of the frequencies, from which the scaling is found again here. The tokenizer is the one
-that transformers makes of the file, with words cut where llama.cpp cuts them.
+RoPE of Llama 3.1 as factors of the frequencies, from which the scaling is recovered here. The tokenizer is the one
+that transformers makes of the file, with llama.cpp's pre-tokenization.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class GgufFile:
         """Write the file's tokenizer and chat template into a folder, which lasts as long as this object.
 
         Raises:
-            ConfigError: transformers makes none of it, or it cuts words in a way that is not known here.
+            ConfigError: transformers cannot make one, or its pre-tokenization is unknown.
         """
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -148,7 +148,7 @@ class GgufFile:
                 f"{where}: no tokenizer can be made of it ({why}); name the original model's with tokenizer=FOLDER"
             ) from None
         state, tokens = json.loads(theirs.backend_tokenizer.to_str()), self._fields["tokenizer.ggml.tokens"]
-        # transformers' classes bring tokens of their own along, for which the model has no row
+        # transformers' classes add tokens of their own, for which the model has no row
         state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens)]
         if get("tokenizer.ggml.model") == "gpt2":
             state |= _byte_level(get("tokenizer.ggml.pre"), where)
@@ -168,7 +168,7 @@ class GgufFile:
         return folder
 
     def _config(self) -> dict[str, Any]:
-        """The `config.json` that the file stands for, but for Llama 3.1's RoPE."""
+        """The file's metadata as a `config.json`, without Llama 3.1's RoPE."""
         found = {key: self._fields.get(f"{_ONLY}.{name}") for key, name in (_SIZES | _OPTIONS).items()}
         if lost := [f"{_ONLY}.{_SIZES[key]}" for key in _SIZES if found[key] is None]:
             raise CheckpointError(f"{self.where}: the key {lost[0]} is missing")
@@ -188,7 +188,7 @@ class GgufFile:
         }
 
     def _scaling(self, factors: np.ndarray) -> dict[str, Any]:
-        """Llama 3.1's scaling of which these are the factors `[head / 2]` that frequencies are divided by.
+        """Llama 3.1's scaling for these factors `[head / 2]`, by which frequencies are divided.
 
         Raises:
             CheckpointError: there is none.
@@ -210,7 +210,7 @@ class GgufFile:
 
 
 def _check_kind(fields: dict[str, Any], where: Path) -> None:
-    """Refuse what is no whole Llama model, by what it is."""
+    """Refuse anything but a whole Llama model, with the kind found."""
     found = fields.get("general.architecture")
     if found != _ONLY:
         raise CheckpointError(
@@ -239,7 +239,7 @@ def _byte_level(name: str | None, where: Path) -> dict[str, Any]:
 
 
 def _word_borders(name: str | None, where: Path) -> Any:
-    """What cuts a text into words for a byte-level BPE.
+    """The pre-tokenizer of a byte-level BPE.
 
     transformers (5.23, integrations/gguf) does not cut between digits: the `1` of `\\n\\n1.` then gets other
     neighbours than in training. Remove when it goes by `tokenizer.ggml.pre`.

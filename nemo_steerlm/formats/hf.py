@@ -1,13 +1,13 @@
-"""Checkpoints of Hugging Face in and out, whatever the family and the layout on our side.
+"""Import and export of Hugging Face checkpoints, for every family and layout.
 
 Weights move tensor by tensor: on import each rank reads only its own slice from the files, on export the parts of one
 tensor after the other go to rank 0, which holds one output file (2 GiB, or one tensor where that is larger) and that
-tensor in CPU memory, and one rank's part of it on a GPU. So a rank needs its part of the model, the gate and up
-matrices of it once more while our own weights are written or read, and rank 0 that file.
+tensor in CPU memory, and one rank's part of it on a GPU. So a rank needs memory for its part of the model, for its
+gate and up matrices once more while our own weights are written or read, and rank 0 for that file.
 
-What stands where (`h` heads, `g` key/value groups, `d` head size): megatron-core keeps one matrix for queries, keys
-and values, ordered by group as `[h/g query heads, key head, value head]`, and one for gate and up. Tensor parallelism
-cuts whole groups, and gate and up each, so that a rank's part of every matrix is made of the same rank's part of the
+Tensor formats (`h` heads, `g` key/value groups, `d` head size): megatron-core keeps one matrix for queries, keys and
+values, ordered by group as `[h/g query heads, key head, value head]`, and one for gate and up. Tensor parallelism cuts
+whole groups, and gate and up each, so that a rank's part of every matrix is made of the same rank's part of the
 Hugging Face tensors. The vocabulary is padded with zero rows, which only megatron-core sees.
 
 The tables below name every family's tensors; a family has those of them that `hf_config.tensor_shapes` lists.
@@ -68,27 +68,27 @@ class TensorSource(Protocol):
 
     @property
     def format(self) -> str:
-        """What the files are, quantisation included."""
+        """Description of the file format, quantisation included."""
 
     @property
     def dtype(self) -> torch.dtype:
         """The type the weights are stored in."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of everything there."""
+        """Name and shape of every tensor."""
 
     def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows (`dim` 0) or columns (1) `start` to `stop` of a tensor."""
 
     def tokenizer_folder(self) -> Path | None:
-        """Where its tokenizer lies, None where it has none."""
+        """Folder of its tokenizer, None where it has none."""
 
 
 def check_tensors(source: TensorSource, architecture: Architecture, outputs: int | None = None) -> None:
-    """Compare what is there with what the configuration promises; `outputs` as in `tensor_shapes`.
+    """Compare the tensors with the configuration; `outputs` as in `tensor_shapes`.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or is one this package has no place for.
+        CheckpointError: a tensor is missing, has another shape, or is unknown.
     """
     expected, found = tensor_shapes(architecture, outputs), source.shapes()
     _check_kind(found, source.where)
@@ -111,7 +111,7 @@ def check_tensors(source: TensorSource, architecture: Architecture, outputs: int
 
 
 def _check_kind(names: Iterable[str], where: Path) -> None:
-    """Refuse what is no whole model of numbers, by what it is."""
+    """Refuse adapters, quantised weights and headless backbones, with the kind found."""
     for name in names:
         if ".lora_" in name:
             kind = "an adapter; merge it into its base model with peft's merge_and_unload, and save that"
@@ -176,7 +176,7 @@ def load(
     """Fill this rank's chunks.
 
     Args:
-        outputs: what the source is, as in `tensor_shapes`.
+        outputs: of the source, as in `tensor_shapes`.
         head: whether a regression head is read too; a language model has none to read.
 
     Raises:
@@ -221,7 +221,7 @@ def save(
 
     Args:
         dtype: what to store; a regression head is kept in fp32.
-        max_file_bytes: where to begin another file; a tensor larger than that gets a file of its own.
+        max_file_bytes: largest size of a file; a larger tensor gets a file of its own.
         outputs: as in `tensor_shapes`.
     """
     held = {names: (dim, parameter) for chunk in chunks for names, dim, parameter in _parameters(chunk, architecture)}
@@ -245,7 +245,7 @@ def save(
 
 @dataclass
 class _Place:
-    """Where a parameter lies: the cut dimension, the shape of a rank's part, and the ranks that hold the parts."""
+    """Location of a parameter: the cut dimension, the shape of a rank's part, and the ranks that hold the parts."""
 
     dim: int | None
     shape: tuple[int, ...]
@@ -253,7 +253,7 @@ class _Place:
 
 
 def _places(held: dict[tuple[str, ...], tuple[int | None, torch.nn.Parameter]]) -> dict[tuple[str, ...], _Place]:
-    """Tell every rank where each parameter of the model lies; of equal copies the first one counts."""
+    """The location of each parameter of the model, on every rank; of equal copies the first one is used."""
     mine = {}
     if parallel_state.get_data_parallel_rank() == 0:
         tensor_rank = parallel_state.get_tensor_model_parallel_rank()

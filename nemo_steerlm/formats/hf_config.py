@@ -37,7 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def architecture_from_config(config: dict[str, Any], where: Path | str) -> Architecture:
-    """Translate a `config.json`; keys that are left out have the defaults of transformers' own configuration classes.
+    """Translate a `config.json`; missing keys have the defaults of transformers' configuration classes.
 
     RoPE is read in both notations: `rope_theta` beside `rope_scaling` (transformers 4), and `rope_parameters` (5).
 
@@ -85,7 +85,7 @@ def architecture_from_config(config: dict[str, Any], where: Path | str) -> Archi
 
 
 def _check_class(config: dict[str, Any], family: Family, where: Path | str) -> None:
-    """Refuse models of other tasks and quantised ones by what they are."""
+    """Refuse models of other tasks and quantised ones, with the kind found."""
     for name in config.get("architectures") or ():
         if not str(name).endswith((_CAUSAL, _CLASSIFIER)):
             backbone, tagger = (family.hf_class.replace(_CAUSAL, end) for end in ("Model", "ForTokenClassification"))
@@ -146,7 +146,7 @@ def _rope_scaling(rope: dict[str, Any], where: Path | str) -> RopeScaling | None
 def labels_from_config(config: dict[str, Any]) -> tuple[str, ...] | None:
     """Names of a sequence classifier's outputs in order, None for a language model.
 
-    Names that nobody gave are transformers' own: LABEL_0, LABEL_1 and so on, two of them where the number is left out.
+    Unnamed outputs have transformers' default names LABEL_0, LABEL_1 and so on, two if no number is given.
     """
     if not any(name.endswith(_CLASSIFIER) for name in config.get("architectures") or ()):
         return None

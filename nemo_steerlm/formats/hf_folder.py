@@ -1,4 +1,4 @@
-"""What stands beside the weights in a Hugging Face folder: the kind of model, labels, tokenizer, chat template."""
+"""A Hugging Face folder without its weights: the kind of model, labels, tokenizer, chat template."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether this is a folder of Hugging Face's kind (which may hold an adapter only, see `read_card`)."""
+    """Whether this is a Hugging Face folder (which may hold an adapter only, see `read_card`)."""
     return any((folder / name).is_file() for name in ("config.json", _ADAPTER))
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Tell what a folder holds, from its `config.json` alone.
+    """Read the model metadata of a folder, from its `config.json` alone.
 
-    What `export` wrote is known again with its attributes and template. A sequence classifier of others is a regressor
-    whose attributes are its labels, each on the default range, and `unnamed` where the labels are not names. A model
-    of others (see `is_ours`) has the default template.
+    A model that `export` wrote (see `is_ours`) is recognised, with its attributes and template. Any other sequence
+    classifier is a regressor whose attributes are its labels, each on the default range, and `unnamed` where the
+    labels are not names. Any other model has the default template.
 
     Raises:
-        CheckpointError: no such folder, no model that this package knows, or our key in it is damaged.
+        CheckpointError: no such folder, an unknown model, or our key in it is damaged.
     """
     if (folder / _ADAPTER).is_file():
         raise CheckpointError(
@@ -65,25 +65,25 @@ def read_card(folder: Path) -> ModelCard:
         return card
     try:
         schema = AttributeSchema([Attribute(name) for name in labels])
-    except ConfigError:  # a label that is no attribute's name, or one that comes twice
+    except ConfigError:  # a label that cannot be an attribute's name, or occurs twice
         schema = AttributeSchema([Attribute(f"LABEL_{i}") for i in range(len(labels))])
     return dataclasses.replace(card, kind="regressor", schema=schema)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether `export` wrote this folder from a policy or regressor, whose template it tells."""
+    """Whether `export` wrote this folder from a policy or regressor, so that it holds the template."""
     return _STEERLM in hf_config.read_config(folder / "config.json")
 
 
 def _ends(folder: Path, config: dict[str, Any]) -> list[int]:
-    """Ids at which the model ends a text: those of generation_config.json, or else of config.json, as transformers."""
+    """End-of-text ids of the model: those of generation_config.json, or else of config.json, as in transformers."""
     path = folder / "generation_config.json"
     found = (hf_config.read_config(path) if path.is_file() else config).get("eos_token_id")
     return [token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)]
 
 
 def unnamed(schema: AttributeSchema | None) -> bool:
-    """Whether these are a classifier's labels that nobody named."""
+    """Whether these are a classifier's default label names."""
     return schema is not None and all(_UNNAMED.fullmatch(name) for name in schema.names)
 
 
@@ -95,14 +95,14 @@ def outputs_of(card: ModelCard) -> int | None:
 def write_card(folder: Path, card: ModelCard, tokenizer: Tokenizer, dtype: str) -> None:
     """Write everything but the weights into an existing folder.
 
-    A regressor's tokenizer gets the chat template that renders the regressor's own prompt, a padding token, and never
-    adds a token of its own; that it reads as ours does is tried out.
+    A regressor's tokenizer gets a padding token and the chat template that renders the regressor's own prompt, and
+    adds no tokens to a text. Its ids are compared with our tokenizer's.
 
     Args:
         dtype: the type the weights are stored in ("float32", "bfloat16", "float16").
 
     Raises:
-        CheckpointError: transformers reads the regressor's prompt as other tokens.
+        CheckpointError: transformers tokenises the regressor's prompt differently.
     """
     regressor = card.kind == "regressor" and card.schema is not None
     labels = card.schema.names if regressor and card.schema is not None else None
@@ -159,7 +159,7 @@ def _describe_regressor(folder: Path, card: ModelCard, tokenizer: Tokenizer) -> 
 
 
 def _pad_id(card: ModelCard, tokenizer: Tokenizer) -> int:
-    """What a regressor's batches are padded with: the padding token, or another special one where that is a marker."""
+    """The id that pads a regressor's batches: the padding token, or another special one where that is a marker."""
     names = card.template.special_names(tokenizer)
     others = sorted(tokenizer.atoms[name] for name in names)
     marker = tokenizer.pad_id in tokenizer.atoms.values() and tokenizer.pad_id not in others
@@ -167,10 +167,10 @@ def _pad_id(card: ModelCard, tokenizer: Tokenizer) -> int:
 
 
 def _special(added: list[dict[str, Any]], names: frozenset[str]) -> list[dict[str, Any]]:
-    """A tokenizer's added tokens, of which these and no others are special.
+    """A tokenizer's added tokens, of which only `names` are special.
 
-    `split_special_tokens` then reads their names in a text as ordinary characters, as we do, and the markers that the
-    chat template writes still as tokens.
+    With `split_special_tokens` transformers then reads these names in a text as ordinary characters, as we do, and the
+    markers of the chat template still as tokens.
     """
     return [token | {"special": token["content"] in names} for token in added]
 
@@ -192,11 +192,11 @@ def _special_settings(settings: dict[str, Any], names: frozenset[str], plain: fr
 
 
 def _convert_sentencepiece(folder: Path) -> None:
-    """Replace `tokenizer.model` by a `tokenizer.json` that reads alike.
+    """Replace `tokenizer.model` by a `tokenizer.json` that tokenises alike.
 
-    transformers' own conversion leaves out what SentencePiece does to a text first (here: its character map, and
-    runs of spaces), and takes the names of special tokens in a text for the tokens, which SentencePiece never does
-    (here it happens only to one that stands alone between two symbols of the model's own).
+    transformers' own conversion leaves out SentencePiece's normalisation (here: its character map, and runs of
+    spaces), and reads the names of special tokens in a text as the tokens, which SentencePiece never does (here it
+    happens only to a name that stands alone between two user-defined symbols).
     """
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, normalizers, pre_tokenizers
@@ -215,7 +215,7 @@ def _convert_sentencepiece(folder: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     backend = theirs.backend_tokenizer
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    # Symbols of the model's own are pieces of the normalised text, not tokens that are cut out of it before.
+    # User-defined symbols are pieces of the normalised text, not tokens that are cut out of it before.
     symbols = [piece.piece for piece in model.pieces if piece.type == piece.USER_DEFINED]
     cut = pre_tokenizers.Split(Regex("|".join(map(re.escape, symbols))), "isolated") if symbols else None
     backend.pre_tokenizer = cut  # None: no cut at all
@@ -230,7 +230,7 @@ def _convert_sentencepiece(folder: Path) -> None:
 
 
 def _without_special_tokens(processor: Any) -> Any:
-    """A `post_processor` of tokenizer.json, without what adds tokens to a text."""
+    """A `post_processor` of tokenizer.json, without the parts that add tokens to a text."""
     if processor is None or processor["type"] in ("TemplateProcessing", "BertProcessing", "RobertaProcessing"):
         return None
     if processor["type"] == "Sequence":

@@ -1,4 +1,4 @@
-"""Read the `.bin` checkpoints of llama2.c as if they were a Hugging Face model.
+"""Read the `.bin` checkpoints of llama2.c as a Hugging Face model.
 
 The file (version 0, written by `export.py --version 0`): seven int32 `dim, hidden_dim, n_layers, n_heads, n_kv_heads,
 vocab_size, max_seq_len`, then fp32 tensors without names, each kind for all layers, and last the cosines and sines of
@@ -41,7 +41,7 @@ class Llama2cFile:
         architecture: read from the header. The norm's epsilon (1e-5) and RoPE's base (10000) are constants there.
 
     Raises:
-        CheckpointError: not such a file, or its size is not what the header asks for.
+        CheckpointError: not such a file, or its size does not match its header.
     """
 
     dtype = torch.float32
@@ -103,7 +103,7 @@ def _architecture(header: list[int], path: Path, size: int) -> Architecture:
 
 
 def _offsets(architecture: Architecture, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
-    """Where each tensor starts, in floats from the file's begin, and the file's size in bytes."""
+    """The offset of each tensor, in floats from the file's start, and the file's size in bytes."""
     offsets: dict[str, int] = {}
     position = _HEADER
 

@@ -1,6 +1,6 @@
 """The model folder: `model_config.yaml attributes.yaml tokenizer/ weights/`, readable at any layout.
 
-It is what every step hands to the next: a trained regressor or policy, or an imported language model (which has no
+Every step passes one to the next: a trained regressor or policy, or an imported language model (which has no
 `attributes.yaml` yet).
 """
 
@@ -33,15 +33,15 @@ KINDS = ("language_model", "policy", "regressor")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model folder says about its model.
+    """Model metadata: the description of a model in its folder.
 
     Attributes:
-        kind: "language_model" (imported, knows no attributes), "policy" or "regressor".
+        kind: "language_model" (imported, without attributes), "policy" or "regressor".
         schema: the attributes it was trained on, None for a language model.
         head: of a regressor: "regression" (one output an attribute), "ordinal", "distribution", or "generative" (a
             language model, without a head of its own).
-        pooling: what a regressor's head reads: the "last" token, or the "mean" over all tokens.
-        ends: ids at which a model that writes ends a text, besides its tokenizer's end of text.
+        pooling: of a regressor: the "last" token, or the "mean" over all tokens.
+        ends: end-of-text ids of a generating model, besides its tokenizer's.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class ModelCard:
 
 
 def write(folder: Path | str, card: ModelCard, tokenizer: Tokenizer, chunks: list[Any]) -> None:
-    """Write a model folder, adapters merged, by all ranks together; it appears only when it is complete.
+    """Write a model folder with merged adapters; all ranks call it. It appears only when it is complete.
 
     Raises:
         CheckpointError: a weight is not finite; nothing is written.
@@ -92,7 +92,7 @@ def is_model_folder(folder: Path | str) -> bool:
 
 
 def read(folder: Path | str) -> ModelCard:
-    """Read the card of a model folder; all its files but the weights are checked (`integrity`).
+    """Read the metadata of a model folder; all its files but the weights are checked (`integrity`).
 
     Raises:
         CheckpointError: no model folder, an unknown format, or a damaged file.
@@ -160,7 +160,7 @@ def load_weights(folder: Path | str, chunks: list[Any], *, skip: tuple[str, ...]
     """Load the weights into chunks of any layout.
 
     Args:
-        skip: parameters (prefixes of their names) that keep their present values, such as a new head `score.`.
+        skip: parameters (prefixes of their names) that keep their current values, such as a new head `score.`.
 
     Raises:
         CheckpointError: the weights are damaged, not finite, or not those of the chunks.

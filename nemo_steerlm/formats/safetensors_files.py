@@ -63,7 +63,7 @@ class SafetensorsFolder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the first matrix, which stands for all.
+        """The type of the first matrix, taken as that of all.
 
         Raises:
             CheckpointError: it is a quantised type.
@@ -76,7 +76,7 @@ class SafetensorsFolder:
         return SAFETENSORS[stored]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of everything in the files."""
+        """Name and shape of every tensor in the files."""
         return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._files.items()}
 
     def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -90,7 +90,7 @@ class SafetensorsFolder:
 
 
 class SafetensorsWriter:
-    """Writes tensors in a given order, each file as soon as all its tensors are there."""
+    """Writes tensors in a given order, each file as soon as it has all its tensors."""
 
     def __init__(self, folder: Path, sizes: dict[str, int], max_file_bytes: int) -> None:
         """`sizes`: bytes of each tensor, in the order of the files; a tensor above `max_file_bytes` gets its own."""

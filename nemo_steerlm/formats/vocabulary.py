@@ -1,7 +1,7 @@
-"""A language model that gets a token for every `attribute:value`.
+"""Adds a token for every `attribute:value` to a language model.
 
-Split into name, colon and digit, a label says nothing to a pretrained model until it has found which digit belongs to
-which name. A token of its own has a row of its own, which learns faster than the rest (`megatron.token_adapter`).
+If a label is split into name, colon and digit, a pretrained model ignores it until it has learned which digit belongs
+to which name. A single token has its own embedding, which learns faster than the rest (`megatron.token_adapter`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
 
 
 def with_attribute_tokens(tokenizer: Tokenizer, schema: AttributeSchema, folder: Path) -> Tokenizer:
-    """Write into `folder` the tokenizer that knows `schema.tokens` too, and read it back.
+    """Write the tokenizer with `schema.tokens` added into `folder`, and read it back.
 
     Raises:
         ConfigError: it is not a Hugging Face tokenizer with a `tokenizer.json`.
@@ -42,12 +42,12 @@ def with_attribute_tokens(tokenizer: Tokenizer, schema: AttributeSchema, folder:
 
 @dataclasses.dataclass
 class MoreRows:
-    """A source whose vocabulary has rows of its own for new tokens: each is the mean of the old ones.
+    """A source with rows for new tokens in its vocabulary: each is the mean of the old rows.
 
     Attributes:
-        source: What is read.
-        first: The lowest new id; ids above it that the source has already, which no token had, are replaced.
-        stop: The highest one plus one.
+        source: The original source.
+        first: The lowest new id; unused rows of the source from there on are replaced.
+        stop: The highest new id plus one.
     """
 
     source: TensorSource

@@ -1,4 +1,4 @@
-"""The processes of a run: started here on one machine, or by torchrun or srun, which look the same to the rest.
+"""The processes of a run: started here on one machine, or by torchrun or srun, with the same environment variables.
 
 `RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT` are as torchrun sets them.
 """
@@ -34,7 +34,7 @@ def join(devices: int, num_nodes: int, environment: MutableMapping[str, str] = o
         environment: changed in place under srun: torchrun's variables are added.
 
     Returns:
-        True when this process is one of the run; False when nobody has started the processes yet.
+        True when this process is one of the run; False when the processes are not started yet.
 
     Raises:
         ConfigError: the number of processes differs from the configured one.
@@ -57,10 +57,10 @@ def join(devices: int, num_nodes: int, environment: MutableMapping[str, str] = o
 
 
 def alone(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether this process does the work of a verb that runs in one.
+    """Whether this process does the work of a verb that runs in one process.
 
-    Where torchrun or srun started several of them, as in a script that puts `srun` before every line, the first does
-    it and forgets the others, which have nothing to do.
+    If torchrun or srun started several, as in a script that puts `srun` before every line, the first works alone and
+    the others have nothing to do.
     """
     by_srun = int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     rank = environment.get("RANK") or (environment["SLURM_PROCID"] if by_srun else "0")
@@ -81,13 +81,13 @@ def _from_srun(slurm: MutableMapping[str, str]) -> dict[str, str]:
         "GROUP_RANK": slurm.get("SLURM_NODEID", "0"),
         "MASTER_ADDR": slurm.get("MASTER_ADDR") or _first_host(slurm, nodes),
         "MASTER_PORT": slurm.get("MASTER_PORT") or str(20000 + int(slurm["SLURM_JOB_ID"]) % 10000),
-        # a task that is bound to its share of the cores sees no others
+        # a task that is bound to its share of the cores sees only these
         "OMP_NUM_THREADS": slurm.get("OMP_NUM_THREADS") or str(max(1, min(_cores(), cores))),
     }
 
 
 def _first_host(slurm: MutableMapping[str, str], nodes: int) -> str:
-    """Where rank 0 runs. The launching node is asked last: srun may have been called on a login node."""
+    """The host of rank 0. The launching node comes last: srun may have been called on a login node."""
     if nodes == 1:
         return "127.0.0.1"
     hosts = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST", "")
@@ -100,7 +100,7 @@ def _first_host(slurm: MutableMapping[str, str], nodes: int) -> str:
 def first_host(hosts: str) -> str:
     """The first host of a SLURM list ("node[001-003,7],gpu5" -> "node001"), "" where it is none.
 
-    `scontrol show hostnames` says the same, but a container rarely has it.
+    `scontrol show hostnames` does the same, but a container rarely has it.
     """
     first = re.match(r"(?:[^][,\s]|\[\w[^][]*\])+(?=,|$)", hosts)
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", first[0]) if first else ""
@@ -109,14 +109,14 @@ def first_host(hosts: str) -> str:
 def run(command: Sequence[str], devices: int) -> int:
     """Start `devices` copies of a command on this machine and wait for them.
 
-    One that fails ends the others. What `report` was told is printed once.
+    One that fails ends the others. Messages of `report` are printed once.
 
     Args:
         command: program and arguments; each copy must call `join`.
         devices: number of processes.
 
     Returns:
-        0, or the exit code of the copy that failed; 2 goes before others, 128 + n stands for signal n.
+        0, or the exit code of the copy that failed; 2 takes precedence, 128 + n stands for signal n.
     """
     with tempfile.TemporaryDirectory(prefix="steerlm-") as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -150,15 +150,15 @@ def run(command: Sequence[str], devices: int) -> int:
 
 
 def _cause(codes: Sequence[int | None]) -> tuple[int, int]:
-    """The rank that ended the run, and its exit code: a user's error first, then a kill, which others die of."""
+    """The rank that ended the run, and its exit code: a user's error first, then a kill, which ends the others."""
     failed = [(code != 2, code > 0, rank, code) for rank, code in enumerate(codes) if code]
     return min(failed)[2:] if failed else (0, 0)
 
 
 def _wait(processes: Sequence[subprocess.Popen], pending: list[int]) -> tuple[list[int | None], bool]:
-    """Exit codes, once all have ended well or one has not, and whether signals were passed on.
+    """Exit codes, once all have succeeded or one has failed, and whether signals were passed on.
 
-    After a signal they end by themselves, one a little before the other: they are given time for that.
+    After a signal they end by themselves at slightly different times, for which they get time.
     """
     told, deadline = False, float("inf")
     while True:
@@ -187,7 +187,7 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def report(message: str) -> None:
-    """Show an error once: through the launcher where there is one, else on stderr, with the rank unless it is 0."""
+    """Print an error once: through the launcher where there is one, else on stderr, with the rank unless it is 0."""
     rank = os.environ.get("RANK", "0")
     if folder := os.environ.get(_ERRORS):
         Path(folder, rank).write_text(message, encoding="utf-8")

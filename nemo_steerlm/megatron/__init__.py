@@ -1,11 +1,11 @@
-"""The engine room: everything that touches megatron-core. Importing it makes "cuda" the CPU where CUDA is absent."""
+"""Everything that touches megatron-core. Importing it makes "cuda" mean the CPU where CUDA is absent."""
 
 import logging
 import warnings
 
 from nemo_steerlm import environment, installed
 
-installed.check()  # before torch and megatron-core meet what does not fit them
+installed.check()  # before torch and megatron-core fail on unsuitable versions
 environment.set_defaults()
 logging.getLogger("megatron").setLevel(logging.ERROR)
 for _message in (
@@ -13,7 +13,7 @@ for _message in (
     ".*full scope is deprecated.*",
     ".*use DTensor instead.*",
     ".*`load_state_dict` is deprecated.*",
-):  # megatron-core about itself and its own use of torch; nothing a user could act on
+):  # megatron-core's own warnings; nothing a user could act on
     warnings.filterwarnings("ignore", message=_message)
 
 from nemo_steerlm.megatron.deferred import deferring  # noqa: E402

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights: what a run writes to `model/` where it is asked for."""
+"""An exponential moving average of the trained weights, which a run can write to `model/`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class WeightAverage:
     """`average = decay * average + (1 - decay) * weight` after each step, in fp32, of this rank's weights.
 
     Args:
-        decay: the older part's weight; 0.999 remembers about the last thousand steps.
+        decay: weight of the previous average; 0.999 averages over about the last thousand steps.
     """
 
     def __init__(self, chunks: list[Any], decay: float) -> None:
@@ -26,13 +26,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move towards the weights as they are now."""
+        """Update the average with the current weights."""
         for parameter, average in self.values.items():
             average.lerp_(parameter.float(), 1 - self.decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model computes with, and is saved with, the averages while this context is open."""
+        """Inside, the model computes with, and is saved with, the averages."""
         weights = {parameter: parameter.detach().clone() for parameter in self.values}
         self._put(self.values)
         try:
@@ -47,7 +47,7 @@ class WeightAverage:
             parameter.copy_(value)
 
     def sharded_state(self) -> dict[str, Any]:
-        """The averages beside `checkpoint.training_state`, sharded as the weights are."""
+        """The averages, sharded like the weights in `checkpoint.training_state`."""
         state = checkpoint.training_state(self.chunks)
         return {
             part: {name: self._entry(entry) for name, entry in entries.items() if entry.data in self.values}

@@ -1,7 +1,7 @@
 """Weights and training state in megatron-core's distributed format: any layout writes, any layout reads.
 
 Every folder is written under a name that ends in `.unfinished` and renamed when complete, so that a folder without
-that ending is whole whatever was killed when.
+that ending is always complete.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 
 
 def metadata() -> dict[str, Any]:
-    """How optimizer state is laid out: by parameter, so that it follows the weights to any other layout.
+    """The format of optimizer state: by parameter, so that it follows the weights to any other layout.
 
-    The second key is only read where `optimizer_state.write_own_share` could not do without gathering.
+    The second key is only read where `optimizer_state.write_own_share` could not avoid gathering.
     """
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
@@ -58,13 +58,13 @@ def model_state(chunks: list[Any]) -> dict[str, Any]:
 
 
 def load_model_state(chunks: list[Any], state: dict[str, Any]) -> None:
-    """Put a loaded `model_state` into the chunks."""
+    """Load a `model_state` into the chunks."""
     for i, chunk in enumerate(chunks):
         chunk.load_state_dict(state[f"model{i}"], strict=True)
 
 
 def training_state(chunks: list[Any]) -> dict[str, Any]:
-    """As `model_state`, without the weights that are frozen: a run starts from those again."""
+    """As `model_state`, without frozen weights: a resumed run loads those from its start again."""
     state = model_state(chunks)
     for chunk, part in zip(chunks, state.values(), strict=True):
         frozen = {name for name, parameter in chunk.named_parameters() if not parameter.requires_grad}
@@ -74,7 +74,7 @@ def training_state(chunks: list[Any]) -> dict[str, Any]:
 
 
 def load_training_state(chunks: list[Any], state: dict[str, Any]) -> None:
-    """Put a loaded `training_state` into chunks that hold their frozen weights already."""
+    """Load a `training_state` into chunks that hold their frozen weights already."""
     for i, chunk in enumerate(chunks):
         missing, unexpected = chunk.load_state_dict(state[f"model{i}"], strict=False)
         trained = {name for name, parameter in chunk.named_parameters() if parameter.requires_grad}
@@ -93,8 +93,8 @@ def _plain(value: Any) -> Any:
 def save(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> None:
     """Write one distributed checkpoint, by all ranks together; the folder appears only when it is complete.
 
-    Every data-parallel rank writes a share of like size, one tensor after the other: a GPU needs no memory for it, a
-    host that of the largest tensor of the share.
+    Every data-parallel rank writes a share of similar size, one tensor after the other: this takes no GPU memory, and
+    host memory for the largest tensor of the share.
     """
     if background_fits():
         PendingSave(folder, sharded, common or {}, background=False).finish()
@@ -113,7 +113,7 @@ def save_in_background(folder: Path, sharded: dict[str, Any], common: dict[str, 
 
 
 def background_fits() -> bool:
-    """Whether megatron-core's writer is as `PendingSave` knows it; else one line says what is lost.
+    """Whether `PendingSave` supports megatron-core's writer; else the loss is logged.
 
     megatron-core 0.16.1 to 0.19.2, dist_checkpointing/strategies/filesystem_async.py: `write_preloaded_data`. Remove
     with `PendingSave`.
@@ -138,7 +138,7 @@ def _empty_partial(folder: Path) -> Path:
 
 
 def _strategy() -> Any:
-    # The default queue starts a manager process (seconds); here a process only talks to itself. megatron-core 0.16.1
+    # The default queue starts a manager process (seconds); one within this process is enough. megatron-core 0.16.1
     # to 0.19.2, dist_checkpointing/strategies/filesystem_async.py, line 55 of 0.16.1. Remove with `PendingSave`.
     patches.replace(filesystem_async, "a process more is started to write checkpoints", _results_queue=queue.Queue())
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
@@ -150,10 +150,10 @@ class PendingSave:
     """A checkpoint that is being written, in a thread while training goes on, or before the constructor returns.
 
     megatron-core plans it and ends it (both with collectives, so in the main thread) but would write it in a forked
-    process. That is unsafe beside the threads of gloo, NCCL and CUDA, and in the background not there at all in newer
-    versions without nvidia_resiliency_ext. A thread has no copy-on-write, so everything is copied to CPU memory before
-    it starts. Remove when megatron-core (0.16.1 to 0.19.2, dist_checkpointing/strategies: `AsyncRequest`) writes in
-    a thread.
+    process. That is unsafe beside the threads of gloo, NCCL and CUDA, and newer versions cannot do it in background
+    without nvidia_resiliency_ext. A thread has no copy-on-write, so everything is copied to CPU memory before it
+    starts. Remove when megatron-core (0.16.1 to 0.19.2, dist_checkpointing/strategies: `AsyncRequest`) writes in a
+    thread.
 
     Every rank makes the same calls in the same order.
     """
@@ -161,7 +161,7 @@ class PendingSave:
     def __init__(self, folder: Path, sharded: dict[str, Any], common: dict[str, Any], background: bool) -> None:
         self.folder, self._partial = folder, _empty_partial(folder)
         state = {**sharded, "common": _plain(common)}
-        # From 0.18 on the default is a package of its own; what is used here is the plan, not the writer.
+        # From 0.18 on the default is a separate package; only the plan is used here, not the writer.
         own = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
         request: Any = dist_checkpointing.save(state, str(self._partial), _strategy(), async_sharded_save=True, **own)
         self._finalize = request.finalize_fns
@@ -181,7 +181,7 @@ class PendingSave:
                 _write(transforms, one_by_one, results, self._sums)
 
     def poll(self) -> bool:
-        """End the save if every rank has written its part; whether that was so."""
+        """End the save if every rank has written its part; returns whether it did."""
         writing = torch.tensor(float(self._thread is not None and self._thread.is_alive()), device=device())
         if dist.get_world_size() > 1:
             dist.all_reduce(writing)
@@ -213,7 +213,7 @@ def _on_cpu(tensors: list[tuple[Any, torch.Tensor]], copy: bool = False) -> Iter
 def _write(transforms: list, buckets: list, results: queue.Queue, sums: dict[str, str]) -> None:
     """Write this rank's files and put their sha256 into `sums`.
 
-    The results, or the error, go to the queue that megatron-core's ending reads.
+    The results, or the error, go to the queue that megatron-core reads when it ends the save.
     """
     written: dict[int, Any] = {}
     for index, bucket in enumerate(buckets):
@@ -229,7 +229,7 @@ def _write(transforms: list, buckets: list, results: queue.Queue, sums: dict[str
 
 
 def load(folder: Path, sharded: dict[str, Any], verify: bool = True) -> dict[str, Any]:
-    """Read what `sharded` asks for, and the common part under "common"; nothing that the folder brings is run.
+    """Read the tensors of `sharded`, and the common part under "common"; no code in the folder is run.
 
     Args:
         verify: compare the files with the folder's list while they are read; each rank takes a share of them.
@@ -246,10 +246,10 @@ def load(folder: Path, sharded: dict[str, Any], verify: bool = True) -> dict[str
 
 @contextlib.contextmanager
 def _checked(folder: Path) -> Iterator[None]:
-    """Inside, a thread compares this rank's share of the files with their list; at the end all ranks agree.
+    """Inside, a thread checks this rank's share of the files against the sha256 list; at the end all ranks agree.
 
     Raises:
-        CheckpointError: on every rank, a file is not the one that was written.
+        CheckpointError: a file has changed since it was written; raised on every rank.
     """
     found: list[str] = []
 
@@ -281,8 +281,8 @@ def _keep_absent_extra_state(folder: Path, sharded: dict[str, Any]) -> dict[str,
     """Let modules keep their `_extra_state` where the checkpoint has none.
 
     Tensors have the same names whether Transformer Engine's layers or torch's wrote them (megatron-core stores the
-    norms of torch's under Transformer Engine's names). Beside them Transformer Engine's norms ask for fp8 state, which
-    torch's never had.
+    norms of torch's under Transformer Engine's names). But Transformer Engine's norms also expect fp8 state, which
+    torch's do not have.
     """
     stored = load_sharded_metadata(str(folder))
 
@@ -299,7 +299,7 @@ def stored_names(folder: Path) -> set[str]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The type that the weights in a checkpoint are stored in; that of the embedding, which stands for all.
+    """The type that the weights in a checkpoint are stored in, taken from the embedding.
 
     Raises:
         CheckpointError: there is no complete checkpoint of a model in the folder.
@@ -353,9 +353,9 @@ class CheckpointFolder:
         return sorted(int(name) for name in names if name.isdigit())
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is as it was written, agreed on by all ranks; a newer one is named in the log.
+        """The newest intact checkpoint, agreed on by all ranks; newer, damaged ones are logged.
 
-        What a kill left unfinished is removed.
+        Unfinished ones are removed.
         """
         if is_rank_zero():
             for leftover in self.folder.glob("*" + UNFINISHED):

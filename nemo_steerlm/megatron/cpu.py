@@ -6,13 +6,13 @@ gives them one meaning: *the current "cuda" device is the CPU*. With the gloo ba
 package then runs tensor, sequence, pipeline and data parallelism, the distributed optimizer and distributed
 checkpoints.
 
-What a reader must know:
+Notes:
 
 * Where CUDA is available `install` does nothing: a GPU run uses stock torch and stock megatron-core.
-* Only calls that would have raised change, except three that quietly answer differently: ``device_count()`` (1),
+* Only calls that would have raised change, except three that silently return other values: ``device_count()`` (1),
   ``torch.cuda.manual_seed`` (seeds the CPU generator; stock torch silently does nothing, so that every
   tensor-parallel rank would drop the same units) and ``Tensor.type()``, which tells megatron-core alone the CUDA name.
-* Collectives in a group of one process do their work in place, in the thread that calls; their results are the same.
+* Collectives in a group of one process run in the calling thread; their results are the same.
 * Transformer Engine and apex cannot be imported: megatron-core would use their CUDA kernels on the CPU's tensors.
 * Plain wrappers, not a ``TorchFunctionMode``: a mode is thread-local and torch leaves it while ``backward`` runs, so
   hooks, custom backward functions and recomputation would not see it.
@@ -48,14 +48,14 @@ _FACTORIES = (
 )  # fmt: skip
 _IN_PLACE = ("all_reduce", "broadcast")
 _COPYING = ("all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")  # (target, source, ...)
-_ARGUMENTS = {  # of the collectives, in any version tried; another one may ask for work in a group of one too
+_ARGUMENTS = {  # of the collectives, in all versions tried; an unknown one may need work in a group of one too
     "tensor", "tensor_list", "output", "output_tensor", "input", "input_tensor", "op", "src", "group", "group_src",
     "async_op",
 }  # fmt: skip
 _CUDA_ONLY = ("transformer_engine", "transformer_engine_torch", "apex", "amp_C")
 _NO_OPERATION = ("synchronize", "empty_cache", "set_device", "current_stream")
 _GLOO = "torch.distributed.distributed_c10d.ProcessGroupGloo"
-_SECONDS_BETWEEN = 30.0  # returns of memory: what is taken anew costs a page fault
+_SECONDS_BETWEEN = 30.0  # returns of memory: allocating it again costs page faults
 _GLOO_EFFECT = "each process group on a CPU has a device and threads of its own, which is slower"
 
 
@@ -114,7 +114,7 @@ def _patch_torch() -> None:
     try:
         from torch.utils._device import _device_constructors
 
-        _device_constructors()  # a cached set, for `with torch.device(...)`: to be filled with torch's own
+        _device_constructors()  # a cached set, for `with torch.device(...)`: fill it with torch's own functions
     except (ImportError, TypeError) as error:
         patches.leave("torch.utils._device", error, "`with torch.device(...)` may miss torch's factories")
     for name in _FACTORIES:
@@ -142,10 +142,10 @@ def _manual_seed(seed: int, *_: Any, **__: Any) -> None:
 
 
 def _unless_alone(function: Callable) -> Callable:
-    """A collective that sends nothing in a group of one: its result is copied where it was gathered, or is there.
+    """A collective that sends nothing in a group of one: it copies its input to the target, if it has one.
 
-    gloo copies in threads of its own, each with its own OpenMP threads beside those of the model. From then on OpenMP
-    counts more threads than processors and lets all of them sleep and wake where they would wait a microsecond
+    gloo copies in its own threads, each with its own OpenMP threads in addition to the model's. OpenMP then counts
+    more threads than processors and lets all of them sleep instead of spinning for a microsecond
     (`python -m benchmarks.profile_step` counts the sleeps). Remove when torch's gloo does nothing in a group of one.
     """
     signature = inspect.signature(function)
@@ -182,10 +182,10 @@ def _patch_distributed() -> None:
 
 @contextlib.contextmanager
 def one_gloo_device() -> Iterator[None]:
-    """Process groups of gloo that are made inside share one device, and have one thread each for their work.
+    """Inside, new gloo process groups share one device, and have one worker thread each.
 
-    torch (2.11 to 2.14, distributed_c10d: `ProcessGroupGloo`) gives every group a device of its own, whose thread
-    wakes a hundred times a second, and two threads for work; megatron-core makes some twenty groups. Remove when
+    torch (2.11 to 2.14, distributed_c10d: `ProcessGroupGloo`) gives every group its own device, whose thread wakes a
+    hundred times a second, and two worker threads; megatron-core makes some twenty groups. Remove when
     `init_process_group` takes a device.
     """
     gloo: Any = distributed_c10d.ProcessGroupGloo
@@ -222,7 +222,7 @@ def one_gloo_device() -> Iterator[None]:
 
 
 class MemoryReturn:
-    """Returns freed memory to the system, which glibc keeps: a training's tensors of ever new sizes leave holes in it.
+    """Returns freed memory to the system, which glibc keeps: tensors of changing sizes fragment it.
 
     Without it a process that trains 135M parameters on rows of changing length grows by gigabytes.
     """
@@ -253,15 +253,15 @@ def install() -> bool:
     if torch.cuda.Event is _Event:
         return True
     for name in _CUDA_ONLY:
-        sys.modules[name] = None  # type: ignore[assignment]  # Python's own way: importing it is an ImportError
+        sys.modules[name] = None  # type: ignore[assignment]  # importing it then raises ImportError
     # Import first: decorators of megatron-core load torch._dynamo, which must see torch's own functions.
     from megatron.core.tensor_parallel import random as megatron_random
 
     _patch_torch()
     _patch_distributed()
     # The stock setter (megatron-core 0.16.1 to 0.19.2, tensor_parallel/random.py, line 72 of 0.16.1) queues a callback
-    # until CUDA is initialised, that is for ever. With it replaced the stock random streams work; megatron-core warns
-    # that the CPU generator moved, which here is what it should do.
+    # until CUDA is initialised, which never happens. With it replaced the stock random streams work; megatron-core
+    # warns that the CPU generator moved, which is intended here.
     patches.replace(
         megatron_random,
         "dropout on a CPU may draw the same units on every tensor-parallel rank",

@@ -1,9 +1,9 @@
-"""A language model that remembers what it has read: one pass over its layers, with cached keys and values.
+"""A language model with a key-value cache: one forward over its layers per step.
 
-Megatron-core's own forward serves training: dropout, recomputation, offloading and fusions are asked about in every
-layer, and RoPE's cosines computed there. At one token a step these questions cost more than the products of a small
-model. `Decoder` calls the same embedding, norms, projections and MLPs, in the same order, and nothing else, so that
-tensor parallelism and whatever is wrapped around a projection work as in training.
+Megatron-core's own forward serves training: every layer checks for dropout, recomputation, offloading and fusions, and
+computes RoPE's cosines. At one token a step these checks cost more than the matrix products of a small model.
+`Decoder` calls the same embedding, norms, projections and MLPs, in the same order, and nothing else, so that tensor
+parallelism and wrapped projections work as in training.
 
 Shapes follow megatron-core: `s` sequence, `b` batch, `n` heads, `g` key/value groups, `d` head size.
 """
@@ -32,20 +32,20 @@ from nemo_steerlm.megatron.layers import rotate
 
 # Capacity grows by this many positions or a quarter, whichever is more.
 _BLOCK = 64
-# This share of a GPU stays free: workspaces of kernels, buffers of collectives, memory in pieces.
+# This share of a GPU stays free: workspaces of kernels, buffers of collectives, fragmentation.
 _KEPT_FREE = 0.05
 # What a logit takes while tokens are drawn: it in bf16 and fp32, and in float64 its weight, its border, their sort.
 _DRAW_BYTES = 64
 # Attention reads this many positions or a multiple: few shapes, and aligned rows of the bias for CUDA's kernels.
 _STRIDE = 16
 
-# Arguments of a linear's product that matter for its backward pass, or for layouts that no model is read in.
+# Arguments of a linear's product that matter for its backward pass, or for layouts that inference does not have.
 _TRAINING = {
     "gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "tp_group", "grad_output_buffer",
     "wgrad_deferral_limit", "gtp_remat_size",
 }  # fmt: skip
 _LINEARS = "megatron.core.tensor_parallel.layers"
-_LINEARS_EFFECT = "reading and answering prepare for a backward pass in every linear, which is slower"
+_LINEARS_EFFECT = "inference prepares a backward pass in every linear layer, which is slower"
 
 # (number of the layer in this stage, query, key, value) -> what is attended to, `[s, b, n * d]`
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -77,7 +77,7 @@ def serving(model: LanguageModel) -> Iterator[None]:
 
 
 def _product(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A linear's product alone, of the linear whose `_forward_impl` is `own`; which takes what this does not know."""
+    """The plain product of the linear whose `_forward_impl` is `own`; with unknown arguments `own` is called."""
 
     def product(
         input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *args: Any, **kwargs: Any
@@ -91,17 +91,17 @@ def _product(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 def to_device(values: np.ndarray | Sequence[int], device: torch.device) -> torch.Tensor:
-    """Send numbers to the device without waiting for what it still computes."""
+    """Send numbers to the device without waiting for its pending work."""
     return torch.as_tensor(values).to(device, non_blocking=True)
 
 
 class Decoder:
-    """This rank's stage of a language model, with a cache of `slots` rows that come and go on their own.
+    """This rank's stage of a language model, with a cache of `slots` independent rows.
 
-    A slot's tokens stand from position 0 on, so a row that joins or leaves moves no other. Keys are cached after
-    RoPE: a step rotates one position and not the past. The positions of one head lie side by side, because a step
-    reads little else. Memory is `slots` times the longest row, in blocks: on CUDA from the beginning, so that what
-    `slots_that_fit` found room for is never short; on a CPU it grows with the rows.
+    A slot's tokens begin at position 0, so a row that joins or leaves moves no other. Keys are cached after RoPE: a
+    step rotates one position, not the past. The positions of one head are contiguous, as a step reads little else.
+    Memory is `slots` times the longest row, in blocks: on CUDA it is allocated at once, so that the room found by
+    `slots_that_fit` suffices; on a CPU it grows with the rows.
 
     Use it under `serving(model)`.
 
@@ -111,7 +111,7 @@ class Decoder:
     """
 
     def __init__(self, model: LanguageModel, slots: int, vocab_size: int, longest: int) -> None:
-        """Take an empty cache.
+        """Make an empty cache.
 
         Args:
             model: without sequence parallelism and virtual stages.
@@ -177,7 +177,7 @@ class Decoder:
         width = min(_STRIDE * -(-longest // _STRIDE), self.capacity)
         bias = self._bias[:, None, None, :width]
         groups, head = self._keys[0].shape[1], self._keys[0].shape[3]
-        # Where each slot's key of each group goes, were the cache one long list of heads: one copy of rows.
+        # The place of each slot's key of each group in the cache as one long list of heads: one copy of rows.
         starts = (rows[:, None] * groups + torch.arange(groups, device=ids.device)) * self.capacity
         places = (starts + positions[:, None]).flatten()
 
@@ -185,7 +185,7 @@ class Decoder:
             keys, values = self._keys[layer], self._values[layer]
             keys.view(-1, head).index_copy_(0, places, key.reshape(-1, head))
             values.view(-1, head).index_copy_(0, places, value.reshape(-1, head))
-            # The queries of a group stand in the place of the sequence: no kernel has to repeat a key.
+            # The queries of a group take the sequence dimension: no kernel has to repeat a key.
             out = F.scaled_dot_product_attention(
                 query.reshape(slots, groups, -1, head), keys[:, :, :width], values[:, :, :width], attn_mask=bias,
                 scale=self.model.decoder.layers[layer].self_attention.core_attention.scale,
@@ -200,11 +200,11 @@ class Decoder:
         return self._logits(hidden[0] if len(live) == slots else hidden[0, self.on_device(live)])
 
     def free(self, slots: np.ndarray) -> None:
-        """Forget what the slots hold."""
+        """Empty the slots."""
         self.lengths[slots] = 0
 
     def keep(self, slots: np.ndarray) -> None:
-        """Go on with these slots only, in this order."""
+        """Keep these slots only, in this order."""
         rows = self.on_device(slots)
         self.lengths, self._bias = self.lengths[slots], self._bias[rows]
         for caches in (self._keys, self._values):
@@ -216,7 +216,7 @@ class Decoder:
         return to_device(array, self._bias.device)
 
     def _reserve(self, length: int) -> None:
-        """Have memory for `length` positions in every slot."""
+        """Allocate memory for `length` positions in every slot."""
         if length <= self.capacity:
             return
         extra = max(length - self.capacity, self.capacity // 4)
@@ -243,18 +243,18 @@ def project(model: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def slots_that_fit(model: LanguageModel, wanted: int, longest: int, prefill: int, vocab_size: int) -> int:
-    """How many slots of a `Decoder` there is memory for, at most `wanted`; the same on all ranks of the model.
+    """The number of a `Decoder`'s slots that fit into memory, at most `wanted`; the same on all ranks of the model.
 
-    A slot is its part of the cache and, while a token is drawn, its logits. Beside all slots stand the activations of
-    the prompts that are read together. On a CPU that is left to the operating system: all that are wanted.
+    A slot takes its part of the cache and, while a token is drawn, its logits. The activations of the prompts that are
+    prefilled together come on top. On a CPU it is always `wanted`.
 
     Args:
         longest: most tokens of a row.
-        prefill: most tokens that are read together.
+        prefill: most tokens that are prefilled together.
         vocab_size: the true vocabulary.
 
     Raises:
-        ConfigError: not even one fits.
+        ConfigError: none fits.
     """
     device = next(model.parameters()).device
     free = _free_memory(device)
@@ -277,7 +277,7 @@ def _free_memory(device: torch.device) -> int | None:
     """Bytes that new tensors may take on a GPU; None on a CPU."""
     if device.type != "cuda":
         return None
-    torch.cuda.empty_cache()  # what the allocator keeps in pieces counts as free afterwards
+    torch.cuda.empty_cache()  # so that memory kept by the allocator counts as free
     free, total = torch.cuda.mem_get_info(device)
     return free - int(_KEPT_FREE * total)
 
@@ -292,7 +292,7 @@ def slot_bytes(model: LanguageModel, longest: int, vocab_size: int) -> int:
 
 
 def activation_bytes(model: LanguageModel, tokens: int) -> int:
-    """Memory of the widest place in a layer, its MLP or its attention, where so many tokens are read."""
+    """Bytes of the widest activations in a layer, of its MLP or its attention, for so many tokens."""
     config, ranks = model.config, parallel_state.get_tensor_model_parallel_world_size()
     heads = (config.num_attention_heads + 2 * config.num_query_groups) * config.kv_channels
     widest = 5 * config.hidden_size + 4 * max(config.ffn_hidden_size, heads) // ranks
@@ -316,7 +316,7 @@ def forward(
     Args:
         cos, sin: of `model.rotation`, `[s, 1, 1, r / 2]` or one position for each row, `[1, b, 1, r / 2]`.
         attend: gets the rotated queries and keys.
-        chosen: the places along `s` at which the output is wanted, all by default; the last layer has queries and an
+        chosen: the places along `s` at which the output is needed, all by default; the last layer computes queries and
             MLP there only.
 
     Returns:
@@ -345,5 +345,5 @@ def forward(
 
 
 def _add(hidden: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The residual connection around a projection that leaves adding its bias to the caller."""
+    """The residual connection around a projection whose bias the caller adds."""
     return hidden + (output if bias is None else output + bias)

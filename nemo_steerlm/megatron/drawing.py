@@ -1,4 +1,4 @@
-"""Draw tokens from logits: temperature, top-k, top-p, by each row's own numbers."""
+"""Draw tokens from logits: temperature, top-k, top-p, with random numbers of each row."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class SamplingSettings:
     """How responses are drawn.
 
     Attributes:
-        max_new_tokens: at most so many tokens, the one that ends the response included. A row also ends where the
-            model's `max_position_embeddings` does.
+        max_new_tokens: most tokens, the one that ends the response included. A row also ends at the model's
+            `max_position_embeddings`.
         temperature: 0 takes the most likely token (the lowest id among equals); otherwise logits are divided by it.
         top_k: draw from the k most likely tokens only, and those that equal the k-th; 0 for all.
         top_p: then from the smallest set of most likely tokens whose probability reaches this, and those that equal
             the last of it; 1 for all ("The Curious Case of Neural Text Degeneration", arXiv 1904.09751).
-        stop: texts that end a response, in whatever tokens they come; they are not part of it.
-        seed: with a row's own seed, decides its draws.
+        stop: texts that end a response, however they are tokenised; they are not part of it.
+        seed: determines a row's draws, together with the row's own seed.
     """
 
     max_new_tokens: int = 256
@@ -37,7 +37,7 @@ class SamplingSettings:
         """Check the ranges.
 
         Raises:
-            ConfigError: a value that has no meaning.
+            ConfigError: a value is out of range.
         """
         for name, valid, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
@@ -51,7 +51,7 @@ class SamplingSettings:
 
 
 def uniforms(settings: SamplingSettings, seeds: Sequence[int], steps: int) -> np.ndarray:
-    """Numbers in [0, 1) `[rows, steps]`: a row's depend on (`settings.seed`, its seed) alone, as does every prefix."""
+    """Numbers in [0, 1) `[rows, steps]`: a row's depend on (`settings.seed`, its seed) alone, not on `steps`."""
     keys = [np.array([settings.seed % 2**64, seed % 2**64], np.uint64) for seed in seeds]
     return np.stack([np.random.Generator(np.random.Philox(key=key)).random(steps) for key in keys])
 
@@ -59,8 +59,8 @@ def uniforms(settings: SamplingSettings, seeds: Sequence[int], steps: int) -> np
 def draw(logits: torch.Tensor, settings: SamplingSettings, uniform: torch.Tensor | None) -> torch.Tensor:
     """Choose one token a row.
 
-    The filtered probabilities stand in the order of the ids, not sorted by size: two tokens whose logits are equal up
-    to rounding then cannot change places, and with them the draw. On CUDA nothing waits for the device.
+    The filtered probabilities are in the order of the ids, not sorted by size: rounding then cannot swap two tokens
+    with nearly equal logits and change the draw. On CUDA nothing waits for the device.
 
     Args:
         logits: `[rows, vocabulary]`, fp32.
@@ -90,8 +90,8 @@ def _with_torch(logits: torch.Tensor, settings: SamplingSettings, uniform: torch
             before = descending.cumsum(-1) - descending
             inside = (before < settings.top_p * weights.sum(-1, keepdim=True)).sum(-1, keepdim=True)
             weights.masked_fill_(weights < descending.gather(1, inside - 1), 0.0)
-    # A GPU adds in another order at every place, so the border of a token that was left out may differ from the one
-    # before it. It gets none.
+    # A GPU sums each prefix in another order, so the border of a filtered token may differ from the one before it: it
+    # gets none.
     borders = weights.cumsum(-1).masked_fill_(weights == 0, 0.0)
     return (borders > uniform[:, None] * borders.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
 

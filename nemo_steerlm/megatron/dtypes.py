@@ -1,4 +1,4 @@
-"""Number formats: every name that one has, and torch's type for it."""
+"""Number formats: their names, and torch's type for each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from nemo_steerlm.config import ComputeConfig, ExportConfig, choices
 
-#: Of `trainer.precision`: what weights and activations are kept in. fp8: the matrix products alone are in it.
+#: Of `trainer.precision`: the type of weights and activations. With fp8 only the matrix products are in fp8.
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 #: Of `export dtype=` and of Hugging Face's config.json.
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,4 +1,4 @@
-"""Weights that are not finite are of no use to anybody: they are neither written nor loaded."""
+"""Weights that are not finite are useless: they are neither written nor loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(where: Path | str, tensors: Iterable[tuple[str, torch.Tensor]], advice
     Reads every value once, makes no copy, and waits for the device once.
 
     Args:
-        where: what they are from or for; the message begins with it.
+        where: the folder they are read from or written to; the message begins with it.
         tensors: with their names.
         advice: what to do; the message ends with it.
 
@@ -43,7 +43,7 @@ def check(where: Path | str, tensors: Iterable[tuple[str, torch.Tensor]], advice
         CheckpointError: on every rank.
     """
     floats = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    ends = [torch.stack(tensor.aminmax()).isfinite().all().logical_not() for _, tensor in floats]  # a NaN stays one
+    ends = [torch.stack(tensor.aminmax()).isfinite().all().logical_not() for _, tensor in floats]  # NaN propagates
     broken = torch.stack(ends).any().float() if ends else torch.zeros((), device=device())
     dist.all_reduce(broken, op=dist.ReduceOp.MAX)
     if not broken:

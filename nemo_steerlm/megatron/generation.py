@@ -1,13 +1,13 @@
 """Sample responses from a language model: continuous batches of ragged prompts, any TP x PP layout.
 
-How it runs. Requests wait in a queue, the longest prompts first. At most `batch_size` of them decode together, a token
-a step, each in a slot of the cached model (`decoding.py`) at its own position. A row that ends leaves its slot to the
-next request, whose prompt is read then; the others stay where they are.
+Batching. Requests wait in a queue, the longest prompts first. At most `batch_size` of them decode together, a token a
+step, each in a slot of the cached model (`decoding.py`) at its own position. A finished row frees its slot for the
+next request, whose prompt is then prefilled; the others stay where they are.
 
-What decides a token. The first tensor-parallel rank of the last pipeline stage draws it, on its device, and all ranks
-get it: one wait for the device a step. A draw depends on the row's logits, its
-seed and its step, and on nothing else: not on the batch it is in, the layout, or a job resumed half-way. (Logits of
-another batch or layout differ in their last bits, so a draw that falls that close to a border can differ.)
+Drawing. The first tensor-parallel rank of the last pipeline stage draws a token on its device, and all ranks get it:
+one wait for the device a step. A draw depends only on the row's logits, its seed and its step, not on its batch, the
+layout, or a job resumed half-way. (Logits of another batch or layout differ in their last bits, so a draw that falls
+that close to a border can differ.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 # At the end of the queue the cache is compacted once this share of its slots is in use: copying it costs about as much
 # as one step.
 _COMPACT_AT = 0.8
-# Prompts are read so many tokens at a time, which bounds the memory of their activations.
+# Prompts are prefilled so many tokens at a time, which bounds the memory of their activations.
 _PREFILL_TOKENS = 16384
 # What a token means for its row; the last three end it.
 _CONTINUES, _LENGTH, _STOP, _EOS = 0, 1, 2, 3
@@ -47,8 +47,8 @@ class Generation:
     """One response.
 
     Attributes:
-        tokens: its ids, without the stop text or end-of-text token. A token that holds the stop's beginning and also
-            text before it is left out, that text is in `text`.
+        tokens: its ids, without the stop text or end-of-text token. A token that holds text and the beginning of a
+            stop text is left out; its text is in `text`.
         text: the response, cut at the stop text.
         finish: "stop" (a stop text), "eos" (an end-of-text token), or "length".
         logprob: sum of the model's log probabilities (temperature 1, nothing filtered) of all tokens it drew, the
@@ -83,7 +83,7 @@ def generate(
         seeds: one a prompt, by default its index; for jobs in parts, give a row the same number in every part.
         ends: ids that end a response as the tokenizer's end-of-text id does.
         batch_size: rows decoded together at most, fewer where a GPU has no memory for so many. Memory is bounded by
-            it, not by the number of prompts. Equal prompts that enter together are read once.
+            it, not by the number of prompts. Equal prompts that enter together are computed once.
         progress: called after each step with the number of responses that ended, and of tokens that were drawn.
 
     Returns:
@@ -114,7 +114,7 @@ def generate(
         return _ContinuousBatch(decoder, rows, seeds, settings, judge, tokenizer.holes, progress).run()
 
 
-@functools.cache  # the parts of a job say it once
+@functools.cache  # logged once for all parts of a job
 def _say_lowered(batch_size: int, slots: int, longest: int) -> None:
     _log.warning(
         "batch_size=%d: the free GPU memory holds %d rows of %s tokens, which decode together", batch_size, slots,
@@ -142,9 +142,9 @@ def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_length
 
 
 class _ContinuousBatch:
-    """Requests that wait, and those that decode together.
+    """Waiting requests, and those that decode together.
 
-    Arrays in `_SLOTS` have a row for each slot of the decoder; `requests` says whose it is, -1 for nobody's.
+    Arrays in `_SLOTS` have a row for each slot of the decoder; `requests` holds its request, -1 for a free slot.
     """
 
     _SLOTS = ("requests", "tokens", "counts", "budgets", "uniforms")
@@ -162,7 +162,7 @@ class _ContinuousBatch:
         self.decoder, self.prompts, self.seeds, self.settings = decoder, prompts, seeds, settings
         self.judge, self.progress = judge, progress
         self.holes = decoder.on_device(np.array(holes, np.int64))  # ids without a token
-        # The longest first: memory fails at once, and prompts that enter together are of like length, or equal.
+        # The longest first: lack of memory shows at once, and prompts that enter together have similar lengths.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i])))
         self.limit = decoder.model.max_sequence_length
         slots, steps = len(decoder.lengths), min(settings.max_new_tokens, self.limit - min(map(len, prompts)))
@@ -170,7 +170,7 @@ class _ContinuousBatch:
         self.tokens, self.counts = np.zeros((slots, steps), np.int64), np.zeros(slots, np.int64)
         self.budgets = np.zeros(slots, np.int64)
         self.uniforms = np.zeros((slots, steps if settings.temperature else 0))
-        self.idle = 0  # free slots, summed over the steps since prompts were last read
+        self.idle = 0  # free slots, summed over the steps since the last prefill
         self.endings = np.full(len(prompts), _CONTINUES)
         self.responses: list[list[int]] = [[] for _ in prompts]
         self.logprobs = decoder.on_device(np.zeros(len(prompts)))  # on the rank that decides
@@ -191,15 +191,15 @@ class _ContinuousBatch:
         return list(map(self.judge.generation, self.responses, self.endings.tolist(), logprobs))
 
     def _due(self) -> bool:
-        """Whether to read prompts now: once the free slots have cost as much as that does, about one step of all.
+        """Whether to prefill now: once the free slots have cost as much as a prefill, about one step of all slots.
 
-        (The batch size of least cost where setting up a batch has a price and so has waiting: Harris's formula.)
+        (The cheapest batch size where set-up and waiting both cost: Harris's formula.)
         """
         self.idle += int((self.requests < 0).sum())
         return bool(self.waiting) and self.idle >= len(self.requests)
 
     def _admit(self) -> None:
-        """Let waiting requests into the free slots."""
+        """Move waiting requests into the free slots."""
         self.idle, free = 0, np.flatnonzero(self.requests < 0)
         while len(free) and self.waiting:
             rows = max(1, _PREFILL_TOKENS // len(self.prompts[self.waiting[0]]))
@@ -249,14 +249,14 @@ class _ContinuousBatch:
         return self._decided(ids).cpu().numpy()
 
     def _decided(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What the deciding rank holds, on every rank of the model (filled in place)."""
+        """Broadcast the drawing rank's tensor to every rank of the model (filled in place)."""
         if self.decoder.model.post_process and parallel_state.get_tensor_model_parallel_world_size() > 1:
             group = parallel_state.get_tensor_model_parallel_group()
             dist.broadcast(tensor, parallel_state.get_tensor_model_parallel_src_rank(), group=group)
         return broadcast_from_last_stage(tensor)
 
     def _compact(self, live: np.ndarray) -> None:
-        """Nobody waits: go on with the slots in use only."""
+        """The queue is empty: keep only the slots in use."""
         self.decoder.keep(live)
         for name in self._SLOTS:
             setattr(self, name, getattr(self, name)[live])
@@ -268,11 +268,11 @@ class _ContinuousBatch:
 class _StopJudge:
     """Says whether a token ends its row.
 
-    A stop text may come as one token or in pieces that do not respect its borders. Only a token in whose text a stop
-    text can end is worth decoding the row's tail for; which tokens these are is found out once for each token.
+    A stop text may be one token or cross token borders. The row's tail is decoded only after a token in whose text a
+    stop text can end; this is determined once for each token.
     """
 
-    _UNSEEN, _TAIL = -1, 4  # beside the endings: not looked at yet; look at the tail
+    _UNSEEN, _TAIL = -1, 4  # besides the endings: not examined yet; examine the tail
 
     def __init__(
         self, tokenizer: Tokenizer, stop: tuple[str, ...], vocab_size: int, ends: tuple[int, ...] = ()
@@ -289,7 +289,7 @@ class _StopJudge:
             self.kinds[token] = _STOP
 
     def endings(self, ids: np.ndarray, tokens: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """How the newest tokens `ids` of `rows` end them; `tokens[rows[i], :counts[i]]` is what each row holds."""
+        """How the newest tokens `ids` of `rows` end them; the tokens of a row are `tokens[rows[i], :counts[i]]`."""
         kinds = self.kinds[ids]
         for i in np.flatnonzero(kinds == self._UNSEEN):
             self.kinds[ids[i]] = kinds[i] = self._kind(int(ids[i]))
@@ -332,5 +332,5 @@ class _StopJudge:
 
 @functools.lru_cache(maxsize=4)
 def _stop_judge(tokenizer: Tokenizer, stop: tuple[str, ...], vocab_size: int, ends: tuple[int, ...]) -> _StopJudge:
-    """One judge for all parts of a job: what it found out about tokens stays true."""
+    """One judge for all parts of a job: its cache of tokens stays valid."""
     return _StopJudge(tokenizer, stop, vocab_size, ends)

@@ -31,10 +31,10 @@ def padded_vocabulary(architecture: Architecture) -> int:
 
 
 def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
-    """Refuse a layout this model cannot be cut into.
+    """Refuse a layout that does not divide the model.
 
     Raises:
-        ConfigError: naming the key that does not divide and what would.
+        ConfigError: with the key that does not divide and values that do.
     """
     tensor, chunks = parallel.tensor, parallel.pipeline * (parallel.virtual_pipeline or 1)
     for name, size in (
@@ -62,7 +62,7 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
 def last_stage_layers(architecture: Architecture, parallel: ParallelConfig) -> int | None:
     """Layers of the last pipeline stage where an even split is impossible (None where it is possible).
 
-    The other stages hold equally many; the last one, which has the vocabulary too, fewer where that can be.
+    The other stages hold equally many; the last one, which also has the vocabulary, fewer if possible.
     """
     layers, others = architecture.num_layers, parallel.pipeline - 1
     if layers % parallel.pipeline == 0:
@@ -92,8 +92,8 @@ def transformer_config(
     Args:
         fp8: the linears' products in fp8 (e4m3 forward, e5m2 backward); everything else in `dtype`.
         recompute: a key of `RECOMPUTE`.
-        initialise: draw random weights; without, they are whatever was in memory, to be filled by the caller. On a
-            CPU each rank draws the whole of a matrix to keep its part of it.
+        initialise: draw random weights; else they are uninitialised, for the caller to fill. On a CPU each rank draws
+            a whole matrix and keeps its part.
 
     Raises:
         ConfigError: the layout does not divide the model, or fp8 without Transformer Engine.
@@ -153,7 +153,7 @@ def transformer_config(
 
 
 def row_multiple(config: TransformerConfig) -> int:
-    """What the length of a training row is a multiple of.
+    """The length of a training row is a multiple of this.
 
     Sequence parallelism cuts rows into equal parts, and fp8 products take the tokens of a part by 16, as mxfp8 by 32.
     """
@@ -164,7 +164,7 @@ def row_multiple(config: TransformerConfig) -> int:
 def inverse_frequencies(architecture: Architecture) -> torch.Tensor:
     """RoPE's inverse frequencies `[r / 2]`, with Llama 3.1's scaling where `rope_scaling` asks for it.
 
-    The first `r = rotary_percent * d` elements of a head are rotated, the others are left alone (megatron-core goes by
+    The first `r = rotary_percent * d` elements of a head are rotated, the others are not (megatron-core takes r from
     the width of the angles).
 
     The scaling leaves short wavelengths, divides long ones by `factor` and blends between them ("The Llama 3 Herd of
@@ -208,7 +208,7 @@ class LanguageModel(GPTModel):
         places: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """As GPTModel's; `packed_seq_params` says where the samples lie, without it they are one a row."""
+        """As GPTModel's; `packed_seq_params` gives the samples' places, without it there is one sample a row."""
         segments = packed_seq_params or Segments([input_ids.shape[1]], input_ids.device)
         if segments.rotation is None:  # the first chunk of the model that sees this batch
             segments.rotation = self.rotation(segments.positions)
@@ -284,7 +284,7 @@ def build(
     """Build this rank's model chunks, one without virtual pipeline stages.
 
     Args:
-        outputs: None for a language model, else the numbers a regression model's head gives.
+        outputs: None for a language model, else the number of outputs of a regression model's head.
         engine: `fp8`, `recompute` and `initialise` of `transformer_config`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reading texts without gradients, through however many pipeline stages there are."""
+"""Forward of texts without gradients, at any pipeline depth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nemo_steerlm.megatron.layers import has_flash_attention, packed_attention
 
 # Queries of one call of SDPA: a CPU's kernel computes the masked half too, wherever there are fewer than 512 keys.
 _BLOCK = 64
-# Tokens of a forward pass: enough to keep a GPU busy, and few enough for a CPU's cache.
+# Tokens of a forward pass: enough to keep a GPU busy, few enough for a CPU's cache.
 _BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}
 _Text = tuple[np.ndarray, int]  # the places of its tokens, and how many of the last of them are queries
 _Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -30,10 +30,10 @@ def batch_tokens_by_default() -> int:
 
 
 def read(model: LanguageModel, row: SharedRow, everywhere: bool = False) -> torch.Tensor | None:
-    """Read all texts of a row in one pass; use it under `serving(model)`.
+    """Run all texts of a row in one forward; use it under `serving(model)`.
 
-    A token attends to its own text up to itself: it sees what it would see were its text read alone. The last layer
-    is computed at the last token of each text only, or `everywhere`. Nothing waits for the device.
+    A token attends to its own text up to itself, as if its text were alone. The last layer is computed at the last
+    token of each text only, or `everywhere`. Nothing waits for the device.
 
     Returns:
         The final norm's output after the last token of each text, `[texts of the row, hidden]`, or after every token

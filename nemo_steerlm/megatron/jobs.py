@@ -1,4 +1,4 @@
-"""A long row-by-row job over all data-parallel ranks: streamed in, written in atomic parts, resumed after any kill."""
+"""A long row-by-row job over all data-parallel ranks: streamed, written in atomic parts, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nemo_steerlm.progress import Progress
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
-# A part also ends after so much text, about a million tokens: it bounds memory and what a kill loses.
+# A part also ends after so much text, about a million tokens: it bounds memory and the loss of a kill.
 _PART_CHARACTERS = 1 << 22
 
 
@@ -45,22 +45,22 @@ def run_in_parts(
 ) -> bool:
     """Turn rows into records, part by part; a data-parallel rank that is free takes the next part.
 
-    A part is a function of its number and rows alone, so the merged file is the same for any number of ranks and
-    whatever was killed in between. An output that this very job has finished is left as it is.
+    A part is a function of its number and rows alone, so the merged file is the same for any number of ranks and after
+    any interruption. An output that the same job has finished is left unchanged.
 
     Args:
         work: (part number, its rows, the progress) -> records; every rank of one model runs it together. It may
-            move the progress on within the part.
-        output: the final file; the parts lie beside it until all are there.
-        job: everything that decides the records (see `PartStore`).
-        part_size: rows of a part; one of very long rows has fewer.
+            advance the progress within the part.
+        output: the final file; the parts lie beside it until all are complete.
+        job: everything that determines the records (see `PartStore`).
+        part_size: rows of a part; a part of very long rows has fewer.
         total: number of rows if known, for the time left.
-        unit: what is counted.
-        shard: (i, n): do every n-th part only, from the i-th on, because other runs do the others at the same time.
-            The run that finds all parts there merges them.
+        unit: name of the counted unit.
+        shard: (i, n): do every n-th part only, from the i-th on; other runs do the others. The run that finds all
+            parts complete merges them.
 
     Returns:
-        Whether the output is there: always, but for a shard that ends before others.
+        Whether the output is complete: always, except for a shard that ends before others.
     """
     folder = output.with_name(output.name + ".parts")
     claims = _Claims()
@@ -96,10 +96,9 @@ def _characters(row: Conversation) -> int:
 
 
 class _Claims:
-    """Who does which part: each goes to the first model that is free, so that the work is balanced as it happens.
+    """Assigns each part to the first free model, which balances the work.
 
-    The models count together in the store through which their processes met (`_get_default_store` is torch's private
-    name for it).
+    The models share a counter in the store of torch.distributed (`_get_default_store` is torch's private name for it).
     """
 
     _jobs = itertools.count()
@@ -110,12 +109,12 @@ class _Claims:
         self.take()
 
     def reached(self) -> bool:
-        """Whether the part that comes now is the one this model took."""
+        """Whether the next part is the one this model took."""
         self._passed += 1
         return self._passed == self._mine
 
     def take(self) -> None:
-        """Take the first part that nobody has taken."""
+        """Take the first part that is not taken yet."""
         group = parallel_state.get_model_parallel_group()
         taken = torch.zeros(1, dtype=torch.long, device=device())
         if group.rank() == 0:
@@ -126,7 +125,7 @@ class _Claims:
 
 
 def _join(store: PartStore, output: Path, job: dict[str, Any], count: int, shard: tuple[int, int]) -> bool:
-    """Merge the parts if all are there; whether the output is."""
+    """Merge the parts if all are complete; returns whether the output is."""
     missing = store.missing(count) if shard[1] > 1 else []
     if missing and not finished(output, job):
         logger.info(

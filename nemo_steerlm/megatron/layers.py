@@ -42,7 +42,7 @@ def transformer_engine_available() -> bool:
 class TorchRMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm, usable under sequence parallelism.
 
-    megatron-core's own wrapper refuses sequence parallelism; all that is missing is the mark that makes
+    megatron-core's own wrapper refuses sequence parallelism; it only lacks the attribute that makes
     ``finalize_model_grads`` sum this weight's gradient over the tensor-parallel ranks.
     """
 
@@ -56,9 +56,9 @@ class TorchRMSNorm(torch.nn.RMSNorm):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`x / sqrt(mean(x^2) + eps) * weight` in fp32 at least, which torch puts together from ten operations on a CPU.
+    """`x / sqrt(mean(x^2) + eps) * weight` in fp32 at least; on a CPU torch composes it of ten operations.
 
-    It keeps its input and one number a token for the backward pass: a quarter of what they keep in bf16, half in fp32.
+    It saves its input and one number a token for the backward pass: a quarter of torch's memory in bf16, half in fp32.
     With `h = x / sqrt(...)` and the gradient `g` of the result, that of `x` is `(g w - h mean(g w h)) / sqrt(...)`.
     """
 
@@ -86,7 +86,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 class TorchLayerNorm1P(torch.nn.LayerNorm):
-    """torch's LayerNorm with a weight stored as the factor minus 1, so that weight decay pulls it to 1, not to 0.
+    """torch's LayerNorm with a weight stored as the factor minus 1, so that weight decay pulls the factor to 1.
 
     Marked for sequence parallelism as `TorchRMSNorm`; Transformer Engine calls it zero-centred gamma.
     """
@@ -107,14 +107,14 @@ class TorchLayerNorm1P(torch.nn.LayerNorm):
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
-    """`max(x, 0) ** 2`; megatron-core's own is compiled at its first call, which a CPU should not wait for."""
+    """`max(x, 0) ** 2`; megatron-core's own is compiled at its first call, which is slow on a CPU."""
     return F.relu(x).square()
 
 
 class SwiGLU(MegatronModule):
-    """`silu(gate) * up` of a gate and its input that lie side by side, `[..., 2 f]` to `[..., f]`.
+    """`silu(gate) * up` of adjacent gate and up halves, `[..., 2 f]` to `[..., f]`.
 
-    The gradient goes straight to its place in the pair; cut by autograd, both halves would be copied together again.
+    The gradient is written into one tensor; autograd would concatenate the gradients of both halves.
     megatron-core takes a module for this place as `use_te_activation_func`; it need not be Transformer Engine's.
     """
 
@@ -144,10 +144,10 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class Segments(PackedSeqParams):
-    """Where the samples of a batch lie: in each row of `s` tokens one sample, or in its only row several.
+    """The places of samples in a batch: one sample in each row of `s` tokens, or several in its only row.
 
-    It travels through megatron-core as `packed_seq_params` and reaches every layer, one that is recomputed too. Its
-    format is "sbhd", which leaves shapes to us: under "thd" every layer would read the lengths back from the device.
+    megatron-core passes it as `packed_seq_params` to every layer, recomputed ones too. Its format is "sbhd": under
+    "thd" every layer would read the lengths back from the device.
 
     Attributes:
         lengths: tokens of each segment, their sum is `s`; kept on the host, so that no layer waits for the device.
@@ -168,10 +168,10 @@ class Segments(PackedSeqParams):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE on `x` `[s, b, n, d]`: element i of its first half turns with element i of the second.
+    """RoPE on `x` `[s, b, n, d]`: element i of the first half is rotated with element i of the second.
 
-    Only the first `r` elements of a head turn, twice as many as there are angles. The result lies in memory as
-    `[b, n, s, d]`: attention on a CPU is faster where a head's tokens lie side by side.
+    Only the first `r` elements of a head are rotated, twice as many as there are angles. The result's memory is
+    `[b, n, s, d]`: attention on a CPU is faster where a head's tokens are contiguous.
 
     Args:
         cos, sin: `[s, 1, 1, r / 2]`.
@@ -187,9 +187,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Rotate(torch.autograd.Function):
-    """`rotate` with its gradient, which is the rotation back: nothing of `x` is kept.
+    """`rotate` with its gradient, the inverse rotation: nothing of `x` is saved.
 
-    megatron-core's own takes the cosines anew in every layer and puts each tensor together twice.
+    megatron-core's own computes the cosines in every layer and concatenates each tensor twice.
     """
 
     @staticmethod
@@ -232,7 +232,7 @@ def _varlen_attention(*args: Any, **kwargs: Any) -> Any:
 
 
 def has_flash_attention(x: torch.Tensor) -> bool:
-    """Whether `packed_attention` takes tensors like this one."""
+    """Whether `packed_attention` supports tensors like this one."""
     return x.is_cuda and x.dtype != torch.float32
 
 
@@ -247,7 +247,7 @@ def packed_attention(
 ) -> torch.Tensor:
     """Causal flash attention within each of several texts, all at once; where `has_flash_attention`.
 
-    The last query of a text is lined up with its last key, so a text may have fewer queries than keys.
+    The last query of a text is aligned with its last key, so a text may have fewer queries than keys.
 
     Args:
         query: `[queries, 1, n, d]`, text after text.
@@ -299,8 +299,8 @@ class SDPACoreAttention(MegatronModule):
         Args:
             query: `[s, b, n, d]`; key, value: `[s, b, g, d]`.
             attention_mask, attn_mask_type, attention_bias: megatron-core's arguments; this decoder is always causal.
-            others: those of a newer megatron-core; one that is set is told of once.
-            packed_seq_params: where the samples lie, no token sees another sample's; None as one sample a row.
+            others: arguments of a newer megatron-core; if one is set, it is logged once.
+            packed_seq_params: the samples' places; no token attends to another sample. None: one sample a row.
 
         Returns:
             `[s, b, n * d]`.
@@ -367,7 +367,7 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> Transf
             attention.q_layernorm = attention.k_layernorm = norm
         if config.use_te_activation_func:
             _use_swiglu(layer.submodules.mlp, config)
-    # Our own core attention in both: generation brings its own cache, and torch's SDPA is flash attention on CUDA.
+    # Our own core attention in both: generation has its own cache, and torch's SDPA is flash attention on CUDA.
     attention.core_attention = SDPACoreAttention
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)

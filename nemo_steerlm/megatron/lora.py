@@ -1,13 +1,13 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) beside the frozen linears of a model, and frozen backbones.
 
-An adapter adds `alpha / rank * B A x` to what its linear makes of `x`. A is random, B starts at zero: before the
-first step the model is the base. Where the linear's weight is cut over tensor-parallel ranks, so is the adapter:
+An adapter adds `alpha / rank * B A x` to its linear's output for `x`. A is random, B starts at zero: before the first
+step the model equals the base. Where the linear's weight is split over tensor-parallel ranks, so is the adapter:
 
 * column-parallel (linear_qkv, linear_fc1): A is replicated, B split along the output;
 * row-parallel (linear_proj, linear_fc2): A is split along the input, B replicated.
 
-Only `rank` numbers a token are communicated. Adapters live while a model is trained: `merged_state` is what everyone
-else sees.
+Only `rank` numbers a token are communicated. Adapters exist during training only: `merged_state` gives the merged
+weights.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Adapter(torch.nn.Module):
 
     Attributes:
         a: `[rank, input]`.
-        b: `[output, rank]`; beside a gated linear_fc1 `[2, output / 2, rank]`, whose gate and up halves are cut over
-            the ranks each for itself, as those of the linear are.
+        b: `[output, rank]`; for a gated linear_fc1 `[2, output / 2, rank]`, whose gate and up halves are each split
+            over the ranks, like those of the linear.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Adapter(torch.nn.Module):
         self.b = torch.nn.Parameter(weight.new_zeros(*halves, lora.rank))
         split, copied = (self.b, self.a) if self.column else (self.a, self.b)
         set_tensor_model_parallel_attributes(split, True, self._split_axis, 1)
-        # Each rank saw a part of the sequence: finalize_model_grads sums the gradient of what they all hold.
+        # Each rank has a part of the sequence: finalize_model_grads sums the gradient of replicated parameters.
         copied.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         self._linear = (linear,)  # a tuple hides it from torch's registry
 
@@ -66,7 +66,7 @@ class Adapter(torch.nn.Module):
         return self.b.dim() - 2 if self.column else 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What to add to the linear's output for its input `x`, both `[seq, batch, features]`."""
+        """The addition to the linear's output for its input `x`, both `[seq, batch, features]`."""
         low = F.linear(self._dropped(_normalised(self._linear[0], x, self.config)), self.a)
         return F.linear(self._across_ranks(low), self.b.flatten(0, -2)) * self.scale
 
@@ -79,7 +79,7 @@ class Adapter(torch.nn.Module):
             return F.dropout(x, self.dropout)
 
     def _across_ranks(self, low: torch.Tensor) -> torch.Tensor:
-        """From what A gives on this rank to what B needs on it, `[seq, batch, rank]`."""
+        """From A's output on this rank to B's input on it, `[seq, batch, rank]`."""
         if self.config.sequence_parallel:
             if self.column:
                 return tensor_parallel.gather_from_sequence_parallel_region(low)
@@ -90,7 +90,7 @@ class Adapter(torch.nn.Module):
 
     @torch.no_grad()
     def merged(self) -> torch.Tensor:
-        """This rank's part of the linear's weight with the adapter in it, computed in fp32."""
+        """This rank's part of the linear's weight with the adapter merged, computed in fp32."""
         weight: torch.Tensor = self._linear[0].weight  # type: ignore[assignment]
         return (weight.float() + self.scale * self.b.flatten(0, -2).float() @ self.a.float()).to(weight.dtype)
 
@@ -115,7 +115,7 @@ def _initial(rank: int, width: int, column: bool, seed: int) -> torch.Tensor:
 
 
 def _normalised(linear: torch.nn.Module, x: torch.Tensor, config: TransformerConfig) -> torch.Tensor:
-    """What the linear multiplies: Transformer Engine's fused linears normalise their input themselves."""
+    """The linear's actual input: Transformer Engine's fused linears normalise theirs themselves."""
     weight: Any = getattr(linear, "layer_norm_weight", None)
     if weight is None:
         return x
@@ -126,7 +126,7 @@ def _normalised(linear: torch.nn.Module, x: torch.Tensor, config: TransformerCon
 
 
 def freeze_trunk(chunks: list[Any]) -> None:
-    """Leave only a regression head to be trained, which language models do not have."""
+    """Freeze everything but a regression head, which language models do not have."""
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             parameter.requires_grad_(name.startswith("score."))
@@ -150,14 +150,14 @@ def add(chunks: list[Any], lora: LoRAConfig, seed: int) -> None:
                     lambda _, inputs, output, adapter=adapter: (output[0] + adapter(inputs[0]), output[1])
                 )
         if chunk.pre_process and chunk.config.recompute_granularity == "full":
-            # A recomputed layer learns only where its input asks for a gradient, which a frozen embedding does not.
+            # A recomputed layer gets gradients only if its input requires one, which a frozen embedding's does not.
             chunk.embedding.register_forward_hook(
                 lambda _, __, output: output.requires_grad_() if torch.is_grad_enabled() else None
             )
 
 
 def _in_order(logits: torch.Tensor) -> torch.Tensor:
-    """Lay the gradient of logits `[seq, batch, vocab]` out as they are.
+    """Give the gradient of logits `[seq, batch, vocab]` their memory order.
 
     In bf16 it comes transposed. `[n, 1, vocab]` is then the same memory under other strides, at which torch multiplies
     it with a frozen weight token by token (`matmul` becomes `bmm` over copies of the weight).
@@ -168,7 +168,7 @@ def _in_order(logits: torch.Tensor) -> torch.Tensor:
 
 
 def merged_state(chunks: list[Any]) -> dict[str, Any]:
-    """`checkpoint.model_state` of the model without adapters that computes the same."""
+    """`checkpoint.model_state` with the adapters merged into the weights."""
     state = checkpoint.model_state(chunks)
     for chunk, part in zip(chunks, state.values(), strict=True):
         for name, module in chunk.named_modules():

@@ -19,11 +19,11 @@ from nemo_steerlm.megatron import optimizer_state, patches, token_adapter
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """The rate of optimizer step `step` (0-based): linear warm-up, then constant or a cosine down to `min_lr`.
+    """The learning rate of optimizer step `step` (0-based): linear warm-up, then constant or a cosine to `min_lr`.
 
     A pure function of the step, so that resuming needs no scheduler state.
     """
-    assert config.lr is not None, "settled by train.start"
+    assert config.lr is not None, "set by train.start"
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -33,9 +33,9 @@ def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
 
 
 def schedule(optimizer: Any, config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """Set every parameter group's rate and weight decay for optimizer step `step`; returns the rate.
+    """Set every parameter group's learning rate and weight decay for optimizer step `step`; returns the rate.
 
-    megatron-core marks norms and biases with `wd_mult` 0 and leaves it to its training loop to act on that.
+    megatron-core marks norms and biases with `wd_mult` 0, which the training loop must apply.
     """
     rate = learning_rate(config, step, max_steps)
     for group in optimizer.param_groups:
@@ -66,16 +66,16 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
 
 
 def _finalise(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
-    """megatron-core's own, and what it does not know of."""
+    """megatron-core's own, and the gradients it does not know."""
     finalize_model_grads(chunks, *args, **kwargs)
     token_adapter.sum_copies(chunks)
 
 
 def _fuse_weight_gradients(chunks: list[Any]) -> None:
-    """Let linears add a weight's gradient to its buffer inside the product, where a library brings that kernel.
+    """Let linears add a weight's gradient to its buffer inside the product, where a library has that kernel.
 
-    Transformer Engine's linears have their own. megatron-core's take apex's, and refuse to be built for it without
-    apex: by the configuration, which is one for both, a Transformer Engine without apex could not use it.
+    Transformer Engine's linears have their own kernel. megatron-core's use apex's, and cannot be built for it without
+    apex; they share one configuration key, so that each module is set here instead.
     """
     apex = torch.cuda.is_available() and getattr(tensor_parallel.layers, "_grad_accum_fusion_available", False)
     for module in (module for chunk in chunks for module in chunk.modules()):
@@ -86,10 +86,10 @@ def _fuse_weight_gradients(chunks: list[Any]) -> None:
 
 
 def gather(chunks: list[DistributedDataParallel]) -> None:
-    """Give every data-parallel rank all weights as they are now.
+    """Give every data-parallel rank all current weights.
 
-    With `overlap` the distributed optimizer leaves that to the next forward pass: until then a rank holds the last
-    step's weights outside of its own share, which is no state to be saved or averaged.
+    With `overlap` the distributed optimizer leaves that to the next forward: until then a rank holds the previous
+    step's weights outside of its own share, which must not be saved or averaged.
     """
     for chunk in chunks:
         if chunk.ddp_config.overlap_param_gather:
@@ -137,7 +137,7 @@ def build(chunks: list[DistributedDataParallel], config: OptimizerConfig) -> Any
 
 
 def gradient_norm(optimizer: Any) -> float | torch.Tensor:
-    """Make the gradients ready and give their norm, over the whole model; nothing has moved then.
+    """Prepare the gradients and return their norm over the whole model; weights do not change yet.
 
     On the device where megatron-core leaves it there. It is not finite where a gradient of any rank is not.
     """
@@ -148,7 +148,7 @@ def gradient_norm(optimizer: Any) -> float | torch.Tensor:
 
 
 def move(optimizer: Any, norm: float | torch.Tensor) -> None:
-    """megatron-core's own `step`, after `gradient_norm`, which it would otherwise do again.
+    """megatron-core's own `step`, after `gradient_norm`, without computing the norm again.
 
     megatron-core 0.16.1 to 0.19.2, optimizer/optimizer.py: each `step` calls both (lines 596 and 1310 of 0.16.1).
     Remove when one of its methods takes a norm.
@@ -161,7 +161,7 @@ def move(optimizer: Any, norm: float | torch.Tensor) -> None:
 
 
 def _repair_order(optimizer: DistributedOptimizer) -> None:
-    """Let a checkpoint of a bf16 backbone with an fp32 head load: make each parameter's place in its group true.
+    """Let a checkpoint of a bf16 backbone with an fp32 head load: correct each parameter's place in its group.
 
     megatron-core 0.16.1 to 0.19.2, optimizer/distrib_optimizer.py: `_build_optimizer_group_ranges` (line 260 of
     0.16.1) counts the places through the buffers, bf16 before fp32, but `_build_model_and_main_param_groups` (line
@@ -179,12 +179,12 @@ def _repair_order(optimizer: DistributedOptimizer) -> None:
 
 
 def _use_fused_kernel(optimizer: Any) -> None:
-    """One kernel for the whole of AdamW where it is torch's, on CPU and CUDA; megatron-core leaves the flag out.
+    """Use torch's fused AdamW kernel, on CPU and CUDA; megatron-core does not set the flag.
 
     megatron-core 0.16.1 to 0.19.2, optimizer/__init__.py: `torch.optim.AdamW` in the place of Transformer Engine's and
     apex's (line 32 of 0.16.1). Remove when it passes `fused=True`.
 
-    The flag travels in the checkpoint with the other settings of the groups.
+    The flag is saved in the checkpoint with the other settings of the groups.
     """
     if isinstance(optimizer, torch.optim.AdamW):
         for group in optimizer.param_groups:
@@ -192,10 +192,10 @@ def _use_fused_kernel(optimizer: Any) -> None:
 
 
 def _repair_norm() -> None:
-    """Let megatron-core's own gradient norm, which stands in for Transformer Engine's and apex's, stay on the device.
+    """Keep megatron-core's own gradient norm, its fallback for Transformer Engine's and apex's, on the device.
 
     megatron-core 0.16.1 to 0.19.2, utils.py: `local_multi_tensor_l2_norm` (line 1200 of 0.16.1) reads the norm of
-    every parameter back, one after another, to put them into one tensor. The norm of those norms is the same number;
+    every parameter back, one by one, to build one tensor. The norm of those norms is the same number;
     `get_grad_norm_fp32` then reads one. Remove when it builds no tensor of Python numbers.
     """
     own = getattr(megatron_utils, "local_multi_tensor_l2_norm", None)
@@ -222,7 +222,7 @@ _INITIALISE = "_init_optimizer_states_with_dummy_values"
 
 
 def _repair_resume() -> None:
-    """Make the distributed optimizer resume rightly when its inner optimizer is ``torch.optim.AdamW``.
+    """Make the distributed optimizer resume correctly when its inner optimizer is ``torch.optim.AdamW``.
 
     That is so wherever neither Transformer Engine nor apex is installed, on GPUs too. torch keeps a `step` tensor for
     each parameter, which megatron-core does not expect: it treats `step` as shardable (KeyError), wants it to exist

@@ -44,7 +44,7 @@ def write_own_share(optimizer: Any) -> None:
 
 
 def _own_share(optimizer: Any, model_state: dict[str, Any], *_: Any, **__: Any) -> dict[str, ShardedTensor]:
-    """This rank's part of the main parameters and both moments, as views of the optimizer's own tensors."""
+    """This rank's part of the main parameters and both moments, as views of the optimizer's tensors."""
     entries = nested_values(extract_sharded_tensors_and_factories(model_state)[0])
     by_parameter = {entry.data: entry for entry in entries}
     state: dict[str, ShardedTensor] = {}
@@ -59,7 +59,7 @@ def _own_share(optimizer: Any, model_state: dict[str, Any], *_: Any, **__: Any) 
 
 
 def _boxes_of(entry: Any, parameter: torch.Tensor, own: Any) -> Iterator[tuple[ShardedTensor, int, tuple, tuple]]:
-    """What the range `own` of a flattened parameter covers of the tensors that are stored for it.
+    """The boxes that the range `own` of a flattened parameter covers in the tensors stored for it.
 
     Yields:
         The stored tensor (one, or two for a gated fc1), the box's first element in `own`, its offset and size in the
@@ -77,7 +77,7 @@ def _boxes_of(entry: Any, parameter: torch.Tensor, own: Any) -> Iterator[tuple[S
 
 
 def _box(key: str, data: torch.Tensor, whole: ShardedTensor, offset: tuple[int, ...]) -> ShardedTensor:
-    """A box of a stored tensor; one data-parallel rank has it: its replicas are those of tensor parallelism."""
+    """A box of a stored tensor; it has replicas over tensor-parallel ranks only."""
     assert len(whole.replica_id) == 3, f"{key}: expected (pipeline, tensor, data) replica, got {whole.replica_id}"
     return ShardedTensor(
         key=key,

@@ -1,6 +1,6 @@
 """Start and stop torch.distributed and megatron-core's process groups.
 
-One process is the smallest case of many: a notebook calls `initialize` with a layout of one, a SLURM job with its own.
+A single process is an ordinary case: a notebook calls `initialize` with a layout of one process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _hosts: Any = None  # on GPUs, a gloo group of all processes
 def device() -> torch.device:
     """The device of this process: its own GPU, or the CPU where CUDA is absent.
 
-    LOCAL_RANK counts a node's GPUs. A scheduler may show each process only its own, which is then the first it sees.
+    LOCAL_RANK counts a node's GPUs. If a scheduler shows each process only its own GPU, that is its first.
     """
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -59,7 +59,7 @@ def _require_gpu() -> None:
 
 
 def _start_processes() -> None:
-    """Meet the other processes, and see that this one's device and backend work."""
+    """Start torch.distributed, and check that this process's device and backend work."""
     global _hosts
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
@@ -80,13 +80,13 @@ def _start_processes() -> None:
             _refuse_shared_gpus()
     started = torch.ones(1, device=device())
     dist.all_reduce(started)  # NCCL connects at its first collective
-    started.item()  # and fails when it is waited for
+    started.item()  # and fails only when its result is read
 
 
 def _refuse_shared_gpus() -> None:
     """Refuse two processes on one GPU, where NCCL fails; every process of the job raises the same ConfigError.
 
-    Ids are compared, because neither LOCAL_RANK nor the number of GPUs a process sees tells whose they are.
+    GPU ids are compared, because LOCAL_RANK and the number of visible GPUs do not identify a GPU.
     """
     gpus = [""] * dist.get_world_size()
     dist.all_gather_object(gpus, str(torch.cuda.get_device_properties(device()).uuid), group=_hosts)
@@ -102,7 +102,7 @@ def _refuse_shared_gpus() -> None:
 
 @contextlib.contextmanager
 def _told_with_the_rank() -> Iterator[None]:
-    """What stops a device or a backend from starting, as a ConfigError of one line."""
+    """Turns a failure to start a device or backend into a ConfigError of one line."""
     try:
         yield
     except SteerLMError:
@@ -116,10 +116,10 @@ def _told_with_the_rank() -> Iterator[None]:
 
 
 def start(config: InProcesses, seed: int = 1234) -> None:
-    """Begin a verb: check its configuration, join its processes, and settle what it runs with.
+    """Begin a verb: check its configuration, join its processes, and fill in the settings it runs with.
 
-    Settled for all that the verb does and writes are `config.trainer.precision`, and `config.trainer.devices` where
-    Python code was started as one of several processes; the command line has seen to it that these are as configured.
+    `config.trainer.precision` is set, and `config.trainer.devices` where Python code was started as one of several
+    processes; the command line starts as many processes as configured.
 
     Args:
         config: of a verb.
@@ -137,7 +137,7 @@ def start(config: InProcesses, seed: int = 1234) -> None:
 
 
 def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout: timedelta | None = None) -> None:
-    """Join the job's processes and lay them out in tensor, pipeline and data parallel groups; idempotent.
+    """Join the job's processes and make tensor, pipeline and data parallel groups; idempotent.
 
     RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the environment as torchrun sets them; without them this
     is a world of one. Calling it again with another layout rebuilds megatron-core's groups.
@@ -145,8 +145,8 @@ def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout
     Args:
         parallel: the layout.
         seed: of the random streams.
-        timeout: how long a process waits for the others in a collective of the groups made from now on; None: as
-            before, at first 30 minutes.
+        timeout: how long a process waits for the others in a collective of new groups; None: unchanged, initially 30
+            minutes.
 
     Raises:
         ConfigError: the number of processes is not a multiple of tensor x pipeline, a GPU is asked for and absent or
@@ -161,7 +161,7 @@ def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout
 
 
 def resolve_precision(asked: str | None) -> str:
-    """The number format of a computation: what is asked for, else bf16 on a GPU and fp32 on a CPU; that is logged."""
+    """The number format of a computation: `asked`, else (which is logged) bf16 on a GPU and fp32 on a CPU."""
     if asked is not None:
         return asked
     chosen, where = ("bf16", "GPU") if torch.cuda.is_available() else ("fp32", "CPU")
@@ -211,7 +211,7 @@ def shutdown() -> None:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process writes files and speaks for the job."""
+    """Whether this process writes files and logs for the job."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -258,10 +258,10 @@ def broadcast_object(value: object, source: int = 0) -> object:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """What `function` returns on rank 0, on every rank: one process hashes or writes files, the others wait.
+    """Call `function` on rank 0 and return its result on every rank: one process hashes or writes files, others wait.
 
     Raises:
-        Exception: what it raises on rank 0, on every rank.
+        Exception: the exception of rank 0, on every rank.
     """
     outcome: Any = None
     if is_rank_zero():

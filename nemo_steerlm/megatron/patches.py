@@ -1,8 +1,8 @@
-"""Patches of a library's private parts: each fits the versions it was tried with, or the library goes its own way.
+"""Patches of a library's private parts, with fallback to the library's own code.
 
-A library may change its private parts in any release. A patch passes on the arguments it does not know; where that is
-not enough, or the part is gone, the library's own code runs and one line says what is lost. Beside each patch stand
-the place in the library, the versions it was tried with, and when to remove it.
+A library may change its private parts in any release. A patch passes unknown arguments on; where that is not enough,
+or the part is gone, the library's own code runs and the loss is logged. Each patch names the place in the library, the
+versions it was tried with, and when to remove it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 _DISTRIBUTIONS = {"megatron": "megatron-core"}  # where a module's name is not the package's
-_left: set[str] = set()  # parts that were told of
+_left: set[str] = set()  # parts already logged
 
 
 def leave(part: str, why: object, effect: str) -> None:
@@ -36,7 +36,7 @@ def leave(part: str, why: object, effect: str) -> None:
 def release(module: str) -> str:
     """The distribution of a top-level `module` and its version: "megatron-core 0.16.1".
 
-    `megatron.core.__version__` is no such version: 0.19 adds the commit of the git checkout that it is run in.
+    `megatron.core.__version__` is not used: 0.19 adds the commit of the git checkout that it is run in.
     """
     library = _DISTRIBUTIONS.get(module, module)
     try:
@@ -46,10 +46,10 @@ def release(module: str) -> str:
 
 
 def replace(owner: Any, effect: str, needs: tuple[str, ...] = (), /, **functions: Callable | Any) -> bool:
-    """Put `functions` in the place of what `owner` has under these names: all or none.
+    """Replace `owner`'s attributes of these names by `functions`: all or none.
 
     Args:
-        owner: what is patched: a module, a class or an object.
+        owner: the module, class or object to patch.
         effect: what the user loses where one of the names is gone.
         needs: names that the functions use.
         functions: the new ones.

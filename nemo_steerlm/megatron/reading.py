@@ -1,4 +1,4 @@
-"""A checkpoint is read without running what it brings: folders come from other people.
+"""Reads a checkpoint without running code from it: folders may come from other people.
 
 torch's distributed format keeps its index, `.metadata`, as a pickle, and reads single objects back with a full
 unpickling; both run whatever code they name. Inside `reading` they may name the classes of an index and plain data,
@@ -42,7 +42,7 @@ _RECIPES = "transformer_engine.common.recipe"
 
 
 class _Refused(pickle.UnpicklingError):
-    """An object asks for what is not allowed."""
+    """A pickle asks for something that is not allowed."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -90,15 +90,15 @@ def _check_plain(name: str, value: io.BytesIO) -> None:
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Inside, torch and megatron-core read the checkpoint in `folder` and run nothing that it brings.
+    """Inside, torch and megatron-core read the checkpoint in `folder` and run no code from it.
 
-    What is replaced is torch's own (2.11 to 2.14, torch/distributed/checkpoint: the name `pickle` in filesystem.py,
+    The patch replaces parts of torch (2.11 to 2.14, torch/distributed/checkpoint: the name `pickle` in filesystem.py,
     line 930 of 2.13, and `load_bytes` of `DefaultLoadPlanner` in default_planner.py, line 382). Where a version lacks
-    it nothing is read, unlike with other patches: its own way would run what it reads. Remove when its index is no
+    them nothing is read, unlike with other patches: its own code would be unsafe. Remove when its index is not a
     pickle.
 
     Raises:
-        CheckpointError: whatever goes wrong inside, in one line.
+        CheckpointError: any failure inside, in one line.
     """
     planner: Any = default_planner.DefaultLoadPlanner
     parts: Any = filesystem
@@ -125,7 +125,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    """What went wrong first, on whichever rank."""
+    """The first failure of any rank."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, pickle.UnpicklingError):  # torch's message advises to trust the file

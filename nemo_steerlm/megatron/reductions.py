@@ -14,7 +14,7 @@ from nemo_steerlm.megatron import parallel
 
 
 def totals(kept: list[dict[str, Any]]) -> tuple[float | torch.Tensor, float | torch.Tensor]:
-    """Sum and count over what the last stage kept of all micro-batches, on the device; 0 on the other stages."""
+    """Sum and count over the last stage's results of all micro-batches, on the device; 0 on the other stages."""
     if not kept:
         return 0.0, 0.0
     total, count = (torch.stack([k[name] for k in kept]).double().sum() for name in ("sum", "count"))
@@ -27,8 +27,8 @@ def sum_over_ranks(
     """Sum numbers over data-parallel ranks; every rank gets the sums.
 
     Only the last pipeline stage knows losses (`on_last_stage`), and tensor-parallel ranks all know the same ones.
-    Waits for the device once: a number that every rank knows already is read together with the sums, as `beside`.
-    Where it is not finite on one rank, all get a NaN.
+    Waits for the device once: `beside`, a number that every rank has already, is read together with the sums. Where it
+    is not finite on one rank, all get NaN.
     """
     table = torch.zeros(len(values) + (beside is not None), dtype=torch.float64, device=parallel.device())
     if on_last_stage:
@@ -44,11 +44,11 @@ def sum_over_ranks(
 
 
 def rows_over_ranks(indices: list[torch.Tensor], rows: list[torch.Tensor], width: int) -> np.ndarray:
-    """Rows that ranks hold, each under the index of its sample, as one table on every rank.
+    """The rows of all ranks, by the index of their sample, as one table on every rank.
 
     Args:
         indices: of the samples, `[n]` each, `EMPTY` for none; empty lists on a rank that holds no rows.
-        rows: what belongs to them, `[n, width]` each.
+        rows: of these samples, `[n, width]` each.
         width: columns.
 
     Returns:

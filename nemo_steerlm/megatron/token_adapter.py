@@ -1,12 +1,11 @@
 """Trained embeddings of some tokens beside a frozen vocabulary: those of the attribute tokens.
 
-A pretrained model hears a new token once its embedding has moved by about its own length, which takes long at the rate
-of the other weights. So the adapter holds `D` `[tokens, hidden]`, zero at first, and the embedding that is used is
+A pretrained model reacts to a new token once its embedding has moved by about its own norm, which takes long at the
+learning rate of the other weights. So the adapter holds `D` `[tokens, hidden]`, zero at first, and the embedding is
 
     E[token] + SPEED * rms(E) * D[token]
 
-Where one matrix is the embedding and the vocabulary projection, logits get their part too: the model with the merged
-matrix computes the same.
+Where embedding and vocabulary projection are tied, the adapter also changes the logits, as the merged matrix would.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing import ShardedTensor
 
-#: Typical embeddings by which one moves in 1 / optimizer.lr steps of AdamW.
+#: Norms of a typical embedding by which one moves in 1 / optimizer.lr steps of AdamW.
 SPEED = 75.0
 
 
 class TokenAdapter(torch.nn.Module):
-    """The adapter of one model chunk, which all tensor-parallel ranks hold whole.
+    """The adapter of one model chunk, replicated on all tensor-parallel ranks.
 
     Attributes:
         rows: `D`, `[tokens, hidden]`.
@@ -51,7 +50,7 @@ class TokenAdapter(torch.nn.Module):
         self.register_buffer("columns", numbers[:, 1], persistent=False)
 
     def embedded(self, embedding: Any, tokens: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """The output of the word embedding for `tokens` `[batch, seq]` with this adapter in it."""
+        """The output of the word embedding for `tokens` `[batch, seq]` with this adapter added."""
         rows = F.pad(self.rows * self.scale, (0, 0, 1, 0))
         more = F.embedding(self.places[tokens], rows)
         if embedding.reduce_scatter_embeddings:  # [seq / tp, batch, hidden]
@@ -59,7 +58,7 @@ class TokenAdapter(torch.nn.Module):
         return output + more
 
     def projected(self, projection: Any, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """This rank's logits of `x` `[seq, batch, hidden]` with this adapter in them."""
+        """This rank's logits of `x` `[seq, batch, hidden]` with this adapter added."""
         if projection.sequence_parallel:
             x = tensor_parallel.gather_from_sequence_parallel_region(x)
         else:
@@ -69,7 +68,7 @@ class TokenAdapter(torch.nn.Module):
 
     @torch.no_grad()
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the vocabulary with the adapter in it, computed in fp32."""
+        """This rank's part of the vocabulary with the adapter merged, computed in fp32."""
         changed = weight.to(torch.float32, copy=True)
         changed[self.columns] += self.scale * self.rows[self.own].float()
         return changed.to(weight.dtype)
@@ -115,7 +114,7 @@ def sum_copies(chunks: list[Any]) -> None:
 
 
 def merge(chunk: Any, part: dict[str, Any]) -> None:
-    """Put the adapter of a chunk, if it has one, into the vocabulary in its sharded state."""
+    """Merge the adapter of a chunk, if it has one, into the vocabulary of its sharded state."""
     if part.pop("token_adapter.rows", None) is None:
         return
     tied = chunk.share_embeddings_and_output_weights

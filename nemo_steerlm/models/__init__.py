@@ -1,4 +1,4 @@
-"""The NeMo model classes: what the project exists for."""
+"""The NeMo model classes."""
 
 import logging
 
@@ -6,7 +6,7 @@ from nemo_steerlm.megatron.deferred import deferring  # and with it the CPU back
 
 for _chatty in ("lightning.pytorch", "nemo_logger"):  # about their own set-up
     logging.getLogger(_chatty).setLevel(logging.ERROR)
-logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)  # telemetry, whose own spans end out of order at a stop
+logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)  # telemetry: its spans end out of order at a stop
 
 with deferring():
-    import nemo_steerlm.models.generative  # noqa: F401  (a head that is a model of its own; after the loggers)
+    import nemo_steerlm.models.generative  # noqa: F401  (registers the generative head; after the loggers)

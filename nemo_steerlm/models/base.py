@@ -1,4 +1,4 @@
-"""What both SteerLM models share: a megatron-core GPT in a NeMo model, trained through megatron-core's schedules."""
+"""Base of both SteerLM models: a megatron-core GPT in a NeMo model, trained through megatron-core's schedules."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class MegatronModel(TrainableModel):
 
     Args:
         cfg: `architecture`, `template`, `attributes` (a schema's dict, or null), `head` and `pooling` of a regressor,
-            `ends` (more ids at which a text ends), `parallel`, `precision` ("fp32", "bf16" or "fp8"), and for training
+            `ends` (further end-of-text ids), `parallel`, `precision` ("fp32", "bf16" or "fp8"), and for training
             `optimizer`, `max_steps`, `seed`, `recompute`, `lora` and `freeze`.
-        tokenizer: what the model reads and writes with.
+        tokenizer: the model's tokenizer.
         trainer: Lightning's trainer with `MegatronStrategy`, or None for inference.
     """
 
@@ -70,7 +70,7 @@ class MegatronModel(TrainableModel):
         """Build this rank's part of the network; idempotent.
 
         Args:
-            initialise: draw random weights; without, only a new head has values and the caller loads the others.
+            initialise: draw random weights; else only a new head is initialised and the caller loads the rest.
         """
         if not self.chunks:
             parallel.initialize(self.parallel, seed=int(self.cfg.get("seed", 1234)))
@@ -82,7 +82,7 @@ class MegatronModel(TrainableModel):
             self.network = torch.nn.ModuleList(self.chunks)
 
     def load_weights(self, folder: Path | str) -> None:
-        """Take the weights of a model folder; a head that the folder does not have keeps its initial values."""
+        """Load the weights of a model folder; a head that the folder does not have keeps its initial values."""
         self.build(initialise=False)
         model_folder.load_weights(folder, self.chunks, skip=self.fresh_parameters(model_folder.read(folder)))
 
@@ -98,11 +98,11 @@ class MegatronModel(TrainableModel):
 
         The precision is "fp32" or "bf16"; None: bf16 on a GPU, fp32 on a CPU.
 
-        Sequence parallelism and virtual stages help training only: a layout that has them is used without.
+        Sequence parallelism and virtual stages are for training only and dropped from the layout.
 
         Raises:
             CheckpointError: the folder is missing, damaged or of another kind.
-            ConfigError: a precision that only trainings have.
+            ConfigError: a precision that is for training only.
         """
         check_inference(precision)
         path = Path(path)
@@ -119,7 +119,7 @@ class MegatronModel(TrainableModel):
 
     @classmethod
     def variant(cls, card: ModelCard) -> type[Any]:
-        """The class that makes a model of this card: this one or a child."""
+        """The class for a model with this metadata: this one or a subclass."""
         return cls
 
     @classmethod
@@ -131,7 +131,7 @@ class MegatronModel(TrainableModel):
             )
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write a model folder, of the averaged weights where they are kept, by all ranks together."""
+        """Write a model folder, with the averaged weights where they are kept; all ranks call it."""
         self._gather()
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             model_folder.write(folder, self.card, self.tokenizer, self.chunks)
@@ -157,7 +157,7 @@ class MegatronModel(TrainableModel):
         """Load what `save_to` wrote; keyword arguments as in `from_pretrained`."""
         with tempfile.TemporaryDirectory() as folder:
             try:
-                with tarfile.open(restore_path, "r:") as archive:  # not packed, so it unpacks to no more than its size
+                with tarfile.open(restore_path, "r:") as archive:  # uncompressed: extracts to no more than its size
                     if sparse := [member.name for member in archive if member.issparse()]:
                         raise tarfile.TarError(f"{sparse[0]} is a sparse file")
                     archive.extractall(folder, filter="data")
@@ -177,13 +177,13 @@ class MegatronModel(TrainableModel):
         """Batches are given by `validation_batches`."""
 
     def close(self) -> None:
-        """Give back the memory of weights, gradients and optimizer; the model is of no use afterwards.
+        """Free the memory of weights, gradients and optimizer; the model is unusable afterwards.
 
-        Needed where another model follows in the same process: what a training leaves behind refers to itself in
-        circles, one of them through autograd's nodes, which Python's collector does not see through.
+        Needed where another model follows in the same process: a training leaves reference cycles, one of them
+        through autograd's nodes, which Python's garbage collector does not see.
         """
         for wrapped in self._wrapped[0] if hasattr(self, "_wrapped") else []:
-            vars(wrapped).clear()  # breaks that circle: it holds the nodes whose hooks hold it
+            vars(wrapped).clear()  # breaks that cycle: it holds the nodes whose hooks hold it
         self.chunks, self.optimizer, self.average = [], None, None
         self.task = self.training_batches = self.validation_batches = None
         self.beside, self._trainer = {}, None  # Lightning's trainer has the optimizer
@@ -197,7 +197,7 @@ class MegatronModel(TrainableModel):
 def model_config(
     card: ModelCard, *, parallel: ParallelConfig | None = None, precision: str | None = None, **training: Any
 ) -> DictConfig:
-    """The NeMo configuration of a model with this card; `training` adds `optimizer`, `max_steps`, `seed`.
+    """The NeMo configuration of a model with this metadata; `training` adds `optimizer`, `max_steps`, `seed`.
 
     Args:
         precision: None: as `parallel.resolve_precision` chooses.

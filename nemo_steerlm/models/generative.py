@@ -21,10 +21,10 @@ from nemo_steerlm.tokenizer import Tokenizer
 class GenerativeRegressor(AttributeRegressor, head="generative"):
     """Predicts attributes as text (SteerLM, arXiv 2310.05344, section 3.2); used like any `AttributeRegressor`.
 
-    Trained by `train.tasks.GenerativeTask`. Read attribute by attribute in the schema's order: the
-    distribution of a value is the softmax over the tokens of its levels, given the likeliest levels of the attributes
-    before it (the paper's greedy decoding, equation 2; what a reader of the labels would see). The value is that
-    distribution's mean. In validation the earlier values are the label's own, as in training.
+    Trained by `train.tasks.GenerativeTask`. Attributes are predicted in the schema's order: the distribution of a
+    value is the softmax over the tokens of its levels, given the likeliest levels of the attributes before it (the
+    paper's greedy decoding, equation 2). The prediction is that distribution's mean. In validation the labels of the
+    earlier attributes are given, as in training.
 
     Raises:
         ConfigError: a setting of a head that is a layer of its own, or a level that is not one token.
@@ -45,7 +45,7 @@ class GenerativeRegressor(AttributeRegressor, head="generative"):
         return None
 
     def fresh_parameters(self, source: ModelCard) -> tuple[str, ...]:
-        """Nothing is new (raises CheckpointError where the source has no vocabulary projection)."""
+        """None (raises CheckpointError where the source has no vocabulary projection)."""
         lost = source.kind == "regressor" and source.head != "generative"
         if lost and not source.architecture.tie_word_embeddings:
             raise CheckpointError(

@@ -1,9 +1,8 @@
-"""Heads of the regressor: what its raw outputs mean.
+"""Heads of the regressor: values, targets and losses of its raw outputs.
 
 The network's last layer gives R raw outputs a text (`megatron.gpt.RegressionModel`, one fp32 linear layer for every
-kind of head). A head says how many it needs for K attributes, which values `[n, K]` they stand for, what they are
-trained towards and how an error counts. It has no weights of its own, only functions: `n` texts, `C` columns of a
-target.
+kind of head). A head defines how many it needs for K attributes, the values `[n, K]` they stand for, the training
+targets and the loss. It has no weights of its own. Shapes: `n` texts, `C` columns of a target.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Head(ABC):
 
     @abstractmethod
     def target(self, labels: torch.Tensor) -> torch.Tensor:
-        """What labels `[n, K]` (none missing) train towards, `[n, C]`; linear in between two whole levels."""
+        """The targets `[n, C]` of labels `[n, K]` (none missing); linear between two integer levels."""
 
     @abstractmethod
     def loss(self, raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -125,7 +124,7 @@ class LevelHead(Head):
         return torch.stack([-(histogram * logs).sum(-1) for histogram, logs in parts], dim=-1)
 
     def start(self, mean: torch.Tensor) -> torch.Tensor:
-        """Those of the mean histogram, in which no level is rarer than one in a thousand."""
+        """Those of the mean histogram, its levels clamped to at least 0.001."""
         parts = [part.nan_to_num(1.0).clamp(min=1e-3) for part in mean.split(self.sizes)]
         return torch.cat([self._start(part / part.sum()) for part in parts])
 
@@ -162,8 +161,8 @@ class OrdinalHead(LevelHead):
     """Cumulative link model with the logistic link (McCullagh, 1980): P(y > level j) = sigmoid(c_j), c_j falls with j.
 
     An attribute of L levels has L - 1 raw outputs: c_0, and the inverse softplus of each step from c_j down to c_j+1.
-    So the thresholds are in order whatever the weights are. The steps may depend on the text: a text on which raters
-    disagree can have a wider distribution, which thresholds shared by all texts would not allow.
+    So the thresholds are in order whatever the weights are. The steps may depend on the text: a text on which
+    annotators disagree can have a wider distribution, which thresholds shared by all texts would not allow.
     """
 
     kind = "ordinal"

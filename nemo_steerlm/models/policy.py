@@ -1,4 +1,4 @@
-"""The attribute-conditioned policy: a language model that answers in the way the attributes ask for."""
+"""The attribute-conditioned policy: a language model whose answers follow the requested attributes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _LOGIT_ROWS = 1024  # at most so many rows of logits are held at once
 
 
 class AttributeConditionedGPT(MegatronModel):
-    """A GPT fine-tuned on answers that follow a line with their attributes (arXiv 2310.05344, section 3.3)."""
+    """A GPT fine-tuned on answers preceded by their attribute string (arXiv 2310.05344, section 3.3)."""
 
     kind = "policy"
 
     @classmethod
     def check_kind(cls, card: ModelCard, path: Path) -> None:
-        """A plain language model generates too; it just knows no attributes."""
+        """Accept a plain language model too; it has no attributes."""
         if card.kind != "language_model":
             super().check_kind(card, path)
 
@@ -76,7 +76,7 @@ class AttributeConditionedGPT(MegatronModel):
         )  # fmt: skip
 
     def response(self, answer: Generation) -> str:
-        """The text of a sampled answer, without what closes it."""
+        """The text of a sampled answer, without its end marker."""
         return self.card.template.parse_response(answer.text, cut=answer.finish == "length")
 
     def losses(
@@ -88,8 +88,8 @@ class AttributeConditionedGPT(MegatronModel):
         """Negative log-likelihood of the targets of each text, each data-parallel rank reading its share.
 
         Args:
-            texts: ids and loss mask, both [sequence], of `PromptTemplate.encode_policies`; what texts begin with alike
-                is read once.
+            texts: ids and loss mask, both [sequence], of `PromptTemplate.encode_policies`; a shared prefix is computed
+                once.
             batch_tokens: tokens of one forward pass; None for what suits the device.
             progress: called with the number of texts just read.
 
@@ -130,7 +130,7 @@ class AttributeConditionedGPT(MegatronModel):
         return broadcast_from_last_stage(sums)
 
     def request(self, attributes: Mapping[str, float | None] | None) -> dict[str, float]:
-        """What `generate` asks for, given these (`AttributeSchema.complete`); nothing of a plain language model.
+        """The complete request that `generate` makes of these (`AttributeSchema.complete`); empty without attributes.
 
         Raises:
             ConfigError: an unknown attribute, or one asked of a plain language model.
@@ -163,14 +163,14 @@ class AttributeConditionedGPT(MegatronModel):
         seed: int = 0,
         progress: bool = False,
     ) -> str | list[str]:
-        """Answer a prompt, or each of a list, in the way `attributes` ask for.
+        """Answer a prompt, or each of a list, conditioned on `attributes`.
 
         Args:
             prompt: the user's message, or a conversation that ends with one; or a list of these.
             attributes: what to steer, e.g. ``{"humor": 4}``. The others take the schema's defaults; None as a value
                 leaves its attribute out, so ``dict.fromkeys(policy.schema.names)`` asks for nothing. `request` tells
                 which values are used.
-            system: of messages; the default one stands for that of the model's template.
+            system: system prompt of messages; the default stands for that of the model's template.
             temperature: 0 is greedy, as in the paper.
             progress: count the tokens on standard error as they are drawn.
 

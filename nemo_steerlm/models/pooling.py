@@ -1,4 +1,4 @@
-"""What a regressor's head reads: the last token of a text, or the mean of all its tokens."""
+"""Pooling of a regressor: the last token of a text, or the mean of all its tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def pool(output: torch.Tensor, first: torch.Tensor, last: torch.Tensor, pooling: str) -> torch.Tensor:
-    """What the head says of each text: raw outputs `[n, R]`.
+    """Pooled raw outputs of each text, `[n, R]`.
 
-    The mean is taken after the layer, which is the same as before it: the layer is linear. It is over all tokens of
+    The mean is taken after the layer, which equals the mean before it: the layer is linear. It is over all tokens of
     the text, history included, as the reference's `use_avg_pool`.
 
     Args:
@@ -29,5 +29,5 @@ def pool(output: torch.Tensor, first: torch.Tensor, last: torch.Tensor, pooling:
 
 
 def pool_whole_texts(output: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """As `pool` with "mean" where the host knows the lengths and nothing lies between: the same bits on every run."""
+    """As `pool` with "mean" where the host knows the lengths and there is no padding; bitwise reproducible."""
     return torch.stack([text.mean(0) for text in output.split(list(lengths))])

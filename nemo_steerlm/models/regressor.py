@@ -34,11 +34,11 @@ Regressor = TypeVar("Regressor", bound="AttributeRegressor")
 class AttributeRegressor(MegatronModel):
     """A GPT backbone with one fp32 linear layer, read at the last token of the rendered answer or the mean of all.
 
-    What the layer's numbers mean is the head's business (`nemo_steerlm.models.heads`); by default they are the values
+    The head (`nemo_steerlm.models.heads`) defines what the layer's outputs mean; by default they are the values
     themselves (`train.tasks.RegressionTask`). The text of a response is `PromptTemplate.render_regression`.
 
     Attributes:
-        head: the kind of head the card names.
+        head: the head that the model metadata names.
         fresh_head: whether the head's weights are the initial ones.
     """
 
@@ -70,7 +70,7 @@ class AttributeRegressor(MegatronModel):
     def fresh_parameters(self, source: ModelCard) -> tuple[str, ...]:
         """The head is new unless the source is a regressor of the same attributes, head and pooling.
 
-        A sequence classifier of as many outputs that nobody named is taken to be of these attributes.
+        A sequence classifier with as many unnamed outputs is taken to predict these attributes.
         """
         mine, theirs = ((card.kind, card.head, card.pooling) for card in (self.card, source))
         found = source.schema if source.kind == "regressor" else None
@@ -90,10 +90,10 @@ class AttributeRegressor(MegatronModel):
 
     @property
     def calibration(self) -> Calibration | None:
-        """Corrects what `predict` and `distribution` return; None = raw.
+        """Applied to what `predict` and `distribution` return; None = raw.
 
-        A temperature acts in the head, the other calibrations on values. Setting one that the head has no use for
-        raises CheckpointError.
+        A temperature acts in the head, the other calibrations on values. Setting a temperature for a head without a
+        distribution raises CheckpointError.
         """
         return self._calibration
 
@@ -134,8 +134,8 @@ class AttributeRegressor(MegatronModel):
 
         Args:
             texts: token ids of `PromptTemplate.render_regression`, any lengths.
-            batch_tokens: tokens of one forward pass, in which what texts begin with alike is read once; None for what
-                suits the device.
+            batch_tokens: tokens of one forward pass, in which a shared prefix is computed once; None for what suits
+                the device.
             progress: called with the number of texts just done.
 
         Returns:
@@ -199,7 +199,7 @@ class AttributeRegressor(MegatronModel):
         return self._by_attribute(self._over_ranks(texts, head.probabilities, head.columns, batch_tokens))
 
     def expectation(self, distribution: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What `predict` returns, from what `distribution` did."""
+        """The values that `predict` returns, computed from the result of `distribution`."""
         columns = torch.from_numpy(np.concatenate([distribution[name] for name in self.schema.names], axis=1))
         return self._corrected(self.level_head().means(columns).numpy())
 
@@ -223,7 +223,7 @@ class AttributeRegressor(MegatronModel):
         batch_tokens: int | None,
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """What `values_of` makes of the head's raw outputs, `[n, R]` to `[n, columns]`, for all texts."""
+        """`values_of` (`[n, R]` to `[n, columns]`) of the head's raw outputs, for all texts."""
         model, mean, device = self.chunks[0], self.card.pooling == "mean", parallel.device()
         order: list[int] = []
         parts: list[torch.Tensor] = []
@@ -254,7 +254,7 @@ class AttributeRegressor(MegatronModel):
             For each conversation the predicted value (float, not clamped) of every attribute.
 
         Raises:
-            DataError: a conversation has no assistant turn, or is none.
+            DataError: a conversation has no assistant turn, or is malformed.
         """
         places, names = [], (ASSISTANT, self.card.template.assistant)
         for number, given in enumerate(conversations):

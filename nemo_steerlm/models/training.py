@@ -1,4 +1,4 @@
-"""What Lightning calls of a model: batches, steps and validation, run through megatron-core's schedules."""
+"""The model methods that Lightning calls: batches, steps and validation, run through megatron-core's schedules."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from nemo_steerlm.megatron.layers import Segments
 from nemo_steerlm.megatron.reductions import sum_over_ranks, totals
 
 Section = TypeVar("Section", bound=Settings)
-MicroBatch = dict[str, Any]  # tensors, and what the host knows: `real_tokens`, and of a packed row `segments`
+MicroBatch = dict[str, Any]  # tensors, and on the host `real_tokens` and, of a packed row, `segments`
 
 
 class _LightningOptimizer(torch.optim.Optimizer):
-    """megatron-core's optimizer as Lightning wants to see one; Lightning counts `step` calls as global steps."""
+    """megatron-core's optimizer as a torch optimizer; Lightning counts `step` calls as global steps."""
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__([torch.nn.Parameter(torch.zeros(1))], {"lr": 0.0})
@@ -65,13 +65,13 @@ class TrainableModel(ModelPT):
         bad_steps: Any,
         max_steps: int | None = None,
     ) -> None:
-        """Take what a training is made of; to be called once the weights are loaded.
+        """Set up a training; called after the weights are loaded.
 
         Args:
             task: the loss and the metrics, a `train.tasks.Task` of this model.
             training, validation: `train.batches.StepBatches`.
             beside: batches that the task's metrics read at every validation, by name.
-            bad_steps: judges every step, a `train.bad_steps.BadSteps`.
+            bad_steps: checks every step, a `train.bad_steps.BadSteps`.
             max_steps: optimizer steps; None for the configuration's.
         """
         self.task, self.training_batches, self.validation_batches = task, training, validation
@@ -92,11 +92,11 @@ class TrainableModel(ModelPT):
         self.average = None if decay is None else WeightAverage(self.chunks, decay)
 
     def freeze_trunk(self) -> None:
-        """Leave only what belongs to the attributes to be trained."""
+        """Freeze the backbone; only parameters of the attributes are trained."""
         lora.freeze_trunk(self.chunks)
 
     def training_state(self) -> dict[str, Any]:
-        """Sharded state of what training changes, the optimizer's aside."""
+        """Sharded state of what training changes, without the optimizer's."""
         self._gather()
         average = {} if self.average is None else {"average": self.average.sharded_state()}
         return {"model": checkpoint.training_state(self.chunks), **average}
@@ -157,7 +157,7 @@ class TrainableModel(ModelPT):
     def run(self, batches: list[MicroBatch], forward_only: bool) -> list[dict[str, Any]]:
         """Run one step's micro-batches through megatron-core's schedule; what the last stage kept of each.
 
-        The one place where batches go to the device: once, whoever runs them and however many chunks read them.
+        Only here do batches go to the device: once, however many chunks read them.
         """
         models = self._wrapped[0] if hasattr(self, "_wrapped") else self.chunks
         batches = [to_device(batch, parallel.device()) for batch in batches]
@@ -180,11 +180,11 @@ class TrainableModel(ModelPT):
     def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
         """One optimizer step over this rank's share of the global batch; skipped where it is not finite.
 
-        All ranks know the whole loss and gradient norm before the optimizer moves. They wait for the device there,
-        and only there.
+        All ranks know the total loss and the gradient norm before the optimizer steps. Only there do they wait for
+        the device.
 
         Raises:
-            DataError: so many steps in a row were not finite (`BadSteps`).
+            DataError: too many steps in a row were not finite (`BadSteps`).
         """
         started = time.perf_counter()
         step, shim = self.trainer.global_step, self.optimizers()
@@ -226,7 +226,7 @@ class TrainableModel(ModelPT):
         self.log_dict({name: torch.tensor(value) for name, value in metrics.items()}, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
-        """Lightning's hook: start counting afresh."""
+        """Lightning's hook: reset the counts."""
         self._kept: list[dict[str, Any]] = []
 
     def validation_step(self, batch: list[MicroBatch], batch_idx: int, dataloader_idx: int = 0) -> None:

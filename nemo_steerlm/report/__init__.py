@@ -1,1 +1,1 @@
-"""What is shown: tables for a terminal, pictures, pages. All figures come from the rooms below."""
+"""Tables for a terminal, pictures and pages. All figures come from other folders."""

@@ -18,7 +18,7 @@ def annotation_page(report: Mapping[str, Any], commands: Commands | None = None)
 
 
 def _labels(labels: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
-    """A histogram a line: what annotators gave, and what the regressor gives in its place."""
+    """A histogram a line: labels of annotators, and the regressor's in their place."""
     levels = sorted({int(level) for sides in labels.values() for counts in sides.values() for level in counts})
     rows: list[Row] = []
     for name, sides in labels.items():

@@ -1,4 +1,4 @@
-"""The bars a run is held to, fixed before it; a report says for each whether it was reached."""
+"""The bars of a run, fixed before it; a report says for each whether it was reached."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nemo_steerlm.report.tables import NOTHING, interval, number
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bars:
-    """What counts as reached.
+    """Thresholds of the bars.
 
     Attributes:
-        pearson: regressor vs truth, every attribute at least this and above the human labels' own.
+        pearson: regressor vs oracle, every attribute at least this and above the human labels' own.
         spearman: requested vs measured over single samples, every attribute at least this.
         spearman_mean: the same on average over the attributes.
         empty: share of empty answers, however the policy is asked, at most this.
@@ -36,7 +36,7 @@ class Bars:
 
 
 def check_bars(data: Mapping[str, Any], bars: Bars | None = None) -> list[dict[str, Any]]:
-    """Holds a report against the bars; parts of the report that are absent are not judged.
+    """Compares a report with the bars; bars of absent parts are left out.
 
     Args:
         data: the structure `write_report` takes.
@@ -159,5 +159,5 @@ def _at_least(value: float | None, limit: float) -> bool:
 
 
 def _lowest(values: Mapping[str, float | None]) -> tuple[str, float | None]:
-    """Name and value of the lowest; one that does not exist is lower than any."""
+    """Name and value of the lowest; an undefined value is lower than any."""
     return min(values.items(), key=lambda item: -math.inf if item[1] is None else item[1])

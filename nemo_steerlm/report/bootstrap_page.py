@@ -1,4 +1,4 @@
-"""`report.html` of a bootstrap: what changed, the answers before and after side by side, how the trainings went."""
+"""`report.html` of a bootstrap: the change, the answers before and after side by side, the losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_steerlm.report.results_page import asked_levels, change_table
 from nemo_steerlm.report.tables import number
 from nemo_steerlm.report.training import Losses, training_table
 
-_SHOWN = 10  # prompts whose answers stand on the page
+_SHOWN = 10  # prompts whose answers are shown
 _WORDS = {"overlong": "prompt too long", "unjudged": "not scored"}  # of counts whose keys are older
 
 
@@ -56,7 +56,7 @@ def write_report(
 def _answers(
     before: Sequence[Conversation], after: Sequence[Conversation], schema: Mapping[str, Any], target: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The first prompts that both answered, with both answers."""
+    """The first prompts that both policies answered, with both answers."""
     later = {row.id: row for row in after}
     both = [(row, later[row.id]) for row in before if row.id in later]
     return [
@@ -78,7 +78,7 @@ def _measured(row: Conversation, target: Sequence[str]) -> list[tuple[str, str]]
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """What each round sampled, left out and kept."""
+    """Counts of answers that each round sampled, left out and kept."""
     names = list(dict.fromkeys(name for one in rounds for name in one))
     rows = [
         [_WORDS.get(name, name.replace("_", " ")), *(number(one.get(name), 2) for one in rounds)] for name in names

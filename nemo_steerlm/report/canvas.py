@@ -1,4 +1,4 @@
-"""What pictures are drawn with: the colours of a page, figures and panels, and rows of dots with intervals.
+"""Drawing of pictures: the colours of a page, figures and panels, and rows of dots with intervals.
 
 Colours are Okabe and Ito's, which people with any colour vision can tell apart; marks differ in shape as well.
 """
@@ -54,7 +54,7 @@ DARK = Theme(
 
 
 def draw_all(drawers: Mapping[str, Callable[[Theme], Any]], theme: Theme) -> dict[str, bytes]:
-    """PNG bytes of what each function draws, a matplotlib figure, in the colours and type of a page."""
+    """PNG bytes of the matplotlib figure that each function draws, in the colours and font of a page."""
     from matplotlib import rc_context
 
     settings: dict[Any, Any] = {
@@ -110,7 +110,7 @@ def _png(figure: Any) -> bytes:
 
 
 def new_panels(names: Sequence[str], x_label: str, y_label: str) -> tuple[Any, dict[str, Any]]:
-    """A grid with one panel a name; unused places are left to the legend."""
+    """A grid with one panel a name; the legend takes unused places."""
     columns = 2 if len(names) == 4 else min(COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
     figure = new_figure(3.4 * columns, 2.9 * rows + 0.35)
@@ -158,9 +158,9 @@ def add_legend(figure: Any, axis: Any) -> None:
 
 
 def readable_on(background: Sequence[float]) -> str:
-    """Black or white, whichever stands out more from a colour (red, green, blue from 0 to 1): at least 4.5 to 1.
+    """Black or white, by the higher contrast with a colour (red, green, blue from 0 to 1): at least 4.5 to 1.
 
-    Contrast and luminance are those of WCAG 2.2; at a luminance of 0.18 black and white are equally far, 4.58 to 1.
+    Contrast and luminance are those of WCAG 2.2; at a luminance of 0.18 both have a contrast of 4.58 to 1.
     """
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -177,7 +177,7 @@ def draw_arms(
 ) -> Any:
     """Rows of names, in each one dot and interval an arm; arms are label -> (colour, marker, figures by name).
 
-    A line stands at `nothing`, the figure of no effect.
+    A line marks `nothing`, the figure of no effect.
     """
     figure = new_figure(3.4 * COLUMNS, 1.1 + (0.24 * len(arms) + 0.22) * len(names))
     axis = figure.subplots()

@@ -1,4 +1,4 @@
-"""Predicted beside human labels by dataset, language and number of annotators: the page and the table."""
+"""Predicted against human labels by dataset, language and number of annotators: the page and the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: Python gathers plain data, the templates beside this file make HTML of it."""
+"""Self-contained pages: Python gathers plain data, the templates beside this file render it as HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOKS = {"#": "number", "|": "track"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commands:
-    """Command lines for a page's foot: the one that made it, and the one to type next."""
+    """Command lines for a page's foot: the one that made it, and the next one."""
 
     made: str
     next: str
@@ -34,11 +34,11 @@ class Commands:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """A cell of a table that is more than a text.
+    """A cell of a table with more than a text.
 
     Attributes:
-        text: what it says.
-        small: what stands in small below it.
+        text: its text.
+        small: a small text below it.
         look: class of the text in report.css.
         share: length of a bar or depth of a colour, per cent.
     """
@@ -96,10 +96,10 @@ def render(
     Args:
         template: file that sets `title`, `lead` and `sections` (titles by key) and has a macro for each key.
         data: content of report.json.
-        parts: what the macro of each key takes; a section without a part is left out.
-        pictures: what the macro `picture` finds by name.
-        commands: what the foot says beside the date.
-        folder: where the template lies; those of the package are found beside it.
+        parts: the argument of each key's macro; a section without a part is left out.
+        pictures: by name, for the macro `picture`.
+        commands: for the foot, with the date.
+        folder: the template's folder; the package's own templates are found too.
     """
     shown = {name: _picture(*pair) for name, pair in (pictures or {}).items()}
     page = _environment(folder).get_template("page.html.j2")
@@ -142,7 +142,7 @@ def bars(title: str, counts: Mapping[str, int]) -> Table:
 
 
 def shaded(text: str, value: float, most: float, look: str = "shade") -> Cell:
-    """A cell as deep in colour as its value is large."""
+    """A cell whose colour deepens with its value."""
     return Cell(text=text, look=look, share=round(_DEEPEST * value / most) if most else 0)
 
 

@@ -27,7 +27,7 @@ _MOST_DOTS = 600  # more only turn a cloud into a blot
 
 
 def draw(data: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, tuple[bytes, bytes]]:
-    """Draws every picture the data has figures for.
+    """Draws every picture for which the data has figures.
 
     Args:
         data: a report's figures as plain JSON types, see `write_report`.
@@ -133,7 +133,7 @@ def _steerability(data: Mapping[str, Any], theme: Theme) -> Any:
 
 
 def unlike_scales(data: Mapping[str, Any]) -> bool:
-    """Whether something is measured on another scale than the attributes' own: slopes cannot be compared then."""
+    """Whether any score has another scale than the attributes: slopes cannot be compared then."""
     columns = {column for row in data["cross_talk"].values() for column in row}
     return bool(data.get("scales")) or not columns <= set(data.get("attributes") or columns)
 

@@ -1,4 +1,4 @@
-"""A regressor beside human labels: the page of `evaluate task=regressor` and its table for a terminal."""
+"""A regressor against human labels: the page of `evaluate task=regressor` and its table for a terminal."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _lines(
 
 
 def with_bounds(one: Mapping[str, Any], key: str) -> Cell:
-    """A figure with its interval in small below it, two digits each: so the tables fit a screen."""
+    """A figure with its interval in small below it, two digits each, so that the tables fit a screen."""
     bounds = (one.get("interval") or {}).get(key)
     return Cell(text=number(one.get(key)), small=interval(bounds, 2) if bounds else "")
 

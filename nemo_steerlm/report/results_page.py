@@ -1,4 +1,4 @@
-"""Writes what was measured as report.json, as pictures, and as one page that needs nothing but itself."""
+"""Writes results as report.json, as pictures, and as one self-contained page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_report(folder: str | Path, data: Results, commands: Commands | None = 
 
     Args:
         folder: where to.
-        data: NaN may stand wherever a float does; it is null in report.json.
+        data: any float may be NaN, which becomes null in report.json.
         commands: for the foot of the page.
 
     Returns:
@@ -101,7 +101,7 @@ def _bootstrap(data: Results) -> dict[str, Any]:
 
 
 def change_table(step: Mapping[str, Any]) -> Table:
-    """What step 4 changed, beside the control arm if there is one: all targets together, and each attribute."""
+    """The change by step 4, and by the control arm if there is one: all targets together, and each attribute."""
     arms = {"Step 4": step, "Control arm": step.get("control")}
     there = {title: {"together": arm, **(arm.get("attributes") or {})} for title, arm in arms.items() if arm}
     rows: list[Row] = [
@@ -153,7 +153,7 @@ _PARTS: Mapping[str, Callable[[Results], Any]] = {
 
 
 def _samples(samples: Sequence[Sample], schema: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Prompts with the answers that follow each other."""
+    """Consecutive answers, grouped by prompt."""
     groups: list[dict[str, Any]] = []
     for sample in samples:
         if not groups or groups[-1]["prompt"] != sample["prompt"]:
@@ -166,7 +166,7 @@ def _samples(samples: Sequence[Sample], schema: Mapping[str, Mapping[str, Any]])
 def asked_levels(
     requested: Mapping[str, Any], measured: Mapping[str, Any] | None, schema: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What was asked of an answer and measured, and whether it differs from the attribute's default."""
+    """Requested and measured levels of an answer, and whether the request differs from the attribute's default."""
     return [
         {
             "name": name,

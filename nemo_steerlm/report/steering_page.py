@@ -13,7 +13,7 @@ from nemo_steerlm.report.tables import NOTHING, number
 
 
 def listening(data: Results) -> Table:
-    """What labels are worth to the policy."""
+    """Label information of the policy."""
     heard = data["listening"]
     assert heard is not None, "there is no section about it otherwise"
     rows: list[Row] = [
@@ -55,7 +55,7 @@ def ways(data: Results) -> Table:
 
 
 def costs(data: Results) -> dict[str, Any]:
-    """What each setting costs in quality."""
+    """The change of quality at each level."""
     quality = str(data.get("quality") or "quality")
     rows: list[Row] = []
     for name, points in data["costs"].items():
@@ -65,7 +65,7 @@ def costs(data: Results) -> dict[str, Any]:
 
 
 def cross_talk(data: Results) -> dict[str, Any]:
-    """What is measured of one attribute when another is asked for."""
+    """The measured change of one attribute where another is requested."""
     ranks = unlike_scales(data)
     cells = data["cross_talk_rank"] if ranks else data["cross_talk"]
     columns = list(next(iter(cells.values())))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-NOTHING = "–"  # stands where there is no value
+NOTHING = "–"  # in place of a missing value
 
 
 def number(value: Any, digits: int = 3, sign: bool = False) -> str:
@@ -29,7 +29,7 @@ def interval(bounds: Sequence[Any] | None, digits: int = 3, sign: bool = False) 
 
 
 def duration(seconds: float) -> str:
-    """Writes a duration as people say it: "3.5 s", "4 min 05 s", "2 h 10 min"."""
+    """Writes a duration for people: "3.5 s", "4 min 05 s", "2 h 10 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""How trainings went: the losses that each leaves in the metrics.jsonl of its run folder, as a picture and a table."""
+"""Losses of trainings, from the metrics.jsonl of each run folder, as a picture and a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Losses = Mapping[str, Sequence[tuple[int, float]]]  # "train" and "val": (step, 
 
 
 def losses(run: str | Path) -> Losses:
-    """The losses of a run folder; steps whose loss is no number are left out.
+    """The losses of a run folder; steps without a finite loss are left out.
 
     Raises:
         DataError: it has no metrics.jsonl.

@@ -1,8 +1,8 @@
-"""One face for the tokenizers we read: Hugging Face folders and SentencePiece ``.model`` files.
+"""One interface for two kinds of tokenizers: Hugging Face folders and SentencePiece ``.model`` files.
 
 BOS and EOS are never added: the prompt template marks every turn itself. A response is tokenised as a continuation of
-a prompt, so two things matter that a plain tokenizer call gets wrong: no dummy space may be put before it, and a
-leading space of its own may not be lost when it is decoded.
+a prompt, so two things matter that a plain tokenizer call gets wrong: no dummy space may be put before it, and its own
+leading space may not be lost when it is decoded.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, model: str | Path) -
     """Refuse a tokenizer that gives ids for which a model has no row.
 
     Args:
-        vocab_size: The model's true vocabulary; rows that only pad the embedding hold nothing that was trained.
-        model: What the model is, for the message.
+        vocab_size: The model's true vocabulary; rows that only pad the embedding are untrained.
+        model: The model's name, for the message.
 
     Raises:
         CheckpointError: The tokenizer has more ids.

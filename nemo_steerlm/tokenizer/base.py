@@ -1,4 +1,4 @@
-"""What every tokenizer gives: ids of a text and of a continuation, and back."""
+"""The interface of every tokenizer: ids of a text and of a continuation, and back."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Tokenizer(abc.ABC):
         eos_id: End-of-text id or None.
         bos_id: Begin-of-text id or None.
         pad_id: Padding id; the end-of-text id or 0 where the tokenizer has none.
-        unknown: Text of the token for what the vocabulary lacks, where it is one of the `atoms`.
+        unknown: Text of the unknown token, where it is one of the `atoms`.
         normalises: Whether letters are changed before a text is cut into tokens.
-        rewrites: Whether longer strings are, by rules of the tokenizer's own.
+        rewrites: Whether longer strings are changed, by the tokenizer's own rules.
     """
 
     vocab_size: int
@@ -36,29 +36,29 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def atoms(self) -> dict[str, int]:
-        """Texts that are cut out of any text as one token, to its id: added tokens, a model's own symbols."""
+        """Ids of texts that always become one token: added tokens, user-defined symbols."""
         return {}
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that steer a model: begin and end of text, chat markers and so on."""
+        """Ids of control tokens: begin and end of text, chat markers and so on."""
         return frozenset()
 
     def normalised(self, text: str) -> str:
-        """Return a text as the tokenizer's own normaliser leaves it, marks for spaces included."""
+        """Return a text after the tokenizer's own normaliser, space markers included."""
         return text
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template with which the model's makers write a chat, None where there is none."""
+        """The model's own Jinja chat template, None where there is none."""
         return None
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], prompt: bool) -> str:
-        """Return a chat of OpenAI's messages as :attr:`chat_template` writes it.
+        """Return a chat of OpenAI's messages, rendered by :attr:`chat_template`.
 
         Args:
             messages: ``{"role", "content"}`` each.
-            prompt: Whether the text is to end where an answer starts.
+            prompt: Whether the text ends where an answer starts.
 
         Raises:
             ConfigError: The template refuses the messages.
@@ -69,11 +69,11 @@ class Tokenizer(abc.ABC):
         """Return the ids of a text that starts a sequence (no BOS, no EOS)."""
         return self.encode_batch([text])[0]
 
-    file_decides = False  # the ids are those of tokenizer.json, and not of the class that its folder names
+    file_decides = False  # whether the ids are those of tokenizer.json, not of the class that its folder names
 
     @functools.cached_property
     def holes(self) -> list[int]:
-        """Ids below ``vocab_size`` that stand for no token, ascending."""
+        """Ids below ``vocab_size`` without a token, ascending."""
         return []
 
     def literally(self, names: frozenset[str]) -> Tokenizer | None:
@@ -94,7 +94,7 @@ class Tokenizer(abc.ABC):
     @functools.cached_property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """sha256 of what decides the ids: equal fingerprints tokenise alike."""
+        """sha256 of everything that determines the ids: equal fingerprints tokenise alike."""
 
     @functools.cached_property
     def _adds_prefix(self) -> bool:

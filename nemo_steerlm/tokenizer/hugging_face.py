@@ -15,7 +15,7 @@ from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.tokenizer.base import Tokenizer, copy_file
 
 _log = logging.getLogger(__name__)
-_FILES = (  # what makes a tokenizer folder; copied verbatim, so that nothing changes on the way
+_FILES = (  # the files of a tokenizer folder, copied verbatim
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -48,7 +48,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise
         except Exception as error:  # noqa: BLE001 - transformers raises whatever the broken file led to
             raise ConfigError(f"tokenizer {folder}: cannot be read ({' '.join(str(error).split()):.200})") from None
-        backend.model_max_length = int(1e30)  # lengths are ours to check; its warning is noise
+        backend.model_max_length = int(1e30)  # lengths are checked elsewhere; its warning is noise
         self._backend: Any = backend
         self.vocab_size = max(len(backend), max(backend.get_vocab().values(), default=-1) + 1)
         self.eos_id = backend.eos_token_id
@@ -141,11 +141,11 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _as_the_file_says(folder: Path, backend: Any) -> Any:
-    """transformers' tokenizer of a folder, or one around the folder's tokenizer.json where the two do not agree.
+    """transformers' tokenizer of a folder, or one built from the folder's tokenizer.json where they disagree.
 
-    Some classes of transformers rebuild their pipeline from the class and leave the file's own normaliser and
-    pre-tokenizer out (seen with 5.23, LlamaTokenizer and Qwen2Tokenizer): digits, accents and spaces then get ids that
-    the model was not trained on. Remove when both read the file's pipeline (tests/test_tokenizer.py).
+    Some classes of transformers ignore the file's own normaliser and pre-tokenizer (seen with 5.23, LlamaTokenizer and
+    Qwen2Tokenizer): digits, accents and spaces then get ids that the model was not trained on. Remove when both read
+    the file's pipeline (tests/test_tokenizer.py).
 
     Raises:
         ConfigError: tokenizer_config.json names tokens that the file lacks, and the file is to be used.
@@ -186,14 +186,14 @@ _PROBES = (
 
 
 def _reads(tokenizer: Any) -> Any:
-    """What decides a tokenizer's ids and text, short of its vocabulary, and the ids of some texts."""
+    """The parts that determine a tokenizer's ids and text, except its vocabulary, and the ids of some texts."""
     parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in _PROBES]
     return [None if part is None else part.__getstate__() for part in parts], ids
 
 
 def _steps(normalizer: Any) -> list[dict[str, Any]]:
-    """What a normaliser of `tokenizers` does, one after another, as tokenizer.json has it."""
+    """The steps of a normaliser of `tokenizers`, as in tokenizer.json."""
     state: Any = {"type": "Sequence", "normalizers": []}
     if normalizer is not None:
         state = json.loads(normalizer.__getstate__())

@@ -14,7 +14,7 @@ from nemo_steerlm.tokenizer.base import Tokenizer, copy_file
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """The tokenizer of a SentencePiece ``.model`` file (ConfigError where it is none)."""
+    """The tokenizer of a SentencePiece ``.model`` file (ConfigError for another file)."""
 
     def __init__(self, file: Path) -> None:
         import sentencepiece
@@ -46,7 +46,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._backend.normalize(text)
 
     def refuse_added(self, folder: Path) -> None:
-        """Refuse a folder whose other files add tokens to the model's pieces: nothing here would read them."""
+        """Refuse a folder whose other files add tokens to the model's pieces, because they would be ignored."""
         added: dict[str, int] = {}
         try:
             if (folder / "added_tokens.json").is_file():

@@ -1,3 +1,3 @@
-"""A training: how it starts, its loop, its checkpoints and its best step."""
+"""Training: start, loop, checkpoints and best step."""
 
 import nemo_steerlm.models  # noqa: F401  (before Lightning: the CPU backend, quiet loggers)

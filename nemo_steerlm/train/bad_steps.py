@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient norm is not finite: skipped, counted, and after some in a row the training's end."""
+"""Steps whose loss or gradient norm is not finite are skipped and counted; several in a row end the training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMED = 20  # samples in a message, at most
 
 
 class BadSteps:
-    """Judges every step before its optimizer moves.
+    """Checks every step before the optimizer changes the weights.
 
     Attributes:
         most: bad steps in a row that end the training (`trainer.max_bad_steps`).
@@ -28,17 +28,17 @@ class BadSteps:
         self.most, self.count, self._in_a_row = most, 0, 0
 
     def judge(self, step: int, loss: float, norm: float, batch: list[dict], kept: list[dict[str, Any]]) -> bool:
-        """Whether the optimizer may move; if not, one line says why.
+        """Whether the optimizer may step; if not, the reason is logged.
 
         Args:
-            step: its number, the first being 1.
-            loss, norm: the global batch's sum of losses and its gradient norm, the same on all ranks, which therefore
-                judge alike.
+            step: its number, from 1.
+            loss, norm: the sum of losses and the gradient norm of the global batch, the same on all ranks, so that
+                all decide alike.
             batch: this rank's micro-batches.
-            kept: what the last pipeline stage kept of each; empty on the others.
+            kept: what the loss kept of each, on the last pipeline stage; empty on the others.
 
         Raises:
-            DataError: on every rank, it is the last of `most` bad steps in a row.
+            DataError: it is the last of `most` bad steps in a row; raised on every rank.
         """
         if math.isfinite(loss) and math.isfinite(norm):
             self._in_a_row = 0
@@ -62,7 +62,7 @@ def _said(value: float) -> str:
 
 
 def _samples(batch: list[dict], kept: list[dict[str, Any]]) -> str:
-    """The samples of the micro-batches, over all ranks, whose loss is not finite; of all where none is known."""
+    """The samples, over all ranks, of the micro-batches whose loss is not finite; if none is known, all samples."""
     bad = [part for part, own in zip(batch, kept) if not math.isfinite(float(own["sum"]))]
     mine = [[int(i) for part in parts for i in part["indices"] if i != EMPTY] for parts in (bad, batch)]
     ranks: list[Any] = [None] * dist.get_world_size()

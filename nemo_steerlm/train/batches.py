@@ -19,10 +19,10 @@ Item = dict[str, np.ndarray]
 
 
 def collate_policy(items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int]) -> MicroBatch:
-    """Tokens `[batch, width]`, and the n places whose next token carries loss, with that token.
+    """Tokens `[batch, width]`, and the n positions whose next token carries loss, with these next tokens.
 
-    `places` `[n]`, rising, are those in the flattened batch, `targets` `[n]` the tokens: computed here, where their
-    number is known, a device need not be waited for to learn it.
+    `places` `[n]`, ascending, are positions in the flattened batch, `targets` `[n]` the next tokens. They are computed
+    on the host, so that nothing waits for the device to learn n.
 
     Args:
         items: the samples, None for an empty row.
@@ -47,12 +47,12 @@ def collate_policy(items: Sequence[Item | None], starts: Sequence[int], shape: t
 def collate_regression(
     items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int], *, outputs: int
 ) -> MicroBatch:
-    """Tokens `[batch, width]`, and of each sample its labels `[samples, outputs]` (NaN = missing).
+    """Tokens `[batch, width]`, and the labels of each sample, `[samples, outputs]` (NaN = missing).
 
-    `first` and `last` `[samples]` are the places of each sample's first and last token in the flattened batch, the
-    same for an empty one. Of each sample, `[samples]`: `label_counts`, how many annotators gave its labels (NaN =
-    unknown); `dataset`, the place of its dataset's name; `strength`, by how much it is preferred to the sample after
-    it (NaN = it is not). Arguments as `collate_policy`.
+    `first` and `last` `[samples]` are the positions of each sample's first and last token in the flattened batch,
+    equal for an empty sample. Also `[samples]`: `label_counts`, the number of annotators (NaN = unknown); `dataset`,
+    the index of its dataset's name; `strength`, by how much it is preferred to the next sample (NaN = it is not).
+    Arguments as `collate_policy`.
     """
     tokens = np.zeros(shape[0] * shape[1], dtype=np.int64)
     labels = np.full((len(items), outputs), np.nan, dtype=np.float32)
@@ -81,7 +81,7 @@ def collate_regression(
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatching:
-    """How a global batch is cut.
+    """How a global batch is cut into micro-batches.
 
     Attributes:
         micro_batch_size: samples of one micro-batch, a preference pair being one sample of two rows; with packing a
@@ -89,8 +89,8 @@ class MicroBatching:
         rank, ranks: this data-parallel rank and how many there are.
         multiple: sequence lengths are padded to a multiple of this (sequence parallelism cuts them).
         equal_lengths: pad all micro-batches of a step to one length, as pipeline stages expect.
-        pack_length: None for one sample a row; else samples share rows of at most this many tokens, and how many
-            rows there are follows from the data.
+        pack_length: None for one sample a row; else samples share rows of at most this many tokens, and the data
+            determine the number of rows.
         count_multiple: with packing every rank gets a multiple of this many micro-batches (interleaved pipeline
             schedules).
     """

@@ -21,7 +21,7 @@ from nemo_steerlm.train.strategy import DistributedCheckpointIO
 
 _log = logging.getLogger(__name__)
 FILE = "best.json"  # in a model folder: {"metric", "step", "value"}
-_LOWER = ("loss", "mse", "mae")  # lower is better; of everything else higher is
+_LOWER = ("loss", "mse", "mae")  # lower is better; for all others higher is
 
 
 class BestStep(Callback):
@@ -32,8 +32,8 @@ class BestStep(Callback):
     Args:
         metric: name in `metrics.jsonl`.
         output: the run folder.
-        io: finished before the weights are written, because both use collectives.
-        resume: whether what the run folder holds counts.
+        io: writes checkpoints; finished before the weights are written, because both use collectives.
+        resume: whether best steps already in the run folder count.
     """
 
     def __init__(self, metric: str, output: Path, io: DistributedCheckpointIO, resume: bool) -> None:
@@ -67,7 +67,7 @@ class BestStep(Callback):
         self.consider(model, trainer.global_step, model.validated)
 
     def consider(self, model: MegatronModel, step: int, metrics: dict[str, float]) -> None:
-        """Keep the present weights if `metrics`, those of this step, are the best so far; all ranks call it.
+        """Keep the current weights if `metrics` of this step are the best so far; all ranks call it.
 
         Raises:
             ConfigError: the metric is not among them.
@@ -99,7 +99,7 @@ class BestStep(Callback):
 
 
 def check_metric(metric: str, names: list[str]) -> None:
-    """Refuse a metric that is none of `names`, before hours have passed; those of one dataset are not known yet.
+    """Refuse, before the training, a metric that is not in `names`; those of one dataset are not known yet.
 
     Raises:
         ConfigError: the name is none of the validation's metrics.

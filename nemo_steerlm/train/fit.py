@@ -55,13 +55,13 @@ def train(
     """Fill the run folder `config.output`: train, then write `model/`.
 
     Args:
-        task: of a model with its first weights.
-        config: of the verb.
+        task: the task of a model with its initial weights.
+        config: the verb's configuration.
         training, validation: the data.
         beside: data that the task's metrics read at every validation, by name.
 
     Returns:
-        With `trainer.best_metric` the metric, step and value of what `model/` holds.
+        With `trainer.best_metric` the metric, step and value of the weights in `model/`.
 
     Raises:
         ConfigError: the folder holds the run of another configuration, there is no such `trainer.best_metric`, or a
@@ -126,12 +126,12 @@ def _steps_of(trainer: TrainerConfig, items: int) -> int:
 def fit(
     model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool
 ) -> BestStep | None:
-    """Train a model that has begun, up to `model.cfg.max_steps`; checkpoints go to `output/checkpoints`.
+    """Train a model after `begin`, up to `model.cfg.max_steps`; checkpoints go to `output/checkpoints`.
 
-    A run that was killed goes on from its newest complete checkpoint; one that had ended changes nothing.
+    A killed run resumes from its newest complete checkpoint; a finished run is left unchanged.
 
     Returns:
-        What kept the best step's weights, with `trainer.best_metric`.
+        The callback that kept the best step's weights, with `trainer.best_metric`.
 
     Raises:
         Stopped: by a signal; the state after the last step is saved.
@@ -169,7 +169,7 @@ def fit(
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         strategy=MegatronStrategy(io),  # knows accelerator and devices
         max_steps=last,
-        max_epochs=1,  # the step number alone says which data comes next; epochs are counted there
+        max_epochs=1,  # the step number alone determines the data; `GlobalBatches` counts epochs
         logger=False,
         callbacks=[
             checkpoints,
@@ -189,9 +189,9 @@ def fit(
     )
     add_loggers(trainer, logging_config, output)
     trainer.loggers = [*trainer.loggers, metrics]
-    # NeMo attaches its telemetry, which nothing here reads. After a training that failed its spans stay open, and it
-    # would refuse the next one of the same process: in a notebook, the one with the mistake mended. (nemo_toolkit
-    # 3.0.0, nemo/lightning/callback_group.py. Remove when it closes its spans after an error.)
+    # NeMo attaches telemetry that nothing here reads. After a failed training its spans stay open, and it would refuse
+    # the next training of the same process, as in a notebook. (nemo_toolkit 3.0.0, nemo/lightning/callback_group.py.
+    # Remove when it closes its spans after an error.)
     CallbackGroup.get_instance().callbacks.clear()
     model.set_trainer(trainer)
     # Lightning would answer SIGTERM by an exception with exit code 0 on the process that got it (2.4.0,

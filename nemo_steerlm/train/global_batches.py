@@ -17,8 +17,8 @@ class GlobalBatches:
     order of batches stays random. Batches run across the border of two epochs: none is short, every item comes once
     an epoch, and data sets smaller than a batch work.
 
-    With `shares` an epoch draws the items of a file more or less often than once: 2.5 times is twice each and once a
-    half of them, which takes turns, so that no item is ever drawn more than once more than another of its file.
+    With `shares` an epoch draws the items of a file a given number of times: at 2.5 every item twice and half of them
+    a third time. The halves alternate, so that the counts of two items of a file never differ by more than one.
 
     Args:
         lengths: Tokens of each item, [items].
@@ -76,7 +76,7 @@ class GlobalBatches:
         return self._orders[epoch]
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        """The items of an epoch: of each file, what comes next in an endless row of its permutations."""
+        """The items of an epoch: of each file, the next ones in an endless sequence of its permutations."""
         parts, start = [], 0
         for file, (count, draws) in enumerate(self._shares):
             places = np.arange(epoch * draws, (epoch + 1) * draws)
@@ -89,7 +89,7 @@ class GlobalBatches:
     def _make_order(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng([self._seed, epoch])
         order = random.permutation(self._drawn(epoch))
-        # What completes the batch begun in the epoch before; from there on chunks and batches coincide.
+        # The first items complete the batch begun in the previous epoch; after them chunks and batches coincide.
         lead = min(-epoch * len(order) % self._size, len(order))
         body = order[lead:]
         span = self._size * self._pool

@@ -1,4 +1,4 @@
-"""What a training says while it runs: `metrics.jsonl`, TensorBoard and W&B, its progress."""
+"""Logs of a training: `metrics.jsonl`, TensorBoard and W&B, progress on the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nemo_steerlm.megatron import parallel
 from nemo_steerlm.progress import Progress
 
 nemo_log.setLevel(nemo_log.ERROR)  # dozens of lines about their own set-up
-# exp_manager calls every run on several nodes an error that SLURM did not start through Lightning; ours are tested.
+# exp_manager logs an error for every multi-node run that SLURM did not start through Lightning; such runs are tested.
 logging.getLogger("nemo_logger").addFilter(lambda record: "without SLURM handling" not in record.getMessage())
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -59,7 +59,7 @@ class JSONLLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what comes after the checkpoint of `step`: later steps, and the validation that follows it."""
+        """Drop the lines after the checkpoint of `step`: later steps, and the validation that follows it."""
         if not self.path.is_file():
             return
         kept = []
@@ -75,9 +75,9 @@ class JSONLLogger(Logger):
 
 
 class ShowProgress(Callback):
-    """Says where a training is: step, losses, learning rate, speed, time left.
+    """Shows the progress of a training: step, losses, learning rate, speed, time left.
 
-    A log gets a line after the first step, after each validation, every half a minute, and every `trainer.log_every`
+    A log gets a line after the first step, after each validation, every 30 seconds, and every `trainer.log_every`
     steps where that is more than 1.
     """
 

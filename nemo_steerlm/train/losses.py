@@ -26,9 +26,9 @@ class Objective:
 
     A term is a label that is present, or a preference pair. A label's loss is the head's own (or Huber's) times the
     weight of its attribute, a pair's is that of `preference_loss` times `loss.preference_weight`. The sum of all terms
-    is divided by their plain number, labels plus pairs, not by their summed weights: so a rare attribute counts as
-    much in the batch where it stands alone as elsewhere. The weights of the labels have a mean of 1 over the training
-    data; they move attention between attributes and leave the size of the loss alone.
+    is divided by their number, labels plus pairs, not by their summed weights: so a rare attribute counts the same in
+    a batch that has no other. The weights of the labels have a mean of 1 over the training data; they shift weight
+    between attributes and keep the scale of the loss.
 
     Args:
         head: the regressor's.
@@ -37,7 +37,7 @@ class Objective:
         mean: the mean target of the training data `[C]`, which smoothing shrinks to; see `mean_target`.
 
     Raises:
-        ConfigError: a loss that the head does not have, no loss at all, or a preference of no known attribute.
+        ConfigError: a loss that the head does not have, no loss at all, or a preference for an unknown attribute.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Objective:
                 pairs are trained on.
 
         Returns:
-            The sum, the count, and with pairs `preference` `[3]`: the unweighted sum of their losses, how many have
-            the chosen response above the rejected one (equal values: half), and their number.
+            The sum, the count, and with pairs `preference` `[3]`: the unweighted sum of their losses, how many are in
+            the right order (equal values count half), and their number.
         """
         parts = [self._labels(raw, batch)] if self.loss.kind != "none" else []
         if self.preferred is None:
@@ -97,7 +97,7 @@ class Objective:
         return torch.where(present, losses, 0.0).sum(), present.sum().int()
 
     def _smoothed(self, target: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-        """Mix in `loss.smoothing` annotators who give the mean: few annotators are believed less than many."""
+        """Add `loss.smoothing` pseudo-annotators who give the mean: labels of few annotators shrink the most."""
         if not self.loss.smoothing or self.mean is None:
             return target
         self.mean = self.mean.to(target)  # once
@@ -106,12 +106,12 @@ class Objective:
 
 
 def preference_loss(kind: str, difference: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-    """Bradley-Terry losses of HelpSteer2-Preference (arXiv 2410.01257), one a pair.
+    """Bradley-Terry losses of HelpSteer2-Preference (arXiv 2410.01257), one per pair.
 
     Args:
         kind: "regular": -log s(d); "margin": -log s(d - m); "scaled": -m log s(d), where s is the logistic function.
         difference: d, the chosen response's value minus the rejected one's.
-        strength: m, by how much it was preferred.
+        strength: m, by how much the chosen response was preferred.
     """
     if kind == "margin":
         difference = difference - strength
@@ -120,10 +120,10 @@ def preference_loss(kind: str, difference: torch.Tensor, strength: torch.Tensor)
 
 
 def check_loss(head: Head, loss: LossConfig) -> int | None:
-    """The place of the attribute that preferences are about, None without preferences.
+    """The index of the attribute that preferences train, None without preferences.
 
     Raises:
-        ConfigError: a loss that the head does not have, no loss at all, or a preference of no known attribute.
+        ConfigError: a loss that the head does not have, no loss at all, or a preference for an unknown attribute.
     """
     if head.kind == "generative":
         _refuse_all(loss)

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def pack(lengths: Sequence[int] | np.ndarray, capacity: int, multiple: int = 1) -> list[list[int]]:
-    """Distribute samples over bins of at most `capacity` tokens, as few and as evenly filled as can be.
+    """Distribute samples over bins of at most `capacity` tokens, as few and as evenly filled as possible.
 
     First-fit-decreasing finds how many bins are needed; bisection then lowers the capacity as long as first-fit-
     decreasing still needs no more bins than that (MULTIFIT: Coffman, Garey and Johnson, 1978), which evens them out.
@@ -17,7 +17,7 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int, multiple: int = 1) 
     Args:
         lengths: tokens of each sample, `[samples]`.
         capacity: most tokens a bin may hold; no sample is longer.
-        multiple: the number of bins is a multiple of this (ranks, pipeline stages); bins without samples fill up.
+        multiple: the number of bins is a multiple of this (ranks, pipeline stages); empty bins are added.
 
     Returns:
         Indices into `lengths`, every one exactly once, the fullest bin first.

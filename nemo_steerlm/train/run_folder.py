@@ -1,4 +1,4 @@
-"""The folder of a training: whose run it holds, and whether this one may go on in it."""
+"""The run folder of a training: which run it holds, and whether this configuration may resume it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _first_difference(one: Any, two: Any, key: str) -> str | None:
 
 
 def enter_run_folder(output: Path, config: TrainConfig) -> None:
-    """Write config.yaml, or check that the folder's own says the same run."""
+    """Write config.yaml, or check that the one in the folder describes the same run."""
     mine = OmegaConf.create(plain(config))
     path = output / "config.yaml"
     if config.resume and path.is_file():
@@ -47,7 +47,7 @@ def enter_run_folder(output: Path, config: TrainConfig) -> None:
             theirs = OmegaConf.create(read_yaml(path, ConfigError))
         except ConfigError as error:
             raise ConfigError(
-                f"{error}; without it nobody knows what this run is: put it back, choose another output, or start "
+                f"{error}; it tells which run the folder holds: put it back, choose another output, or start "
                 "over with resume=false"
             ) from None
         for key in _IDENTITY:

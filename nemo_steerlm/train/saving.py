@@ -23,14 +23,14 @@ SECONDS = 15 * 60.0  # between checkpoints, where no number of steps is given
 class Checkpoints(Callback):
     """Saves the training every so many steps or minutes, after the last step, and before a signal ends it.
 
-    A signal to any process ends all of them: they agree on the step, finish and save it. It is left to raise until
-    the step's metrics are logged, and a validation that is running ends early only if its step is saved already.
+    A signal to any process ends all of them: they agree on the step, finish and save it. `Stopped` is raised after
+    the step's metrics are logged; a running validation ends early only if its step is already saved.
 
     Args:
         folder: where the checkpoints go.
         every: optimizer steps between them; None: every `SECONDS`.
         last: the last step.
-        io: what writes them.
+        io: writes them.
     """
 
     def __init__(self, folder: CheckpointFolder, every: int | None, last: int, io: DistributedCheckpointIO) -> None:
@@ -41,9 +41,9 @@ class Checkpoints(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals meanwhile instead of ending at once; those that are ignored stay so.
+        """Record signals inside the context instead of ending at once; ignored signals stay ignored.
 
-        A second SIGINT interrupts as ever. Python lets the main thread alone listen: in another one nothing changes.
+        A second SIGINT interrupts at once. Python handles signals in the main thread only: in others nothing changes.
         """
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         if threading.current_thread() is not threading.main_thread():

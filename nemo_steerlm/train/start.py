@@ -25,14 +25,13 @@ Model = TypeVar("Model", bound=MegatronModel)
 
 
 def start_model(cls: type[Model], config: TrainConfig, schema: AttributeSchema) -> Model:
-    """Build a model of class `cls` with the weights `config.model` names; the processes have met already.
+    """Build a model of class `cls` with the weights that `config.model` names; process groups exist already.
 
-    Settles `config.optimizer.lr` where none is given, for all that the training does and writes.
+    Sets `config.optimizer.lr` to its default where none is given.
 
-    The prompt template of a trained policy or regressor travels with it; otherwise `config.template` is used, and one
-    line says so where the model has a chat template of its own that is not. The head
-    of a regressor is kept where its attributes are the same, or where it is a sequence classifier of as many outputs
-    that nobody named.
+    A trained policy or regressor keeps its prompt template; otherwise `config.template` is used, which is logged where
+    the model has another chat template of its own. The head of a regressor is kept where its attributes are the same,
+    or where it is a sequence classifier with as many unnamed outputs.
 
     Raises:
         ConfigError: the layout does not divide the model.
@@ -79,7 +78,7 @@ def start_model(cls: type[Model], config: TrainConfig, schema: AttributeSchema) 
 
 
 def _with_head(card: ModelCard, config: TrainConfig) -> ModelCard:
-    """The card with the head a regressor's configuration asks for; where it asks for none, that of the source."""
+    """The model metadata with the head of a regressor's configuration; where it names none, that of the source."""
     if not isinstance(config, TrainRegressorConfig):
         return card
     return dataclasses.replace(card, head=config.head or card.head, pooling=config.model.pooling or card.pooling)
@@ -97,8 +96,8 @@ def _make(cls: type[Model], config: TrainConfig, card: ModelCard, tokenizer: Tok
     dropout = card.architecture.attention_dropout
     if dropout and config.data.row_length() is not None:
         raise ConfigError(
-            f"data.packing=true with attention_dropout={dropout:g} in the model's architecture: the kernels of packed "
-            "attention drop nothing; use data.packing=false, or a model without"
+            f"data.packing=true with attention_dropout={dropout:g} in the model's architecture: packed attention "
+            "kernels have no dropout; use data.packing=false, or a model without"
         )
     cfg = model_config(
         card,

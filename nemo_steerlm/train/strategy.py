@@ -83,17 +83,17 @@ class MegatronStrategy(DDPStrategy):
 
     def __init__(self, checkpoints: DistributedCheckpointIO) -> None:
         environment = _environment()
-        # This process's device stands for those of all: what they see as theirs is not to be told from here.
+        # This process's device, once per local process: the devices that others see are unknown here.
         devices = [parallel.device()] * int(os.environ["LOCAL_WORLD_SIZE"])
         super().__init__(parallel_devices=devices, cluster_environment=environment, checkpoint_io=checkpoints)
 
     def setup_distributed(self) -> None:
-        """The processes have met already."""
+        """Only sets the ranks: the process groups exist already."""
         assert torch.distributed.is_initialized(), "call nemo_steerlm.megatron.parallel.initialize first"
         self.set_world_ranks()
 
     def _configure_launcher(self) -> None:
-        """No launcher: the processes are there, and a notebook refuses one.
+        """No launcher: the processes run already, and launching fails in a notebook.
 
         A private hook of DDPStrategy (Lightning 2.4.0, pytorch/strategies/ddp.py, line 144). Remove when Lightning
         makes none beside a cluster environment that has started the processes.
@@ -154,7 +154,7 @@ class MegatronStrategy(DDPStrategy):
         # A checkpoint of the last step says "the epoch is over"; a run with more steps goes on all the same. The names
         # are Lightning 2.4.0's (pytorch/loops). Remove both when it goes by max_steps alone.
         loop["epoch_loop.batch_progress"]["is_last_batch"] = False
-        # Lightning validates again where a checkpoint was due at the same step: from the first batch on, please.
+        # Lightning validates again where a checkpoint was due at the same step; it must start at the first batch.
         for name in loop:
             if "val_loop" in name:
                 loop[name] = _zeroed(loop[name])
@@ -162,12 +162,12 @@ class MegatronStrategy(DDPStrategy):
         return {**loaded["common"], **progress, "sharded": loaded}
 
     def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
-        """Put the weights into the chunks."""
+        """Load the weights into the model chunks."""
         module: Any = self.lightning_module
         module.load_training_state(checkpoint["sharded"])
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
-        """Put the optimizer state back."""
+        """Load the optimizer state."""
         module: Any = self.lightning_module
         module.optimizer.load_state_dict(checkpoint["sharded"]["optimizer"])
 

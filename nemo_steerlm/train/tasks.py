@@ -1,8 +1,7 @@
-"""What a training minimises and measures: one class for each of SteerLM's losses (arXiv 2310.05344).
+"""Training losses and validation metrics: one class for each of SteerLM's losses (arXiv 2310.05344).
 
-A task is built complete and given to `MegatronModel.begin`. Every loss is a sum and a count: the gradients of all
-micro-batches and ranks are summed and divided once by the sum of the counts. So a global batch has one mean, however
-it is cut.
+A task is passed to `MegatronModel.begin`. Every loss is a sum and a count: the gradients of all micro-batches and
+ranks are summed and divided once by the sum of the counts. So a global batch has one mean, however it is cut.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from nemo_steerlm.models.training import MicroBatch
 from nemo_steerlm.train.batches import Item, collate_policy, collate_regression
 from nemo_steerlm.train.losses import Objective
 
-OWN, OTHER = "own labels", "other labels"  # the same responses with their labels, and with those of others
+OWN, OTHER = "own labels", "other labels"  # the same responses with their own labels, and with other ones
 Loss = tuple[torch.Tensor, torch.Tensor, dict[str, Any]]  # sum, count, and what to keep for the metrics
 
 
@@ -58,7 +57,7 @@ class Task:
         return {"val/loss": total / max(count, 1.0)}
 
     def metric_names(self) -> list[str]:
-        """What `metrics` gives for all data together."""
+        """Names of the `metrics` over all data together."""
         return ["val/loss"]
 
     def head_start(self, batches: Sequence[list[MicroBatch]]) -> None:
@@ -66,7 +65,7 @@ class Task:
 
 
 class _PredictionTask(Task):
-    """What both attribute prediction models measure.
+    """The metrics of both attribute prediction models.
 
     Args:
         datasets: names of the datasets that are validated on; `dataset` of a micro-batch is a place in it.
@@ -77,7 +76,7 @@ class _PredictionTask(Task):
         self.datasets = datasets
 
     def metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
-        """Loss, and `agreement`'s figures of every attribute, of each dataset too where there are several.
+        """Loss, and `agreement`'s figures of every attribute; also of each dataset where there are several.
 
         Every sample of every rank counts exactly once, whatever the layout.
         """
@@ -116,7 +115,7 @@ class RegressionTask(_PredictionTask):
         loss: the configuration.
         weights: of each attribute, `[K]`; see `losses.attribute_weights`.
         mean: the mean target of the training data `[C]`, which smoothing shrinks to; see `losses.mean_target`.
-        start: raw outputs `[R]` that a new head is moved to, None for those it has.
+        start: raw outputs `[R]` that a new head is moved to; None leaves the head as it is.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class RegressionTask(_PredictionTask):
         return collate_regression(items, starts, shape, outputs=len(self.model.schema))
 
     def loss(self, output: torch.Tensor, batch: MicroBatch) -> Loss:
-        """The objective of `output` `[batch, seq, R]`, read where each sample lies."""
+        """The objective of `output` `[batch, seq, R]`, pooled over each sample."""
         raw = self._pool(output.flatten(0, 1), batch)
         total, count, kept = self.objective(raw, batch)
         if self.model.training:
@@ -148,7 +147,7 @@ class RegressionTask(_PredictionTask):
         return pool(output, places["first"], places["last"], self.model.card.pooling)
 
     def metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
-        """And with preference pairs their mean loss, and how many have the preferred response above the other."""
+        """Adds, with preference pairs, their mean loss and the share of pairs in the right order."""
         found = super().metrics(kept)
         if self.objective.preferred is None:
             return found
@@ -158,16 +157,16 @@ class RegressionTask(_PredictionTask):
         return found | own
 
     def metric_names(self) -> list[str]:
-        """And those of preference pairs, where they are trained."""
+        """Adds those of preference pairs, where pairs are trained on."""
         pairs = [] if self.objective.preferred is None else ["val/preference/loss", "val/preference/accuracy"]
         return [*super().metric_names(), *pairs]
 
     @torch.no_grad()
     def head_start(self, batches: Sequence[list[MicroBatch]]) -> None:
-        """Let the head answer `start` to the mean state `h` that it reads in the first training batch.
+        """Make the head output `start` for the mean hidden state `h` of the first training batch.
 
-        A head without bias can: all texts end with the same marker, so their states have much in common, and
-        `W += (start - W h) h' / |h|^2` is the smallest change that does it. Runs at any layout, through the schedule.
+        No bias is needed: all texts end with the same marker, so their hidden states are similar, and
+        `W += (start - W h) h' / |h|^2` is the smallest change of W that does it. Works at any layout.
         """
         if self.start is None:
             return
@@ -201,10 +200,10 @@ class GenerativeTask(_PredictionTask):
         self.levels: list[torch.Tensor] = []  # tokens of each attribute's levels, on the device
 
     def collate(self, items: Sequence[Item | None], starts: Sequence[int], shape: tuple[int, int]) -> MicroBatch:
-        """As `collate_regression`, of items that end with their attribute string, which is what is to be predicted.
+        """As `collate_regression`, for items that end with their attribute string, the target of the prediction.
 
-        Adds `places` and `targets` as `collate_policy`; `value_rows` `[m]`, which of them are values; and `label_rows`
-        `[samples, K]`, which of the m values each label is (m = none).
+        Adds `places` and `targets` as `collate_policy`; `value_rows` `[m]`, the indices of the values among them; and
+        `label_rows` `[samples, K]`, the index of each label among the m values (m = missing).
         """
         outputs = len(self.model.schema)
         places: list[int] = []
@@ -258,7 +257,7 @@ class ConditionedSFTTask(Task):
 
     Args:
         model: the policy.
-        compared: how many responses `OWN` and `OTHER` of `MegatronModel.begin` have, each; 0 without them.
+        compared: number of responses in each of `OWN` and `OTHER` (`beside` of `MegatronModel.begin`); 0 without them.
     """
 
     def __init__(self, model: AttributeConditionedGPT, compared: int = 0) -> None:
@@ -276,8 +275,8 @@ class ConditionedSFTTask(Task):
     def metrics(self, kept: list[dict[str, Any]]) -> dict[str, float]:
         """Loss; and with `OWN` and `OTHER` beside the validation data, `val/label_information`.
 
-        That is how much worse the same responses are predicted under the labels of other responses, in nats a
-        response: 0 for a policy that does not listen (`evaluate.steerability.label_information`).
+        That is how much less likely the same responses are under the labels of other responses, in nats per response:
+        0 for a policy that ignores labels (`evaluate.steerability.label_information`).
         """
         found = super().metrics(kept)
         if self.compared:
@@ -286,5 +285,5 @@ class ConditionedSFTTask(Task):
         return found
 
     def metric_names(self) -> list[str]:
-        """The loss, and what the labels are worth where that is measured."""
+        """The loss, and the label information where it is measured."""
         return [*super().metric_names(), *(["val/label_information"] if self.compared else [])]

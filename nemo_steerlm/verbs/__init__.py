@@ -1,1 +1,1 @@
-"""What `steerlm` does: one file a verb, one a task of `evaluate`. The steps of the method meet on files."""
+"""The verbs of `steerlm`: one file each, and one for each task of `evaluate`. The verbs exchange data as files."""

@@ -39,14 +39,13 @@ def main(config: AnnotateConfig) -> None:
 def annotate(model: AttributeRegressor, config: AnnotateConfig) -> dict[str, Any]:
     """Label `config.input` with a loaded model; returns the report, empty for a shard that ends before others.
 
-    The prediction (float) goes to `label_predicted`, what an annotator gave to `label_human` for good, and `label`,
-    what training uses, becomes the prediction rounded to the attribute's scale. A response that cannot be read within
-    `max_length` keeps no label and is counted. With `distributions` the probabilities of the levels go to
-    `label_distribution`. `label_model` begins with the sha256 of the model folder, and ends with
-    "-raw" where the calibration that the folder holds was not applied.
+    The prediction (float) goes to `label_predicted`, the annotators' label stays in `label_human`, and `label`, which
+    training uses, becomes the prediction rounded to the attribute's scale. A response that is too long gets no label
+    and is counted. With `distributions` the probabilities of the levels go to `label_distribution`. `label_model`
+    begins with the sha256 of the model folder, and ends with "-raw" where its calibration was not applied.
 
     Raises:
-        ConfigError: `shards` is no share, the parts beside the output are another job's, or the head has no
+        ConfigError: `shards` is malformed, the parts beside the output are another job's, or the head has no
             distribution.
         DataError: the input is malformed, or a response is too long under overlong=error.
         CheckpointError: the regressor's values are not finite.
@@ -98,7 +97,7 @@ class _Annotator:
         self.tokens, self.started = 0, time.perf_counter()
 
     def part(self, index: int, rows: list[Conversation], bar: Progress) -> list[Record]:
-        """Label the rows of one part, all their responses together: what they share is read once."""
+        """Label the rows of one part, all their responses together: shared prefixes are computed once."""
         places = [(row, turn) for row in rows for turn in row.response_indices if self._wanted(row.turns[turn])]
         card, config = self.model.card, self.config
         texts = fit_history(places, card.template, self.model.tokenizer, self.max_length, config.overlong)
@@ -110,7 +109,7 @@ class _Annotator:
             self._clear(row.turns[turn])
         for place, (i, value) in enumerate(zip(readable, values, strict=True)):
             row, turn = places[i]
-            row.type = VALUE_TO_TEXT  # what is labelled is for a policy that sees its labels
+            row.type = VALUE_TO_TEXT  # labelled rows are for a policy that reads their labels
             self._label(row.turns[turn], value)
             if shares is not None:
                 found = {name: [round(p, 4) for p in levels[place].tolist()] for name, levels in shares.items()}
@@ -152,7 +151,7 @@ def _moving(bar: Progress, rows: list[Conversation], texts: list[int]) -> Callab
 def _report(output: Path, model: AttributeRegressor) -> dict[str, Any]:
     """Counts, the predictions' mean and spread, and how they agree with human labels where there are any.
 
-    Under "labels" stand histograms of rounded values: what annotators gave ("human") and the regressor ("predicted").
+    "labels" holds histograms of rounded values: of annotators ("human") and of the regressor ("predicted").
     """
     names = model.schema.names
     counts: Counter[str] = Counter()

@@ -1,8 +1,8 @@
 """Step 4: the policy learns from its own best answers (SteerLM, arXiv 2310.05344, section 3.4).
 
-Each round samples answers at the best attribute combinations (4a), lets the regressor judge them, keeps the best, and
-goes on training the policy on these with the *predicted* values, beside some of the original rows (4b). What that
-changed is measured on prompts that took no part, with an interval, whatever its sign.
+Each round samples answers at the best attribute combinations (4a), scores them with the regressor, keeps the best, and
+continues training the policy on these with their *predicted* values, mixed with original rows (4b). The change is
+measured on held-out prompts, with an interval, and reported whatever its sign.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def bootstrap(config: BootstrapConfig, measure: Measure | None = None) -> dict[s
 
     Args:
         measure: reads a file of answers and returns them with `label_predicted` set to their measured values; the
-            regressor by default. (A world that knows the truth measures with it.)
+            regressor by default. (The synthetic world measures with its oracle.)
 
     Raises:
         CheckpointError: the regressor does not know every attribute of the policy.
@@ -81,7 +81,7 @@ class _Bootstrap:
         self.change_prompts = config.data.change_prompts or config.data.val
 
     def check(self) -> None:
-        """Refuse what cannot work before anything is computed."""
+        """Refuse unusable settings before anything is computed."""
         config = self.config
         policy, regressor = model_folder.read(config.policy), model_folder.read(config.regressor)
         for path, card, kind in ((config.policy, policy, "policy"), (config.regressor, regressor, "regressor")):
@@ -118,7 +118,7 @@ class _Bootstrap:
         return report
 
     def _round(self, folder: Path, policy: str, number_: int) -> dict[str, Any]:
-        """Sample, judge, keep the best, train on."""
+        """Sample, score, keep the best, continue training."""
         config = self.config
         responses, kept = folder / "responses.jsonl", folder / "train.jsonl"
         prompts = config.data.prompts or config.data.train
@@ -158,7 +158,7 @@ class _Bootstrap:
         )
 
     def _annotated(self, path: Path) -> Path:
-        """The regressor's judgement of a file of answers."""
+        """A file of answers, annotated by the regressor."""
         config, output = self.config, path.with_name(f"{path.stem}-annotated.jsonl")
         if not output.exists():
             annotate.main(
@@ -175,7 +175,7 @@ class _Bootstrap:
         return output
 
     def _train(self, folder: Path, policy: str, data: str, rounds: int) -> str:
-        """Go on training the policy on `data`, as many steps as `rounds` rounds have."""
+        """Continue training the policy on `data`, for the steps of `rounds` rounds."""
         config, steps = self.config, self.config.trainer.max_steps
         trainer = dataclasses.replace(config.trainer, max_steps=None if steps is None else steps * rounds)
         names = [f.name for f in dataclasses.fields(PolicyDataConfig)]
@@ -235,8 +235,8 @@ def _best_responses(
 ) -> tuple[list[Conversation], dict[str, Any]]:
     """The best answer of each prompt by predicted targets, then the best share of those, with labels of the schema.
 
-    Prompts too long to answer and answers that are empty or could not be judged are counted, not used. Answers cut
-    off at the length limit are used only where no answer at all came to its end (a policy at its very beginning).
+    Prompts that are too long and answers that are empty or have no prediction are counted, not used. Answers cut off
+    at the length limit are used only where no answer at all is complete (a hardly trained policy).
     """
     counts = {"sampled": 0, "overlong": 0, "cut_off": 0, "empty": 0, "unjudged": 0}
     complete: dict[str, tuple[float, Conversation]] = {}

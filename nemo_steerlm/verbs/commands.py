@@ -1,4 +1,4 @@
-"""The commands at the foot of a page: what made it, and what to type next, with the README's names for other files."""
+"""The commands at the foot of a page: the one that made it and the next one, with the README's names for files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _trainer(steps: int) -> TrainerConfig:
 
 
 def after_prepare(config: PrepareConfig, preset: str, labelled: bool) -> Commands:
-    """Learn from the labels, of `preset` where no schema is given; where there are none, let a regressor give them."""
+    """Train a regressor on the labels, of `preset` where no schema is given; without labels, annotate the data."""
     folder = Path(str(config.output))
     train, val = (str(folder / f"{side}.jsonl") for side in ("train", "val"))
     if not labelled:
@@ -75,7 +75,7 @@ def _train_policy(regressor: str | None, labelled: str) -> str:
 
 
 def after_steerability(config: EvaluateConfig, target: str) -> Commands:
-    """Let the policy learn from its own best answers."""
+    """Bootstrap the policy."""
     regressors = [name for name in config.steerability.scorers or () if Path(name).exists()]
     then = BootstrapConfig(
         policy=str(config.checkpoint), regressor=(regressors or ["regressor/model"])[0], target=[target],
@@ -86,7 +86,7 @@ def after_steerability(config: EvaluateConfig, target: str) -> Commands:
 
 
 def after_bootstrap(config: BootstrapConfig) -> Commands:
-    """Measure how the new policy is steered."""
+    """Measure steerability of the new policy."""
     output = Path(config.output)
     then = EvaluateConfig(
         task="steerability", checkpoint=str(output / "model"), input=config.data.change_prompts or config.data.val,
@@ -96,7 +96,7 @@ def after_bootstrap(config: BootstrapConfig) -> Commands:
 
 
 def after_quickstart(config: QuickstartConfig) -> Commands:
-    """Ask the policy for something."""
+    """Generate an answer with the policy."""
     policy = str(Path(config.output) / "bootstrap" / "model")
     then = GenerateConfig(checkpoint=policy, prompt="How do I bake bread?", attributes={"humor": 4.0})
     return Commands(made=command("quickstart", config), next=command("generate", then))

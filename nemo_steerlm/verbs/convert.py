@@ -1,4 +1,4 @@
-"""`steerlm import` and `steerlm export`: model folders from and to the formats of others."""
+"""`steerlm import` and `steerlm export`: model folders from and to other formats."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ logger = logging.getLogger(__name__)
 
 
 def import_main(config: ImportConfig) -> str:
-    """Turn a checkpoint of others into a model folder.
+    """Turn a checkpoint of another format into a model folder.
 
     Args:
         config: `input` (a Hugging Face folder, a .gguf file or a llama2.c .bin file), `output`, `tokenizer` (a folder
-            or a SentencePiece file; None: the input's own), `attributes` (names of the outputs of a sequence
-            classifier of others), `template` (the prompt of a model of others; None: a language model's own chat
-            template where that can be written, else SteerLM's), `trainer` and `parallel` (each process reads only its
-            part).
+            or a SentencePiece file; None: the input's own), `attributes` (names of a sequence classifier's outputs),
+            `template` (the prompt; None: a language model's own chat template where it can be expressed, else
+            SteerLM's), `trainer` and `parallel` (each process reads only its part).
 
     Returns:
         One line that says what was written.
@@ -48,7 +47,7 @@ def import_main(config: ImportConfig) -> str:
     Raises:
         CheckpointError: the input is of no family this package knows (`families.FAMILIES`), or is incomplete.
         ConfigError: a setting is wrong, the tokenizer is missing or has more tokens than the model, or the attributes
-            do not fit it.
+            do not fit the model.
     """
     parallel.start(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +71,7 @@ def _import(config: ImportConfig, scratch: Path) -> str:
         card = dataclasses.replace(card, template=_template(config, source.where, card, tokenizer))
     output = _output(config.output, "model_config.yaml")
     dtype = torch.bfloat16 if source.dtype == torch.bfloat16 else torch.float32  # fp16 has no training mode here
-    if quantised:  # quantised weights do not come out as they were before
+    if quantised:  # quantisation is lossy
         logger.info("%s: %s, read as %s", source.where, source.format, dtypes.name(dtype))
     chunks = gpt.build(card.architecture, config.parallel, dtype, outputs, initialise=False)
     hf.load(source, chunks, card.architecture, outputs)
@@ -97,14 +96,14 @@ def _import(config: ImportConfig, scratch: Path) -> str:
 def open_checkpoint(path: Path, schema: AttributeSchema | None = None) -> tuple[hf.TensorSource, ModelCard]:
     """Open a Hugging Face folder, a GGUF file or a llama2.c file without reading its weights.
 
-    A policy or regressor that `export_main` wrote is known as one again, with its attributes and template. A sequence
-    classifier of others is a regressor.
+    A policy or regressor that `export_main` wrote is recognised, with its attributes and template. Another sequence
+    classifier becomes a regressor.
 
     Args:
         schema: the names of a sequence classifier's outputs, in order; None: its own labels.
 
     Raises:
-        CheckpointError: there is nothing, or nothing that this package reads.
+        CheckpointError: nothing exists there, or its format is unknown.
         ConfigError: `schema` does not fit, or is missing where the labels are not names.
     """
     if path.is_file():
@@ -124,7 +123,7 @@ def open_checkpoint(path: Path, schema: AttributeSchema | None = None) -> tuple[
 
 
 def _named(card: ModelCard, path: Path, schema: AttributeSchema | None) -> ModelCard:
-    """The card with the attributes that the user gave the outputs of a sequence classifier."""
+    """The model metadata with the attributes that the user gave the outputs of a sequence classifier."""
     labels = () if card.schema is None else card.schema.names
     if schema is None:
         if card.kind == "regressor" and hf_folder.unnamed(card.schema):
@@ -153,9 +152,9 @@ def _named(card: ModelCard, path: Path, schema: AttributeSchema | None) -> Model
 def export_main(config: ExportConfig) -> str:
     """Turn a model folder into a Hugging Face folder that transformers, vLLM and others load.
 
-    A regressor becomes a sequence classifier: stock transformers computes what `annotate` does, with the chat template
-    that comes with it. A calibration stored with the regressor is none that a linear head can hold: it lies beside the
-    weights as `calibration.json`, and transformers computes what `annotate calibrated=false` does.
+    A regressor becomes a sequence classifier: stock transformers predicts what `annotate` does, with the chat template
+    in the folder. A linear head cannot hold the regressor's calibration: it is written as `calibration.json`, and
+    transformers predicts what `annotate calibrated=false` does.
 
     Args:
         config: `checkpoint` (a model folder), `output`, `dtype` ("float32", "bfloat16" or "float16"; None: as stored),
@@ -166,9 +165,9 @@ def export_main(config: ExportConfig) -> str:
         One line that says what was written.
 
     Raises:
-        CheckpointError: no model folder, or a regressor that transformers cannot be: one that is more than a linear
-            head on the last token, or whose tokenizer it reads otherwise.
-        ConfigError: a setting is wrong, or `scalar` names what the model does not have, or weighs nothing.
+        CheckpointError: no model folder, or a regressor that transformers cannot express: its head is more than a
+            linear layer on the last token, or transformers tokenises differently.
+        ConfigError: a setting is wrong, or `scalar` names an unknown attribute or has only zero weights.
     """
     parallel.start(config)
     folder = Path(config.checkpoint)
@@ -234,12 +233,12 @@ def _scalar_weights(scalar: dict[str, float], card: ModelCard, folder: Path) -> 
                 f"{', '.join(card.schema.names)})"
             )
     if not any(scalar.values()):
-        raise ConfigError("scalar: every weight is zero, and so would be every score; give one that is not")
+        raise ConfigError("scalar: every weight is zero, so every score would be zero; give one that is not")
     return torch.tensor([[scalar.get(name, 0.0) for name in card.schema.names]], dtype=torch.float64)
 
 
 def _to_scalar(card: ModelCard, chunks: list[Any], weights: torch.Tensor) -> ModelCard:
-    """Put the weighted sum of the outputs, which is linear too, in their place; its attribute is "reward"."""
+    """Replace the outputs by their weighted sum, which is linear too; its attribute is "reward"."""
     assert card.schema is not None
     for chunk in chunks:
         if hasattr(chunk, "score"):
@@ -252,7 +251,7 @@ def _to_scalar(card: ModelCard, chunks: list[Any], weights: torch.Tensor) -> Mod
 
 
 def _template(config: ImportConfig, where: Path, card: ModelCard, tokenizer: Tokenizer) -> PromptTemplate:
-    """The prompt of a model of others."""
+    """The prompt template of an imported model."""
     if config.template is not None:
         return config.template.build(tokenizer, card.ends)
     if card.kind != "language_model" or tokenizer.chat_template is None:
@@ -280,7 +279,7 @@ def _tokenizer(config: ImportConfig, source: hf.TensorSource, architecture: Arch
 
 
 def _output(path: str, marker: str) -> Path:
-    """The folder to write; an earlier result may be replaced, anything else may not."""
+    """The folder to write; only an earlier result may be replaced."""
     output = Path(path)
     if output.exists() and not (output / marker).is_file() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"output={path}: exists, and is no earlier result (no {marker} in it); choose another place")

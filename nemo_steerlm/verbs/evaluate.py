@@ -1,4 +1,4 @@
-"""`steerlm evaluate`: run a model over data and hand what it said to `evaluate/`, which measures and draws."""
+"""`steerlm evaluate`: run a model over data; `evaluate/` measures its output and `report/` draws the pages."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nemo_steerlm.verbs.evaluate_label_noise import label_noise
 from nemo_steerlm.verbs.evaluate_preference import preference
 from nemo_steerlm.verbs.evaluate_regressor import regressor
 
-#: Tasks of a regressor to what does them: (model, config) -> the lines to print. Every rank runs it; rank 0 writes.
-#: label_noise can do without a model, which is None then.
+#: The function of each task of a regressor: (model, config) -> the lines to print. Every rank runs it; rank 0 writes.
+#: label_noise works without a model too, which is None then.
 TASKS: dict[str, Callable[[Any, EvaluateConfig], str]] = {
     "regressor": regressor, "preference": preference, "label_noise": label_noise,
 }  # fmt: skip

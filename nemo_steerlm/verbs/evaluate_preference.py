@@ -32,7 +32,7 @@ from nemo_steerlm.report.results_page import write_report
 from nemo_steerlm.report.tables import interval, number, text_table
 from nemo_steerlm.verbs.commands import after_regressor
 
-#: What is unusual in a file, in words.
+#: Counts of unusual rows, in words.
 _COUNTS = {
     "contexts_differ": "rows whose answers follow different contexts: each is read after its own",
     "empty_answers": "empty answers: kept",
@@ -48,7 +48,7 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
 
     Raises:
         ConfigError: weights for attributes the regressor does not predict.
-        DataError: a file that cannot be read, or fitting on what is tested.
+        DataError: a file cannot be read, or the weights are fitted on tested pairs.
     """
     started, options = time.perf_counter(), config.preference
     (source_file,) = config.inputs()
@@ -88,11 +88,10 @@ def preference(model: AttributeRegressor, config: EvaluateConfig) -> str:
 def rate(
     model: AttributeRegressor, comparisons: list[Comparison], config: EvaluateConfig
 ) -> tuple[list[Floats], dict[str, int]]:
-    """Attribute values of every answer; a text that stands in several rows is read once.
+    """Predictions for every answer; a text that occurs in several rows is computed once.
 
     Returns:
-        For each comparison `[answers, K]`, NaN for an answer that cannot be read within the length; and how many
-        answers were shortened.
+        For each comparison `[answers, K]`, NaN for an answer that is too long; and how many answers were shortened.
 
     Raises:
         DataError: an answer is too long under overlong=error.
@@ -107,7 +106,7 @@ def rate(
     for i, ids in zip(long, shorter, strict=True):
         texts[i] = tuple(ids)
     unique = {text: i for i, text in enumerate(dict.fromkeys(filter(None, texts)))}
-    found = np.full((len(unique) + 1, len(model.schema)), np.nan)  # the last row is for what cannot be read
+    found = np.full((len(unique) + 1, len(model.schema)), np.nan)  # the last row is for answers that are too long
     found[:-1] = model.predict_over_ranks(list(unique), config.batch_tokens)
     values = found[[unique.get(text, -1) for text in texts]]
     ends = np.cumsum([len(row.answers) for row in comparisons])
@@ -167,10 +166,10 @@ def _baseline(train: Benchmark | None, there: bool) -> str:
 def _notes(test: Benchmark, said: list[str], counts: dict[str, int], options: PreferenceConfig) -> list[str]:
     notes = list(said)
     if options.preset and test.layout == "rewardbench":
-        notes.append("these weights were searched on RewardBench itself (HelpSteer2, appendix H): nothing held out")
+        notes.append("these weights were searched on RewardBench itself (HelpSteer2, appendix H): it is not held out")
     notes += [f"{counts[name]} {text}" for name, text in _COUNTS.items() if counts.get(name)]
-    notes.append("accuracy: a tie counts by lot (half for two answers); strict: a tie is lost, as leaderboards count")
-    return [*notes, "intervals: Wilson's for a subset (n = prompts), bootstrap over prompts for what combines subsets"]
+    notes.append("accuracy: ties at random (half for two answers); strict: ties are lost, as on leaderboards")
+    return [*notes, "intervals: Wilson's for a subset (n = prompts), bootstrap over prompts for averages of subsets"]
 
 
 def _text(table: list[dict[str, Any]]) -> str:

@@ -32,8 +32,7 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
 
     Raises:
         ConfigError: a calibration cannot be stored in an archive, or the head has no distribution for a temperature.
-        DataError: no response carries a human label, none is left within `max_length`, or there are too few to correct
-            any attribute.
+        DataError: no response carries a human label, all are too long, or too few are left to calibrate an attribute.
     """
     if config.calibrate == "temperature":
         model.level_head()
@@ -64,7 +63,7 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
 def _calibrated(
     model: AttributeRegressor, config: EvaluateConfig, samples: Samples, stored: Calibration | None
 ) -> tuple[Calibration | None, Floats | None, str | None]:
-    """The calibration that is new or `stored`, predictions `[n, K]` after it, and what to say about it."""
+    """The new or `stored` calibration, predictions `[n, K]` after it, and a sentence about it."""
     about, method = _about(config, samples), config.calibrate
     if method:
         inputs = _distributions(model, config) if method == "temperature" else list(samples.predicted.T)
@@ -74,7 +73,7 @@ def _calibrated(
         return None, None, None
     if stored.method != "temperature":
         return stored, stored.apply(samples.predicted, model.schema), _origin(stored, about)
-    model.calibration = stored  # acts before the mean is taken: raw values do not tell what comes of it
+    model.calibration = stored  # temperatures act before the mean is taken, so raw values are not enough
     return stored, predict(model, config).predicted, _origin(stored, about)
 
 
@@ -82,7 +81,7 @@ def predict(model: AttributeRegressor, config: EvaluateConfig) -> Samples:
     """Every labelled response of the input with the model's values: each predicted once, on one data-parallel rank.
 
     Returns:
-        The same samples on every rank; NaN as prediction of a response that does not fit `max_length`.
+        The same samples on every rank; the prediction is NaN for a response that is too long.
     """
     parts = []
     for part in batched(labelled_responses(config.inputs(), model.schema), _BATCH):
@@ -126,7 +125,7 @@ def _about(config: EvaluateConfig, samples: Samples) -> dict[str, Any]:
 
 
 def _fitted(fitted: Calibration, names: Sequence[str]) -> str:
-    """Says how the calibration was fitted, and what it leaves alone (raises DataError where that is everything)."""
+    """Says how the calibration was fitted, and which attributes it skips (raises DataError if all)."""
     left = [name for name in names if name not in fitted.attributes]
     why = f"fewer than {calibration.LEAST_ROWS} responses have a label, or all have the same prediction"
     if len(left) == len(names):
@@ -139,12 +138,12 @@ def _fitted(fitted: Calibration, names: Sequence[str]) -> str:
 
 
 def _origin(stored: Calibration, about: dict[str, Any]) -> str:
-    """Says what the stored calibration was fitted on, and a warning where that is what it is judged on."""
+    """Says what the stored calibration was fitted on, with a warning where it is evaluated on the same rows."""
     theirs = {one["sha256"]: one["path"] for one in stored.about.get("inputs") or ()}
     files = ", ".join(theirs.values()) or "unknown rows"
     text = f"The model's stored {stored.method} calibration was fitted on {files}."
     if any(one["sha256"] in theirs for one in about["inputs"]):
-        text += " These are rows of this very report: its corrected figures are too good."
+        text += " These rows are also in this report: its corrected figures are too good."
     return text
 
 

@@ -1,4 +1,4 @@
-"""`steerlm evaluate task=steerability`: what was asked against what was measured, in every way of asking."""
+"""`steerlm evaluate task=steerability`: requested levels against measured ones, in every way of asking."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NOTHING = "nothing"  # a way of asking that is no sweep
 
 @dataclass(frozen=True)
 class Swept:
-    """What was asked in one way, and the answers."""
+    """The requests of one way of asking, and the answers."""
 
     requests: list[Request]
     texts: list[str]
@@ -75,15 +75,15 @@ def figures(
     seed: int,
     quality: str | None = None,
 ) -> Steering:
-    """What `write_report` shows of sweeps; the first one in full.
+    """The figures of sweeps that `write_report` shows; the first sweep in full.
 
     Args:
-        prompts: what was answered.
+        prompts: the prompts that were answered.
         swept: the sweeps.
         columns: scores of all their answers by name, one sweep after another.
         schema: the attributes.
         seed: of the intervals.
-        quality: the score that tells a setting's cost, if any.
+        quality: the score by which the cost of a request is measured, if any.
     """
     found: Steering = {"requests": [], "ways": {}}
     start = 0
@@ -132,7 +132,7 @@ def evaluate(config: EvaluateConfig) -> str:
     """`task=steerability`: write the report into `config.output`, return its table and the verdict.
 
     Raises:
-        ConfigError: a scorer or score that does not exist, or a model that knows no attributes.
+        ConfigError: a scorer or score that does not exist, or a model without attributes.
         DataError: no labelled row and no prompt is short enough.
     """
     settings, started = config.steerability, time.perf_counter()
@@ -190,7 +190,7 @@ def _quality(asked: str | None, columns: Mapping[str, Floats]) -> str | None:
 def _write_answers(
     path: Path, swept: Mapping[str, Swept], answers: Sequence[Conversation], columns: Mapping[str, Floats]
 ) -> None:
-    """Every answer with what was asked and measured, for people to read."""
+    """Write every answer with its request and scores, for people to read."""
     requests = [(way, request) for way, one in swept.items() for request in one.requests]
     rows = []
     for place, ((way, request), row) in enumerate(zip(requests, answers, strict=True)):
@@ -201,7 +201,7 @@ def _write_answers(
 
 
 def read_answers(path: str | Path, way: str) -> tuple[list[Request], list[Conversation]]:
-    """What was asked in one way, and the rows of `answers.jsonl` that answer it, with their scores in `extra`."""
+    """The requests of one way of asking, and the rows of `answers.jsonl` for them, with their scores in `extra`."""
     rows = [row for row in read_conversations(path) if row.extra["way"] == way]
     places: dict[tuple[str, ...], int] = {}
     requests = []

@@ -24,7 +24,7 @@ _IN_FILE_ONLY = (
 
 
 def main(config: PrepareConfig) -> str:
-    """Write the files and ``report.html``, return what came out of it as text (raises what `prepare` raises)."""
+    """Write the files and ``report.html``, return the counts as text (raises what `prepare` raises)."""
     report = prepared(config)
     if config.output and not config.check:
         written = json.loads((Path(config.output) / "report.json").read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def prepared(config: PrepareConfig) -> dict[str, Any]:
 
 
 def commands(config: PrepareConfig, report: Mapping[str, Any]) -> Commands:
-    """What made the data, and what to do with them."""
+    """The command that made the data, and the next one."""
     preset = SOURCES[config.source].preset if config.source in SOURCES else config.source
     return after_prepare(config, preset, labelled="labels" not in report or any(report["labels"].values()))
 

@@ -1,4 +1,4 @@
-"""All four steps on a small synthetic world that knows the truth, and a report that shows whether steering works."""
+"""All four steps on a small synthetic world with an oracle, and a report that shows whether steering works."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from nemo_steerlm.verbs.steering import answer, answered, listening, measure
 
 TARGET = ["quality", "helpfulness"]
 MAX_LENGTH = 512
-PRECISION = "fp32"  # what the bars were set with
+PRECISION = "fp32"  # the bars were set in it
 
 
 def main(config: QuickstartConfig) -> None:
@@ -76,7 +76,7 @@ def main(config: QuickstartConfig) -> None:
 
 
 class Quickstart:
-    """The steps in order; each leaves its files and figures."""
+    """The steps in order; each writes its files and figures."""
 
     def __init__(self, config: QuickstartConfig) -> None:
         self.config, self.recipe, self.output = config, config.recipe, Path(config.output)
@@ -223,7 +223,7 @@ class Quickstart:
         )
 
     def _evaluate_steering(self) -> None:
-        """What labels are worth; every way of asking; and the answers of the best and longest setting."""
+        """Label information; every way of asking; and answers to no request and at the best and longest setting."""
         recipe, seed = self.recipe, self.config.seed
         rows = list(read_conversations(self.data / "test-annotated.jsonl"))
         with self._open("policy") as model:

@@ -1,4 +1,4 @@
-"""Step 4a: let the policy answer prompts at the best attribute combinations that the data has shown."""
+"""Step 4a: the policy answers prompts at the best attribute combinations observed in the data."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def observed_combinations(
     """The attribute combinations of the annotated data whose target attributes are at their maximum.
 
     Each combination counts once, however often it occurs (SteerLM, arXiv 2310.05344, section 3.4: V is a set and
-    v' is uniform over it). Where the data never shows all targets at the top of their range, the highest sum of the
-    targets that it does show takes that place.
+    v' is uniform over it). Where no response of the data has all targets at the top of their range, the combinations
+    with the highest observed sum of targets are used.
 
     Raises:
         ConfigError: a target is no attribute of the schema.
@@ -121,7 +121,7 @@ def sample(model: AttributeConditionedGPT, config: SampleConfig) -> None:
 
 
 def _fit(model: AttributeConditionedGPT, row: Conversation, room: int) -> list[int]:
-    """Prompt tokens of a row; where they leave no room for an answer, the oldest turns of the row go.
+    """Prompt tokens of a row; where they leave no room for an answer, the oldest turns are dropped.
 
     Empty when that is not enough: the row stays without an answer, marked `finish: overlong`.
     """
@@ -155,5 +155,5 @@ def _requests(
 
 
 def _number(seed: int, name: str | None) -> int:
-    """A number that belongs to a row whatever part it is in."""
+    """A number that depends on the seed and the row's name, not on its part."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:6], "big")

@@ -1,6 +1,6 @@
-"""Does a policy listen to its labels, and does it do what it is asked? What runs models for `evaluate.steerability`.
+"""Does a policy listen to its labels, and does it do what it is asked? Runs the models for `evaluate.steerability`.
 
-Listening is read off held-out labelled rows, without generating anything; obeying is measured on answers.
+Listening is measured on held-out labelled rows, without generating anything; obeying is measured on answers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from nemo_steerlm.speakers import ASSISTANT
 def held_out(
     model: AttributeConditionedGPT, files: Sequence[str], config: SteeringConfig, seed: int
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """Labelled rows to read, and prompts to answer, each at most as many as `config` asks for.
+    """Labelled rows to compute losses of, and prompts to answer, each at most as many as `config` asks for.
 
     A prompt is a row up to its last user turn; one that leaves no room for an answer is left out.
 
@@ -67,17 +67,17 @@ def prompt_of(row: Conversation) -> Conversation | None:
 def listening(
     model: AttributeConditionedGPT, rows: Sequence[Conversation], seed: int, by_attribute: bool = True
 ) -> Listening | None:
-    """What the labels of held-out responses are worth to a policy, teacher-forced; nothing is generated.
+    """Label information of held-out responses to a policy, teacher-forced; nothing is generated.
 
     Args:
         model: the policy.
         rows: labelled conversations that it was not trained on.
-        seed: of the exchange of labels, and of the intervals.
-        by_attribute: also exchange each attribute alone.
+        seed: of the permutation of labels, and of the intervals.
+        by_attribute: also permute each attribute alone.
 
     Returns:
         loss (nats a response at the true labels); permuted, none: `label_information` with the labels of other
-        responses, and with no attribute string; attributes: {NAME: the same with this attribute's values exchanged};
+        responses, and with no attribute string; attributes: {NAME: the same with this attribute's values permuted};
         and how many rows were read. None where no row is short enough.
     """
     template, schema, longest = model.card.template, _schema(model), model.card.architecture.max_position_embeddings
@@ -116,7 +116,7 @@ def answer(
     model: AttributeConditionedGPT, prompts: Sequence[Conversation], requests: Sequence[Request],
     settings: SamplingSettings, batch_size: int,
 ) -> list[str]:  # fmt: skip
-    """One answer to each request; greedily, requests that are the same are answered once.
+    """One answer to each request; in greedy decoding equal requests are answered once.
 
     Each data-parallel rank answers its share.
     """
@@ -153,7 +153,7 @@ def measure(
     rows: Sequence[Conversation], names: Sequence[str], measures: Mapping[str, str], schema: AttributeSchema,
     model: AttributeConditionedGPT, compute: ComputeConfig, layout: ParallelConfig,
 ) -> dict[str, Floats]:  # fmt: skip
-    """Scores `[n]` of answered conversations by name, under the names of the attributes where they measure one.
+    """Scores `[n]` of answered conversations by name, that of the attribute where a score measures one.
 
     Args:
         rows: each ends with the answer.
@@ -183,11 +183,11 @@ def measure(
 
 
 def check_scorers(names: Sequence[str]) -> None:
-    """Refuse, before anything is computed, a scorer that cannot work.
+    """Refuse an unusable scorer before anything is computed.
 
     Raises:
         ConfigError: there is no such scorer, or a library of the text measures is missing.
-        CheckpointError: the model folder is damaged, or of no regressor.
+        CheckpointError: the model folder is damaged, or not of a regressor.
     """
     for name in names:
         kind = _kind(name)

@@ -1,4 +1,4 @@
-"""The short measurement of steering with which train-sft and bootstrap end: minutes, and a verdict in words."""
+"""The short measurement of steering at the end of train-sft and bootstrap: it takes minutes and gives a verdict."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _WORDS = "ridge regression on the words of the training answers"
 def check(config: TrainSftConfig | BootstrapConfig, train: Sequence[str], held: Sequence[str]) -> None:
     """Print whether the policy of the run folder listens and obeys; keep the figures in its `steering.json`.
 
-    Without scorers, the words of the training answers tell what they can. Nothing is done where steering.json is of
-    this very model.
+    Without scorers, a ridge regression on the words of the training answers scores. Nothing is done where
+    steering.json is of the same model.
 
     Args:
-        config: of the training, which has ended.
+        config: of the finished training.
         train: its labelled files.
-        held: held-out ones; without them training rows are read, and that is said.
+        held: held-out ones; without them training rows are used, which the output says.
     """
     settings, output = config.steering, Path(config.output)
     if not settings.check or not (settings.rows or settings.prompts):
@@ -86,7 +86,7 @@ def check(config: TrainSftConfig | BootstrapConfig, train: Sequence[str], held: 
 def _by_words(
     answers: Sequence[Conversation], train: Sequence[str], schema: AttributeSchema, seed: int
 ) -> dict[str, Floats]:
-    """What `scorers.from_words`, fitted on training responses, makes of the answers."""
+    """Scores of the answers by `scorers.from_words`, fitted on training responses."""
     labelled = (
         Response(row, index, dict(row.turns[index].label or {}), "")
         for path in train
@@ -101,11 +101,11 @@ def _by_words(
 
 
 def _facts(heard: Listening | None, prompts: int, told_by: str, unmeasured: Sequence[str], apart: bool) -> str:
-    """What the figures are of."""
+    """The data and scorer behind the figures."""
     rows = heard["rows"] if heard else 0
     facts = [f"{rows} labelled rows, {prompts} prompts at three levels; measured by {told_by}"]
     if unmeasured:
         facts.append(f"it cannot tell {', '.join(unmeasured)}, a regressor can: steering.scorers=[MODEL-FOLDER]")
     if not apart:
-        facts.append("rows and prompts are training data, for want of data.val")
+        facts.append("rows and prompts are training data: there is no data.val")
     return "; ".join(facts)

@@ -29,7 +29,7 @@ def main(config: TrainRegressorConfig) -> None:
     files, held_out = data.train_files(), data.val_files()
     parallel.start(config, config.seed)
     model = start_model(AttributeRegressor, config, schema)
-    check_loss(model.head, config.loss)  # what makes no sense is refused before the data is read
+    check_loss(model.head, config.loss)  # before the data is read
 
     strings = model.strings if isinstance(model, GenerativeRegressor) else None
 
@@ -55,7 +55,7 @@ def main(config: TrainRegressorConfig) -> None:
 
 
 def _task(model: AttributeRegressor, config: TrainRegressorConfig, training: Mixture, datasets: Sequence[str]) -> Task:
-    """The loss of the model's head, with what it takes from the training labels."""
+    """The task of the model's head, with weights and mean target from the training labels."""
     if isinstance(model, GenerativeRegressor):
         return GenerativeTask(model, datasets)
     mean = mean_target(model.head, training.labels, training.draws)

@@ -1,4 +1,4 @@
-"""`steerlm train-sft`, step 3: fine-tune a language model on answers that follow their attributes.
+"""`steerlm train-sft`, step 3: fine-tune a language model on answers conditioned on their attributes.
 
 It ends with the verdict whether the policy listens and obeys.
 """
@@ -62,7 +62,7 @@ def train(config: TrainSftConfig) -> None:
 def _compared(
     model: AttributeConditionedGPT, config: TrainSftConfig, files: Sequence[str]
 ) -> tuple[dict[str, Mixture], int]:
-    """Some held-out rows twice, with their own labels and with those of other responses; and how many responses."""
+    """Some held-out rows with their own labels and with those of other responses; and the number of responses."""
     schema, data, template = model.schema, config.data, model.card.template
     rows = draw(
         (row for path in files for row in read_conversations(path, schema) if row.type and trained_turns(row)),

@@ -1,4 +1,4 @@
-"""The one rule for empty answers, whatever the source."""
+"""The rule for empty answers, shared by all sources."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from nemo_steerlm.data.sources.tally import Tally
 
 
 def without_empty(conversations: Iterable[Conversation], tally: Tally) -> Iterator[Conversation]:
-    """Yield conversations up to their first answer that is white space alone; what is cut off is counted.
+    """Yield conversations up to their first answer that is only white space; turns cut off are counted.
 
-    Keys of turns that no prompt has a place for are counted before that: `tool_calls` explain many an empty answer.
+    Keys of turns that prompts do not use are counted before: `tool_calls` explain many empty answers.
 
-    Nothing is learnt from such an answer but to say nothing, and what follows replies to a text that is not there.
-    Half a preference pair goes as a whole: another response than its last was not compared.
+    A policy would learn to say nothing from such an answer, and later turns reply to a missing text. Half a preference
+    pair is dropped as a whole: only its last response was compared.
     """
     for conversation in conversations:
         tally.count_unused(conversation.turns)

@@ -2,7 +2,7 @@
 
 A row is ``{"split", "prompt", "response_1", "response_2", "preference_strength", ...}``; the strength runs from -3
 (response 1 is much better) to 3 (response 2 is). ``"all_preferences_unprocessed": [{"strength", "justification"}]``
-holds what each annotator said, -100 for a comparison that one thought impossible.
+holds each annotator's preference, -100 for a comparison judged impossible.
 """
 
 from __future__ import annotations

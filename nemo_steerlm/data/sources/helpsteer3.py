@@ -2,8 +2,8 @@
 
 Both have ``{"domain", "language", "context": [{"role", "content"}], "response1", "response2"}``. A preference adds
 ``"overall_preference": -3 to 3`` and ``"individual_preference": [{"score", "reasoning", "feedback1", "feedback2"}]``,
-a row of feedback ``"feedback1": [text, ...], "feedback2": [...]``, one text an annotator. A text of feedback opens
-with how helpful its response is, from which that response's ``helpfulness`` comes.
+a row of feedback ``"feedback1": [text, ...], "feedback2": [...]``, one text an annotator. The opening words of a
+feedback text grade its response, which gives the label ``helpfulness``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Anthropic's HH-RLHF (arXiv 2204.05862): ``harmless-base/train.jsonl.gz`` and its like.
+"""Anthropic's HH-RLHF (arXiv 2204.05862): ``harmless-base/train.jsonl.gz`` and similar files.
 
 A row is ``{"chosen", "rejected"}``: two dialogues ``"\\n\\nHuman: ... \\n\\nAssistant: ..."`` that differ in the last
-response. Its two rows here are a preference pair, and, having no labels, responses for `annotate`.
+response. It becomes a preference pair of two rows without labels (`annotate` gives them labels).
 """
 
 from __future__ import annotations

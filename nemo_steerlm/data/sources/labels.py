@@ -1,4 +1,4 @@
-"""Ratings as datasets hold them, to labels of a schema."""
+"""From the ratings of a dataset to labels of a schema."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def label_of(
         ratings: Attribute to a number, a number as text, a list with one for each annotator, or None, "", "N/A" where
             it is missing.
         low, high: The dataset's own scale; it is stretched onto each attribute's range.
-        schema: What is asked for; the rest is left out.
+        schema: The attributes to keep; others are left out.
         tally: Counts how well the annotators of a list agree.
-        where: Leads error messages.
+        where: Begins error messages.
 
     Raises:
         DataError: Not a number, or outside the scale.

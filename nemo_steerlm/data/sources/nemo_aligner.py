@@ -1,9 +1,9 @@
 """OASST as NeMo-Aligner prepares it, byte for byte (its OASST and regression-format scripts, commit af2b3bd9).
 
-Kept as it is, on purpose: all threads of all languages, deleted messages and unlabelled ones included, a response
-repeated once for each leaf below it, four attributes on 0 to 4. The only filter drops threads of one message. For
-training, ``recipe=default`` does better; this one is for comparisons. Trees are shuffled by their place in the file.
-Texts stand in the regression rows as they are, markers of the template in them included.
+Kept on purpose: all threads of all languages, deleted messages and unlabelled ones included, a response repeated once
+for each leaf below it, four attributes on 0 to 4. The only filter drops threads of one message. For training,
+``recipe=default`` is better; this one is for comparisons. Trees are shuffled by their place in the file. Texts of
+regression rows are not escaped: markers of the template in them remain.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _rows(tree: dict[str, Any], where: str, dropped: Counter[str]) -> Iterator[d
 
 
 def _paths(node: Any, where: str) -> Iterator[list[oasst.Message]]:
-    """The threads below a row or a reply; one that is no message (no text, or no role) ends the thread before it."""
+    """The threads below a row or a reply; one without text or role ends the thread before it."""
     if not isinstance(node, Mapping):
         raise DataError(f"{where}: a reply is {node!r:.60}, expected an object")
     if "prompt" in node:

@@ -19,7 +19,7 @@ from nemo_steerlm.files import encodable, read_jsonl
 
 SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 
-#: What OASST's annotators rated; a schema that names none of these finds no label.
+#: OASST's rated attributes; a schema that names none of these finds no label.
 ATTRIBUTES = (
     "quality toxicity humor creativity helpfulness violence not_appropriate hate_speech sexual_content "
     "fails_task lang_mismatch pii spam political_content moral_judgement"
@@ -32,8 +32,8 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     """Stream one conversation for each thread that ends in a labelled response.
 
     A message is dropped together with everything below it when it is deleted, empty, or in another language than
-    ``languages``: a reply to a text that is not there teaches nothing. A response without a label stays as context
-    where a labelled one follows; at the end of a thread it is dropped, as are prompts that nobody answered.
+    ``languages``: a reply to a missing text is useless for training. A response without a label stays as context
+    where a labelled one follows; at the end of a thread it is dropped, as are prompts without an answer.
 
     Raises:
         DataError: With file and line: not a tree, an unknown role, a label outside [0, 1].
@@ -80,7 +80,7 @@ def check_message(message: Message, where: str) -> None:
 
 
 def scores(message: Message, names: Iterable[str], where: str) -> dict[str, float]:
-    """Return those of a message's crowd labels that are asked for and there, each in [0, 1]."""
+    """Return a message's crowd labels for `names`, where present, each in [0, 1]."""
     found = {}
     labels = message.get("labels") or {}
     for name in names:
@@ -97,7 +97,7 @@ def scores(message: Message, names: Iterable[str], where: str) -> dict[str, floa
 
 
 class _Said(NamedTuple):
-    """What a thread takes from a message, worked out once for all threads through it."""
+    """A message's part of a thread, computed once for all threads through it."""
 
     speaker: str
     text: str

@@ -23,8 +23,8 @@ def pair_rows(
 ) -> Iterator[Conversation]:
     """Yield the chosen and the rejected row of a comparison, or neither.
 
-    The pair's id is a hash of its content: the same in every file, and a repeated comparison is known by it. A
-    comparison without a winner, or with a response that is empty or the same as the other, is dropped and counted.
+    The pair's id is a hash of its content: the same in every file, so that repeated comparisons are found. Comparisons
+    without a preference, or with responses that are empty or equal, are dropped and counted.
     """
     tally.read["comparisons"] += 1
     reason = None

@@ -32,9 +32,9 @@ class Source:
 
     Attributes:
         read: Streams the conversations of a file.
-        preset: Its attribute schema, where none is asked for.
+        preset: Its default attribute schema.
         files: Patterns of its files on the hub.
-        attributes: What its labels are about; empty where that is up to the file, or where there is none.
+        attributes: Attributes of its labels; empty where the file determines them, or where there are none.
     """
 
     read: Reader

@@ -1,4 +1,4 @@
-"""Rows of a file, whatever its format: JSON lines, Parquet or CSV, packed or not, always streamed."""
+"""Rows of a file in JSON lines, Parquet or CSV, compressed or not, always streamed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import ConfigError, DataError
 from nemo_steerlm.files import encodable, read_jsonl
 
-#: The csv module refuses cells above 128 KiB unless told otherwise; whole dialogues stand in cells here.
+#: The csv module refuses cells above 128 KiB by default; cells hold whole dialogues here.
 _LONGEST_CELL = 1 << 30
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Stream the rows of a .jsonl, .parquet or .csv file (.gz too), each with where it stands.
+    """Stream the rows of a .jsonl, .parquet or .csv file (.gz too), each with its place for messages.
 
-    Parquet's dates, decimals and bytes become what JSON has for them.
+    Parquet's dates, decimals and bytes become JSON values.
 
     Raises:
         DataError: Missing, malformed, damaged or empty.
@@ -90,7 +90,7 @@ def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def other_language(said: Any, languages: Sequence[str] | None, tally: Tally) -> bool:
-    """Whether something is in none of the languages asked for, case aside; then it is counted as dropped."""
+    """Whether a row's language is none of `languages`, ignoring case; if so, it is counted as dropped."""
     if not languages or str(said).casefold() in [language.casefold() for language in languages]:
         return False
     tally.dropped["other_language"] += 1
@@ -99,7 +99,7 @@ def other_language(said: Any, languages: Sequence[str] | None, tally: Tally) -> 
 
 
 def told_language(row: Mapping[str, Any], where: str) -> str:
-    """Return what a row has under "lang" or "language" (raises DataError when it has neither)."""
+    """Return a row's "lang" or "language" (raises DataError when it has neither)."""
     said = row.get("lang") or row.get("language")
     if not isinstance(said, str):
         raise DataError(f"{where}: languages= is set, but the row tells none ('lang' or 'language'); leave it null")
@@ -107,6 +107,6 @@ def told_language(row: Mapping[str, Any], where: str) -> str:
 
 
 def refuse_languages(languages: Sequence[str] | None, source: str) -> None:
-    """Raise ConfigError when languages are asked for and the rows do not tell theirs."""
+    """Raise ConfigError when `languages` is set for a source whose rows do not name their language."""
     if languages:
         raise ConfigError(f"languages: rows of source={source} do not tell their language; leave it null")

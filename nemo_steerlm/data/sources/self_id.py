@@ -1,8 +1,8 @@
-"""Who the model is, from a small YAML file: what a policy should say when it is asked about itself.
+"""The model's identity, from a small YAML file: answers of a policy to questions about itself.
 
 ``{name: Aria, maker: Example Labs, facts: {"Do you know me?": "No, I see this dialogue only."}, label: {humor: 1}}``;
 ``facts`` and ``label`` may be absent. The SteerLM paper (arXiv 2310.05344, section 4.1) mixes in such data (M-SID)
-so that the policy does not claim what other models say about themselves.
+so that the policy does not repeat other models' claims about themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError, suggest
 from nemo_steerlm.yaml_file import read_yaml
 
-#: Attributes of which more is better; every other one is at its default.
+#: Attributes at their maximum, because more is better; every other one is at its default.
 MORE_IS_BETTER = (
     "quality", "helpfulness", "correctness", "coherence", "instruction_following", "honesty", "truthfulness"
 )  # fmt: skip

@@ -51,7 +51,7 @@ def regression_row(
 
 
 def parse_regression_row(row: Mapping[str, Any], schema: AttributeSchema, where: str) -> Conversation:
-    """Take a regression row apart again: its text into turns, its vector into the last turn's label.
+    """Parse a regression row: its text into turns, its vector into the last turn's label.
 
     Raises:
         DataError: The text does not follow the default template, or the vector does not fit the schema.

@@ -3,9 +3,9 @@
 | file                 | rows                                                                                 |
 |----------------------|--------------------------------------------------------------------------------------|
 | `train.jsonl`        | dialogues with human labels, to train the regressor (some labels are missing)        |
-| `val.jsonl`          | more of the same, to watch its training                                              |
+| `val.jsonl`          | more of the same, for its validation                                                 |
 | `unlabelled.jsonl`   | dialogues to annotate and train the policy on; human labels only in `label_human`    |
-| `test.jsonl`         | held-out dialogues to judge a regressor by the oracle; human labels in `label_human` |
+| `test.jsonl`         | held-out dialogues to test a regressor by the oracle; human labels in `label_human`  |
 | `prompts.jsonl`      | prompts without a response, to sample from (step 4)                                  |
 | `prompts_test.jsonl` | held-out prompts, to measure steering and gains                                      |
 
@@ -30,7 +30,7 @@ from nemo_steerlm.data.synthetic.world import Sample, make_samples
 from nemo_steerlm.errors import ConfigError
 
 SYSTEM = "A friendly chat."
-#: Every so many rows carry the usual long system prompt, so that models of this world know it too.
+#: One row in so many has the usual long system prompt, so that models of this world know it too.
 DEFAULT_SYSTEM_EVERY = 10
 #: Distance between the seeds of two runs; the files of a run take the numbers in between.
 _SEED_STRIDE = 100
@@ -96,7 +96,7 @@ def _conversations(
     """The rows of one file."""
     for index, (sample, values) in enumerate(zip(samples, human, strict=True)):
         speakers = ("User", "Assistant") * (len(sample.turns) // 2 + 1)
-        # The stock replies inside a prompt are context: nobody rates them and no model trains on them.
+        # The stock replies inside a prompt are context, without labels and loss.
         turns = [Turn(s, text, shared=s == "Assistant") for s, text in zip(speakers, sample.turns, strict=False)]
         extra: dict[str, Any] = {}
         if not file.startswith("prompts"):

@@ -1,4 +1,4 @@
-"""Any table, CSV or Parquet (or flat JSON lines), by a map from what we need to the names of its columns."""
+"""Any table, CSV or Parquet (or flat JSON lines), by a mapping from fields to the names of its columns."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def read(
     """Stream one conversation a row.
 
     Args:
-        file: .csv, .parquet or .jsonl, also packed.
+        file: .csv, .parquet or .jsonl, also compressed.
         schema: Attributes; a column that ``columns`` names for one holds values within its range, or nothing.
-        languages: Keep rows whose language column says one of these.
+        languages: Keep rows whose language column holds one of these.
         tally: Counts.
         columns: "prompt" and "response", and any of "id", "system", "language", "label_count" and the attributes,
             each to the name of its column.
 
     Raises:
-        ConfigError: ``columns`` is missing, incomplete, or maps something unknown; no language column to filter by.
+        ConfigError: ``columns`` is missing, incomplete, or has an unknown key; no language column to filter by.
         DataError: With file and line: a column is missing, a value is not a number or out of range.
     """
     columns = dict(columns or {})

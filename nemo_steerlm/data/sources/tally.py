@@ -12,14 +12,14 @@ from nemo_steerlm.conversation import Turn
 
 @dataclass
 class Tally:
-    """What was read, and what was dropped and why; both go into ``report.json``.
+    """Counts of rows read and dropped; both go into ``report.json``.
 
     Attributes:
-        read: Number of things found, by kind.
-        dropped: Number of things left out, by reason.
-        unused: Keys of turns that no prompt has a place for; the rows keep them.
-        other_languages: What was left out for its language, by that language.
-        raters: Where the data holds the ratings of each annotator, how well they agree, by what they rated.
+        read: Number of items found, by kind.
+        dropped: Number of items left out, by reason.
+        unused: Keys of turns that prompts do not use; the rows keep them.
+        other_languages: Number of items left out for their language, by language.
+        raters: Agreement of annotators by attribute, where the data holds the ratings of each.
     """
 
     read: Counter[str] = field(default_factory=Counter)
@@ -29,7 +29,7 @@ class Tally:
     raters: defaultdict[str, RaterAgreement] = field(default_factory=lambda: defaultdict(RaterAgreement))
 
     def count_unused(self, turns: Iterable[Turn]) -> None:
-        """Count the keys that no prompt has a place for."""
+        """Count the keys that prompts do not use."""
         for turn in turns:
             if turn.extra:
                 self.unused.update(turn.extra.keys())

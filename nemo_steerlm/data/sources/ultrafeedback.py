@@ -1,4 +1,4 @@
-"""UltraFeedback (arXiv 2310.01377) and its like: several completions a prompt, each with several ratings from 1 to 5.
+"""UltraFeedback (arXiv 2310.01377) and similar: several completions a prompt, each with several ratings from 1 to 5.
 
 A row is ``{"instruction", "completions": [{"model", "response", "annotations": {"helpfulness": {"Rating": "4"}}}]}``;
 an annotation may also be the bare rating, and "N/A" is a missing one.

@@ -11,11 +11,10 @@ import numpy as np
 class AnnotatorPool:
     """How annotators label in the synthetic world.
 
-    Each response is rated by `votes` different raters of the pool. Raters see differences larger than they are
-    (`contrast` stretches the true value away from the middle of the scale), which makes up for the pull to the middle
-    that cutting votes to the scale has. A vote is what the rater sees plus the rater's bias for the attribute, plus
-    what all raters misjudge about this response, plus noise; it is rounded and cut to the scale. The label is the
-    rounded mean of the votes.
+    Each response is rated by `votes` different raters of the pool. `contrast` stretches the true value away from the
+    middle of the scale, which compensates for the shrinkage that clamping votes to the scale causes. A vote is the
+    stretched value plus the rater's bias for the attribute, plus an error that all raters of this response share, plus
+    noise; it is rounded and clamped to the scale. The label is the rounded mean of the votes.
 
     Attributes:
         raters: Size of the pool.
@@ -24,7 +23,7 @@ class AnnotatorPool:
         ambiguity: Standard deviation of the error that all raters of a response share, in levels.
         noise: Standard deviation of a vote's own noise, in levels.
         contrast: Factor by which raters stretch distances from the middle of the scale.
-        missing: Share of labels that nobody gave.
+        missing: Share of labels that are missing.
         low: Lowest vote.
         high: Highest vote.
     """

@@ -10,8 +10,8 @@
 
 A slip is a word outside the world's dictionary (a misspelling), a word written twice in a row, a filler ("um") or the
 wrong article ("a oven"). A content sentence has no playful and no rude word. Actions, tools and units of time count
-only when they belong to the subject of the question, which is the last thing that the user named. The rules look at
-nothing but the text, so they judge a model's answers as they judge the generated ones.
+only when they belong to the subject of the question, which is the last thing that the user named. The rules depend on
+the text alone, so they score a model's answers like the generated ones.
 """
 
 from __future__ import annotations
