@@ -1,15 +1,15 @@
-"""Parts of libraries that inference has no use for, loaded when something uses them and not with the library.
+"""Load the parts of libraries that only training uses at their first use, not with the library.
 
-megatron-core and Lightning load at once what they compile, log, plot and measure with: torch's compiler, wandb,
-TensorBoard, matplotlib and a hundred metrics of torchmetrics, which takes longer than all that inference needs. Inside
-`deferring` an import of such a part gives a module that has not run. It gives away the names of `_PARTS`, which the
-libraries ask for while they load, and becomes the real module at the first use of any other.
+On import, megatron-core and Lightning load torch's compiler, wandb, TensorBoard, matplotlib and some hundred metrics
+of torchmetrics. That takes longer than everything inference needs. Inside `deferring`, importing such a part gives a
+module that has not been executed. It provides the names in `_PARTS`, which the libraries need while they load, and is
+executed at the first access to any other name.
 
-Python's own `importlib.util.LazyLoader` runs a module at the first look at any of its attributes, and torch looks at
+Python's `importlib.util.LazyLoader` executes a module at the first access to any attribute, and torch reads
 `__file__` of all modules (`inspect.getmodule`).
 
-Tried with torch 2.13 and 2.14, megatron-core 0.16.1 and 0.19.2, lightning 2.4.0 and torchmetrics 1.9.0. Where a part
-fits no more it runs at once, as without this module. Remove what its library loads late by itself.
+Tried with torch 2.13 and 2.14, megatron-core 0.16.1 and 0.19.2, lightning 2.4.0 and torchmetrics 1.9.0. A part
+that does not fit is executed at once, as without this module. Remove an entry once its library loads the part lazily.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Union
 
 from nemo_steerlm.megatron import patches
 
-# A module, and the names that it gives away before it runs: one of another module, or (None) a stand-in.
+# A module, and the names it provides before it is executed: from another module, or (None) as a stand-in.
 _PARTS: dict[str, dict[str, str | None]] = {
     "wandb": {},  # megatron/core/timers.py, inference/: whether it is there
     "onnx": {},  # nemo/utils/export_utils.py
@@ -45,9 +45,9 @@ _PARTS: dict[str, dict[str, str | None]] = {
 
 @contextlib.contextmanager
 def deferring() -> Iterator[None]:
-    """Load libraries without the parts that inference does not use, torch first.
+    """Load libraries without the parts that only training uses, torch first.
 
-    What is imported lives on: the garbage collector, which would walk through all of it again and again, waits.
+    Imported modules are never freed: the garbage collector, which would visit them again and again, waits.
     """
     with contextlib.ExitStack() as afterwards:
         if gc.isenabled():
@@ -71,10 +71,10 @@ def _restore(owner: Any, name: str, late: Any) -> None:
 
 
 def _late(decorate: Any, inline: bool) -> Any:
-    """A decorator of torch's compiler, which it loads when a function that it has decorated is called.
+    """A decorator of torch's compiler that loads the compiler at the first call of a decorated function.
 
     Args:
-        inline: whether a compiled caller is to see through to the function.
+        inline: whether a compiled caller may inline the function.
     """
 
     @functools.wraps(decorate)
@@ -101,13 +101,13 @@ def _late(decorate: Any, inline: bool) -> Any:
 
 
 class _Finder:
-    """Finds the modules of `_PARTS` before Python does, and keeps them from running."""
+    """Finds the modules of `_PARTS` before Python does, and does not execute them."""
 
     def __init__(self) -> None:
         self.made: list[Any] = []
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        """As any finder's; with a `target` the module itself is wanted."""
+        """Of the finder protocol; a `target` is a reload, which executes the module."""
         parent = sys.modules.get(name.rpartition(".")[0])
         if isinstance(parent, _Deferred) and not parent.busy:
             parent.real()  # before its submodules
@@ -117,15 +117,15 @@ class _Finder:
         return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """As any loader's: Python makes the module."""
+        """Of the loader protocol: Python creates the module."""
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Do not run it."""
+        """Do not execute it."""
         module.__class__ = _Deferred
         self.made.append(module)
 
     def leave(self) -> None:
-        """Find nothing from now on."""
+        """Find nothing any more."""
         sys.meta_path.remove(self)
         for module in self.made:
             if type(module) is _Deferred:
@@ -133,9 +133,9 @@ class _Finder:
 
 
 class _Deferred(types.ModuleType):
-    """A module that has not run."""
+    """A module that has not been executed."""
 
-    busy = False  # whether a submodule is being imported for a name that it gives away
+    busy = False  # whether a submodule is being imported for a name of `_PARTS`
 
     def __getattr__(self, name: str) -> Any:
         source = _PARTS[self.__name__].get(name, "")
@@ -148,7 +148,7 @@ class _Deferred(types.ModuleType):
         return self._early(name, source) if early else getattr(self.real(), name)
 
     def _early(self, name: str, source: str) -> Any:
-        """A name of a submodule, or where that cannot be had, of the module itself."""
+        """A name from a submodule, or from the module itself where the submodule lacks it."""
         self.busy = True
         try:
             return getattr(importlib.import_module(source), name)
@@ -159,7 +159,7 @@ class _Deferred(types.ModuleType):
         return getattr(self.real(), name)
 
     def real(self) -> types.ModuleType:
-        """The module, run."""
+        """The executed module."""
         if sys.modules.get(self.__name__) is not self:
             return importlib.import_module(self.__name__)
         self.__class__ = types.ModuleType  # type: ignore[assignment]
@@ -170,7 +170,7 @@ class _Deferred(types.ModuleType):
             raise
 
     def leave(self) -> None:
-        """Make way for the real module, or where parts of it are in use, become it at the next look."""
+        """Leave `sys.modules`; where names of it are in use, be executed at the next access instead."""
         if any(_PARTS[self.__name__].values()):
             del self.__path__
             return
@@ -186,7 +186,7 @@ class _Deferred(types.ModuleType):
 
 
 class _Name:
-    """Stands for a class or a function of a module that has not run; nothing is an instance of such a class."""
+    """Stands for a class or function of a module that is not executed yet; such a class has no instances."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
@@ -206,7 +206,7 @@ class _Name:
         return self._real()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked of anything that stands in an annotation
+        if name.startswith("__"):  # read from everything in an annotation
             raise AttributeError(name)
         return getattr(self._real(), name)
 
