@@ -254,7 +254,7 @@ def install() -> bool:
         return True
     for name in _CUDA_ONLY:
         sys.modules[name] = None  # type: ignore[assignment]  # importing it then raises ImportError
-    # Import first: decorators of megatron-core load torch._dynamo, which must see torch's own functions.
+    # Import first: what megatron-core takes from torch while it loads is then torch's own, as on a GPU.
     from megatron.core.tensor_parallel import random as megatron_random
 
     _patch_torch()
