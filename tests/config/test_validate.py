@@ -110,7 +110,7 @@ SECTIONS: list[tuple[c.Settings, str]] = [
     (c.TemplateConfig(turn_start="<extra_id_2>"), "overlap"),
     (c.SteerabilityConfig(ways=["alon"]), "steerability.ways: no way is called alon; did you mean 'alone'"),
     (c.SteerabilityConfig(ways=[]), "steerability.ways is empty"),
-    (c.PreferenceConfig(preset="llama3_70b", fit="pairs.jsonl"), "preference.preset and preference.fit both say"),
+    (c.PreferenceConfig(preset="llama3_70b", fit="pairs.jsonl"), "preference.preset and preference.fit both"),
     (c.PrepareConfig(source="oasst"), "output is missing"),
     (c.PrepareConfig(source="oasst", output="o", columns={"prompt": "ask"}), "columns is for source=table"),
     (c.AnnotateConfig(checkpoint="m", input="a.jsonl", output="./a.jsonl"), "this is the input"),
