@@ -16,7 +16,7 @@ class ParallelConfig(Settings):
     pipeline: int = option(1, "pipeline-parallel size", least=1)
     virtual_pipeline: int | None = option(None, "model chunks a pipeline stage (interleaved schedule)", least=2)
     sequence: bool = option(False, "also split norms and dropout along the sequence; needs tensor > 1")
-    context: int = option(1, "processes that share each sequence; above 1 needs Transformer Engine", least=1)
+    context: int = option(1, "processes that share each sequence; above 1 is not supported", least=1)
 
     def validate(self, prefix: str = "") -> None:
         """As `Settings.validate`, and that the parallel sizes fit together."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -167,7 +168,9 @@ def _python(code: str, **settings: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     path = os.pathsep.join([str(ROOT), *filter(None, [settings.pop("PYTHONPATH", "")])])
     command = [sys.executable, "-c", code]
-    run = subprocess.run(command, env={**inherited, "PYTHONPATH": path, **settings}, capture_output=True, text=True)
+    variables = {**inherited, "PYTHONPATH": path, **settings}
+    with tempfile.TemporaryDirectory() as folder:  # an export that ends in the middle leaves its lock there
+        run = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     return run.stdout
 
