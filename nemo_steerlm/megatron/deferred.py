@@ -8,7 +8,7 @@ libraries ask for while they load, and becomes the real module at the first use 
 Python's own `importlib.util.LazyLoader` runs a module at the first look at any of its attributes, and torch looks at
 `__file__` of all modules (`inspect.getmodule`).
 
-Tried with torch 2.13 and 2.14, megatron-core 0.16.1 and 0.19.2, lightning 2.4.0 and torchmetrics 1.9.0. Where a part
+Tried with torch 2.13.0 and 2.14.1, megatron-core 0.16.1 and 0.19.2, lightning 2.4.0, torchmetrics 1.9.0. Where a part
 fits no more it runs at once, as without this module. Remove what its library loads late by itself.
 """
 
