@@ -8,7 +8,7 @@ executed at the first access to any other name.
 Python's `importlib.util.LazyLoader` executes a module at the first access to any attribute, and torch reads
 `__file__` of all modules (`inspect.getmodule`).
 
-Tried with torch 2.13 and 2.14, megatron-core 0.16.1 and 0.19.2, lightning 2.4.0 and torchmetrics 1.9.0. A part
+Tried with torch 2.13.0 and 2.14.1, megatron-core 0.16.1 and 0.19.2, lightning 2.4.0, torchmetrics 1.9.0. A part
 that does not fit is executed at once, as without this module. Remove an entry once its library loads the part lazily.
 """
 
