@@ -59,7 +59,7 @@ def test_the_page_says_what_changed(folder: Path) -> None:
     page = Page(html)
     low, high = (f"{bound:+.3f}".replace("-", "−") for bound in step["interval"])
     gain = f"{step['gain']:+.3f}".replace("-", "−")
-    assert f"changed by {gain} ({low} to {high}) on 120 prompts" in " ".join(page.text.split())
+    assert f"changed by {gain} ({low} to {high}) on 120 held-out prompts" in " ".join(page.text.split())
     assert f"{gain}<small>{low} to {high}</small>" in html
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
         "change", "answers", "rounds", "trainings", "settings"
