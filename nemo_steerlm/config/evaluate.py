@@ -50,7 +50,7 @@ class PreferenceConfig(Settings):
         given = [name for name in ("weights", "preset", "fit") if getattr(self, name)]
         if len(given) > 1:
             raise ConfigError(
-                f"preference.{given[0]} and preference.{given[1]} both give the weights of attributes; give one"
+                f"preference.{given[0]} and preference.{given[1]} both say how attributes add up; give one"
             )
 
 
