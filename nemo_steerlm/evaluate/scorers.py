@@ -72,7 +72,7 @@ def _prompt(row: Conversation) -> list[str]:
 
 
 def from_python(name: str) -> Scorer:
-    """The function that `module:function` names; it takes a list of OpenAI's messages for each conversation.
+    """The function that `module:function` names; it takes a list of conversations, each a list of OpenAI's messages.
 
     Raises:
         ConfigError: there is no such function.
