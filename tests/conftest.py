@@ -23,8 +23,8 @@ if not ON_GPU:
 # Under pytest-xdist: long files first, one file on one worker, because its tests share what was costly to make; files
 # that share it with each other name a group of their own.
 _LONG_FIRST = (
-    "test_readme", "test_layouts", "test_quickstart", "test_kill", "test_lora", "test_steering", "test_objective",
-    "test_evaluate", "test_logs",
+    "test_readme", "test_quickstart", "test_kill", "test_layouts", "test_steering", "test_lora", "test_evaluate",
+    "test_logs", "test_objective",
 )  # fmt: skip
 
 

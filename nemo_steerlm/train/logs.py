@@ -135,5 +135,6 @@ def add_loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
             "log_step_timing": False,
             "files_to_copy": None,
             "disable_validation_on_resume": False,
+            "seconds_to_sleep": 0,  # 5 on every rank but the first, for files that it moves with resume_if_exists
         },
     )  # fmt: skip
