@@ -6,10 +6,8 @@ import gzip
 import json
 
 import pytest
-from omegaconf import OmegaConf
 
 from nemo_steerlm.conversation import Turn
-from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.errors import DataError
 from tests.data.helpers import rows_of, run_sides
 from tests.data.trees import answer, ask, tree, write_trees
@@ -56,8 +54,7 @@ def test_scaling_to_the_papers_range(fixture_trees, tmp_path):
 def test_languages(fixture_trees, tmp_path):
     report, sides = run_sides("oasst", fixture_trees, tmp_path / "out", languages=["de"])
     assert [row.id for row in rows_of(sides)] == ["g2"] and report["dropped"]["other_language"] == 5
-    config = OmegaConf.create({"source": "oasst", "input": str(fixture_trees), "output": str(tmp_path / "o2")})
-    report = prepare(OmegaConf.merge(config, {"languages": ["en"], "other_key": 1, "attributes": "helpsteer"}))
+    report, _ = run_sides("oasst", fixture_trees, tmp_path / "o2", languages=["en"], attributes="helpsteer")
     assert report["dropped"]["other_language"] == report["dropped"]["lone_prompt"] == 1
 
 
