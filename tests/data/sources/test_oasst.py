@@ -9,7 +9,7 @@ import pytest
 
 from nemo_steerlm.conversation import Turn
 from nemo_steerlm.errors import DataError
-from tests.data.helpers import rows_of, run_sides
+from tests.data.helpers import refused, rows_of, run_sides
 from tests.data.trees import answer, ask, tree, write_trees
 from tests.tokenizers import real_data
 
@@ -49,6 +49,13 @@ def test_scaling_to_the_papers_range(fixture_trees, tmp_path):
     own = {"helpfulness": {"low": 1, "high": 5}, "wit": None}
     _, sides = run_sides("oasst", fixture_trees, tmp_path / "own", attributes=own)
     assert next(row for row in rows_of(sides) if row.id == "a2").turns[1].label == {"helpfulness": 5}
+
+
+def test_the_flat_export_is_recognised_in_parquet(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    flat = [{"message_id": "a", "parent_id": None, "text": "x"}]
+    parquet.write_table(pyarrow.Table.from_pylist(flat), tmp_path / "a.parquet")
+    refused("a.parquet: row 1: no message under 'prompt', expected", "oasst", tmp_path / "a.parquet", tmp_path)
 
 
 def test_languages(fixture_trees, tmp_path):
