@@ -195,7 +195,7 @@ def _shorten(
 
 
 def trained_turns(row: Conversation) -> list[int]:
-    """Indices of the responses that carry loss (`PromptTemplate.segments`)."""
+    """Indices of the responses that carry loss (`PromptTemplate.spans`)."""
     return [
         index
         for index in row.response_indices
