@@ -157,7 +157,7 @@ def test_a_mixture_is_its_parts_one_after_another(tokenizer):
     parts[0].report.update(pairs=0, incomplete_pairs=2)
     parts[1].report["pairs"] = 0
     with pytest.raises(DataError, match=r"loss.preference needs pairs: none of the 5 conversations.*\(2 lack"):
-        require_pairs(mixture.report)
+        require_pairs(mixture.counts)
 
 
 # -- policy -----------------------------------------------------------------------------------------------------------
