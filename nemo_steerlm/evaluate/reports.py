@@ -131,6 +131,26 @@ class DatasetReport(TypedDict):
 # -- a page of results ------------------------------------------------------------------------------------------------
 
 
+class Bar(TypedDict):
+    """A line about a bar.
+
+    Attributes:
+        name: of the figure.
+        detail: the attribute that decided.
+        value: the figure.
+        text: the figure as shown.
+        wanted: the bar as shown.
+        reached: None for a figure that is shown without a bar.
+    """
+
+    name: str
+    detail: str
+    value: Figure
+    text: str
+    wanted: str
+    reached: bool | None
+
+
 class Results(Steering, total=False):
     """The content of `report.results_page.write_report`; a part that is absent or empty has no section.
 
@@ -171,5 +191,5 @@ class Results(Steering, total=False):
     settings: dict[str, Any]
     seed: int
     versions: dict[str, str]
-    bars: list[dict[str, Any]]
+    bars: list[Bar]
     arrays: dict[str, Any]
