@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_steerlm.evaluate.metrics import json_ready
-from nemo_steerlm.evaluate.reports import Asked, Bar, Matrix, Response
+from nemo_steerlm.evaluate.reports import Asked, Bar, BootstrapReport, Matrix, Response
 from nemo_steerlm.evaluate.steerability import mean_spearman
 from nemo_steerlm.report.tables import NOTHING, interval, number
 
@@ -130,7 +130,7 @@ def _label_source(sources: dict[str, dict[str, Response]], bars: Bars) -> list[B
     return lines
 
 
-def _bootstrap(bootstrap: dict[str, Any], bars: Bars) -> list[Bar]:
+def _bootstrap(bootstrap: BootstrapReport, bars: Bars) -> list[Bar]:
     lines = []
     for name, arm in (("Step 4: gain", bootstrap), ("Step 4: gain of the control arm", bootstrap.get("control"))):
         if arm:
