@@ -43,14 +43,14 @@ def test_without_dedupe_every_path_keeps_its_labels(fixture_trees, tmp_path):
 def test_each_response_is_trained_once_and_no_prompt_is_on_both_sides(tmp_path):
     path = write_trees(tmp_path / "t.jsonl", list(many_trees(400, prompts=150)))
     report, (train, val) = run_sides("oasst", path, tmp_path / "out", val_fraction=0.1)
-    trained = Counter()
+    trained: Counter[tuple[str, ...]] = Counter()
     for row in train + val:
         for index in row.response_indices:
             if row.turns[index].label:
                 trained[tuple(turn.text for turn in row.turns[: index + 1])] += 1
         assert row.turns[-1].label  # a row always ends with something to learn
     assert set(trained.values()) == {1}
-    expected = set()
+    expected: set[tuple[str, ...]] = set()
     for row in many_trees(400, prompts=150):
         first, nested = row["prompt"]["replies"]
         head = (row["prompt"]["text"], "Then")

@@ -127,6 +127,7 @@ def test_a_sample_tells_what_share_of_all_has_twins():
         for prompt in given:
             sample.add(prompt)
     found = leaks(train, val)
+    assert found is not None
     assert found["train_prompts_compared"] == 600 and 40 < found["val_prompts_compared"] < 90
     assert 0.35 < found["val_prompts_with_a_near_twin"] / found["val_prompts_compared"] < 0.65  # it is half
 
@@ -146,6 +147,7 @@ def test_near_twins_are_found_and_strangers_are_not():
     for prompt in twins + distant:
         val.add(prompt)
     found = leaks(train, val)
+    assert found is not None
     assert found["train_prompts_compared"] == 300 and found["val_prompts_compared"] == 120
     assert 36 <= found["val_prompts_with_a_near_twin"] <= 40 and len(found["examples"]) == 5
     assert all(pair["val"] == pair["train"] for pair in found["examples"])  # as far as they are shown

@@ -69,7 +69,8 @@ def test_languages(fixture_trees, tmp_path):
 def test_real_trees_train_each_labelled_message_once(tmp_path):
     source = real_data("oasst1_en_val.dev.trees.jsonl.gz")
     report, sides = run_sides("oasst", source, tmp_path / "out", attributes="helpsteer")
-    names, expected = ("quality", "toxicity", "humor", "creativity", "helpfulness"), {}
+    names = ("quality", "toxicity", "humor", "creativity", "helpfulness")
+    expected: dict[tuple[str, ...], dict[str, float]] = {}
 
     def walk(message, history):
         history = (*history, message["text"])
