@@ -10,6 +10,7 @@ import pytest
 
 import nemo_steerlm
 from nemo_steerlm import cli
+from nemo_steerlm.launch import local
 
 
 def steerlm(*words, cwd, **env):
@@ -149,5 +150,5 @@ def test_a_signal_ends_a_verb_with_the_shells_code_and_is_told_once(verb, capsys
     words = ["prepare", "source=oasst", "output=o"]
     assert (cli.main(words), capsys.readouterr().err) == (code, line)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(cli.local, "alone", lambda: True)  # as a verb that runs in several processes
+    monkeypatch.setattr(local, "alone", lambda: True)  # as a verb that runs in several processes
     assert (cli.main(words), capsys.readouterr().err) == (code, "")

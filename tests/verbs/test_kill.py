@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,10 +49,11 @@ def _training(folder: Path) -> dict:
     from nemo_steerlm.verbs import train_regressor, train_sft
 
     result = {}
-    for name, make, main in (
-        ("regressor", regressor_config, train_regressor.main),
-        ("policy", policy_config, train_sft.train),
-    ):
+    trainings: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
+        "regressor": (regressor_config, train_regressor.main),
+        "policy": (policy_config, train_sft.train),
+    }
+    for name, (make, main) in trainings.items():
         _run(lambda: main(make(folder, f"{name}-whole")))
         run = folder / f"{name}-killed"
         checkpoints, metrics = run / "checkpoints", run / "metrics.jsonl"
