@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -20,6 +21,9 @@ class TrainerConfig(ComputeConfig):
 
     max_steps: int | None = option(None, "optimizer steps; this or max_epochs must be given", least=1)
     max_epochs: float | None = option(None, "passes over the data, where max_steps is null", least=0.0)
+    max_time: str | None = option(
+        None, "time after which the run saves and ends, HH:MM:SS or DD:HH:MM:SS from the start of its process"
+    )
     global_batch_size: int = option(MISSING, "samples an optimizer step, over all processes", least=1, example="128")
     micro_batch_size: int = option(
         MISSING, "samples a process handles at once; a preference pair is one", least=1, example="1"
@@ -49,6 +53,24 @@ class TrainerConfig(ComputeConfig):
             raise ConfigError(
                 "trainer.max_steps is missing; give it or trainer.max_epochs, e.g. trainer.max_steps=800"
             )
+        self.max_seconds()
+
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds; DD-HH:MM:SS, as SLURM writes it, is the same as DD:HH:MM:SS.
+
+        Raises:
+            ConfigError: it is written in another way. YAML reads 12:00:00 without quotes as a number.
+        """
+        if self.max_time is None:
+            return None
+        found = re.fullmatch(r"(?:(\d+)[:-])?(\d+):([0-5]?\d):([0-5]?\d)", self.max_time)
+        if found is None:
+            raise ConfigError(
+                f"trainer.max_time={self.max_time}: expected HH:MM:SS or DD:HH:MM:SS, in a YAML file in quotes: "
+                '"04:00:00"'
+            )
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
 
 
 #: Default peak learning rate of a fine-tuning. All weights: between the 5e-6 of SteerLM's and HelpSteer's

@@ -27,7 +27,7 @@ from nemo_steerlm.train.best import BestStep, check_metric
 from nemo_steerlm.train.global_batches import GlobalBatches
 from nemo_steerlm.train.logs import JSONLLogger, ShowProgress, add_loggers
 from nemo_steerlm.train.run_folder import enter_run_folder
-from nemo_steerlm.train.saving import Checkpoints
+from nemo_steerlm.train.saving import Checkpoints, TimeLimit
 from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.train.tasks import Task
 
@@ -134,7 +134,7 @@ def fit(
         The callback that kept the best step's weights, with `trainer.best_metric`.
 
     Raises:
-        Stopped: by a signal; the state after the last step is saved.
+        Stopped: by a signal or `trainer.max_time`; the state after the last step is saved.
         DataError: `trainer.max_bad_steps` in a row had a loss or gradient norm that is not finite.
         CheckpointError: the weights are not finite; they are not saved.
     """
@@ -164,7 +164,8 @@ def fit(
                 best.consider(model, last, model.validated)
         return best
     metrics.rewind(step)
-    checkpoints = Checkpoints(folder, trainer_config.checkpoint_every, last, io)
+    limit = TimeLimit(trainer_config.max_seconds())
+    checkpoints = Checkpoints(folder, trainer_config.checkpoint_every, last, io, limit)
     trainer = lightning.Trainer(
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         strategy=MegatronStrategy(io),  # knows accelerator and devices
