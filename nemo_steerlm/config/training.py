@@ -35,6 +35,9 @@ class TrainerConfig(ComputeConfig):
     )
     checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = 15 minutes", least=1)
     keep_checkpoints: int = option(2, "newest checkpoints kept", least=1)
+    checkpoint_local_dir: str | None = option(
+        None, "folder on each node's own disk: checkpoints are written there and copied to OUTPUT in the background"
+    )
     async_checkpoint: bool = option(False, "write checkpoints in the background, from copies in CPU memory")
     recompute: str = option(
         "none", "activations recomputed in the backward pass: of attention, or of whole layers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from nemo.lightning.callback_group import CallbackGroup
 from nemo_steerlm.config import DataConfig, LoggingConfig, TrainConfig, TrainerConfig
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
+from nemo_steerlm.megatron.local_disk import LocalDisk
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.train.bad_steps import BadSteps
 from nemo_steerlm.train.batches import MicroBatching, StepBatches, once_through, shuffled
@@ -123,6 +126,24 @@ def _steps_of(trainer: TrainerConfig, items: int) -> int:
     return max(1, math.ceil(trainer.max_epochs * items / trainer.global_batch_size))
 
 
+def _local_disk(directory: str | None, folder: CheckpointFolder, name: str) -> LocalDisk | None:
+    """The folder of this run below `trainer.checkpoint_local_dir`.
+
+    Its name is drawn once and kept beside the checkpoints, so that another run at the same place has another folder.
+    """
+    if directory is None:
+        return None
+
+    def drawn() -> str:
+        path = folder.folder / "local_folder"
+        if not path.is_file():
+            with atomic_writer(path) as file:
+                file.write(uuid.uuid4().hex)
+        return "".join(filter(str.isalnum, path.read_text(encoding="utf-8")))
+
+    return LocalDisk(Path(directory) / f"{name}-{parallel.on_rank_zero(drawn)}", folder)
+
+
 def fit(
     model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool
 ) -> BestStep | None:
@@ -142,10 +163,13 @@ def fit(
     trained, total = lora.count_parameters(model.chunks)
     _log.info("trained parameters: %s of %s (%.2f%%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
     folder = CheckpointFolder(output / "checkpoints", keep=trainer_config.keep_checkpoints)
+    local = _local_disk(trainer_config.checkpoint_local_dir, folder, output.name)
+    if local is not None:
+        local.recover()
     start = folder.latest() if resume else None
     step = int(start.name.removeprefix("step-")) if start is not None else 0
     validates = model.validation_batches is not None
-    io = DistributedCheckpointIO(background=trainer_config.async_checkpoint)
+    io = DistributedCheckpointIO(trainer_config.async_checkpoint, local)
     best = None
     if trainer_config.best_metric is not None:
         best = BestStep(trainer_config.best_metric, output, io, resume)

@@ -125,7 +125,7 @@ class Checkpoints(Callback):
 
     def _poll(self) -> None:
         self.io.poll()
-        if self.io.pending is None:
+        if not self.io.busy:
             self.limit.save_ends()
 
     def on_train_start(self, *_: Any) -> None:
