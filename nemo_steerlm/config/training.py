@@ -158,6 +158,9 @@ class LoggingConfig(Settings):
     wandb: bool = option(False, "log to Weights & Biases; needs the extra nemo_steerlm[wandb]")
     wandb_project: str = option("nemo_steerlm", "W&B project")
     wandb_offline: bool = option(True, "keep W&B files local; `wandb sync` sends them later")
+    straggler_every: int | None = option(
+        None, "optimizer steps between reports of the slowest rank; null = none, and nothing is measured", least=1
+    )
     name: str | None = option(None, "name of the run; null = that of the output folder")
 
     def validate(self, prefix: str = "") -> None:

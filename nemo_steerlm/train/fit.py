@@ -31,6 +31,7 @@ from nemo_steerlm.train.global_batches import GlobalBatches
 from nemo_steerlm.train.logs import JSONLLogger, ShowProgress, add_loggers
 from nemo_steerlm.train.run_folder import enter_run_folder
 from nemo_steerlm.train.saving import Checkpoints, TimeLimit
+from nemo_steerlm.train.stragglers import Stragglers
 from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.train.tasks import Task
 
@@ -144,6 +145,13 @@ def _local_disk(directory: str | None, folder: CheckpointFolder, name: str) -> L
     return LocalDisk(Path(directory) / f"{name}-{parallel.on_rank_zero(drawn)}", folder)
 
 
+def _reports(config: LoggingConfig, model: MegatronModel) -> list[Callback]:
+    if config.straggler_every is None:
+        return []
+    model.training_batches.phases = model.phases
+    return [Stragglers(config.straggler_every, model.phases)]
+
+
 def fit(
     model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool
 ) -> BestStep | None:
@@ -199,6 +207,7 @@ def fit(
         callbacks=[
             checkpoints,
             *([best] if best is not None else []),
+            *_reports(logging_config, model),
             ShowProgress(output.name, trainer_config, step, last),
             _ReturnMemory(),
         ],
