@@ -44,6 +44,9 @@ def prepare(folder: Path) -> None:
 def drill(folder: Path, name: str, restarts: int, seed: int) -> dict[str, Any]:
     """One row of the table: a kind of run, uninterrupted and ended `restarts` times.
 
+    "In start", "in step" and "in save" count the moments that were aimed at. A signal while a run loads ends it at
+    once: there is nothing to save. Steps are replayed that were logged, but are in no checkpoint.
+
     Args:
         folder: where `prepare` has been.
         name: of `KINDS`.
