@@ -215,6 +215,11 @@ def is_rank_zero() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def is_first_of_node() -> bool:
+    """Whether this process works on the disk of its node for the other processes there."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def data_parallel() -> tuple[int, int]:
     """This process's data-parallel rank, and how many there are."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -68,7 +68,7 @@ class JSONLLogger(Logger):
                 row = json.loads(line)
             except ValueError:
                 continue  # the half line of a killed run
-            if row["step"] < step or (row["step"] == step and "train/loss" in row):
+            if row["step"] < step or (row["step"] == step and ("train/loss" in row or "straggler/rank" in row)):
                 kept.append(line + "\n")
         with atomic_writer(self.path) as file:
             file.writelines(kept)

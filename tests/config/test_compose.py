@@ -180,6 +180,7 @@ WRONG = {
     "average": (["optimizer.ema_decay=1"], "optimizer.ema_decay=1.0: expected less than 1"),
     "denominator": (["optimizer.eps=0"], "optimizer.eps=0.0: expected at least 1e-20"),
     "bad steps": (["trainer.max_bad_steps=0"], "trainer.max_bad_steps=0: expected at least 1"),
+    "time": (["trainer.max_time=90"], "trainer.max_time=90: expected HH:MM:SS or DD:HH:MM:SS"),
     "too large": (["data.label_dropout=1.5"], "data.label_dropout=1.5: expected at most 1"),
     "group": (["attributes=helpster"], "attributes=helpster: no such choice; .*did you mean 'helpsteer'"),
     "file": (["attributes=/nowhere.yaml"], "/nowhere.yaml"),
