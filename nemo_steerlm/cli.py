@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_steerlm import __version__, environment
+from nemo_steerlm import __version__, environment, hub
 from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
 from nemo_steerlm.launch import local
 from nemo_steerlm.terminal import readable
@@ -115,7 +115,7 @@ def _run(verb: str, *words: str) -> int:
     if verb not in _working():
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
-    from nemo_steerlm.config import compose
+    from nemo_steerlm.config import compose, overrides
 
     target, schema, help_text = VERBS[verb]
     keys, config_dir, asked = compose.split(words)
@@ -128,7 +128,8 @@ def _run(verb: str, *words: str) -> int:
         if not local.alone():
             return 0
     elif not set_up(trainer):
-        return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
+        pinned = [f"{key}={overrides.typed(value)}" for key, value in hub.localise(settings).items()]
+        return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words, *pinned], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     text = work(target, settings, alone=True)
@@ -140,7 +141,8 @@ def _run(verb: str, *words: str) -> int:
 def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """Run the function `target` ("module:function") with its settings, as the one owner of their output.
 
-    The labels of its files are checked first, so that a mistake shows before torch and a model are loaded.
+    Names of models on the hub become folders, and the labels of its files are checked, so that a mistake shows before
+    torch and a model are loaded.
 
     Args:
         alone: whether the process does nothing else. The garbage collector then leaves out imported modules, which it
@@ -148,6 +150,7 @@ def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """
     from nemo_steerlm.data import labels
 
+    hub.localise(settings)
     labels.check(settings)
     output = getattr(settings, "output", None)
     owner: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

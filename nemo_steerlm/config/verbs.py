@@ -35,7 +35,7 @@ class PrepareConfig(Settings):
     seed: int = option(10, "seed of the split, and of synthetic data", least=0, most=MOST_SEED)
     languages: list[str] | None = option(None, "keep only these, e.g. languages=[en,de]; null = all")
     dedupe: bool = option(True, "drop repeated conversations")
-    tokenizer: str | None = option(None, "counts the lengths in the report; null = in characters")
+    tokenizer: str | None = option(None, "counts the lengths in the report; null = in characters", hub=True)
     recipe: str = option(
         "default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner")
     )
@@ -60,9 +60,14 @@ class PrepareConfig(Settings):
 class ImportConfig(InProcesses):
     """Settings of `steerlm import`."""
 
-    input: str = option(MISSING, "Hugging Face folder, .gguf file, or llama2.c .bin file", example="Llama-3.1-8B")
+    input: str = option(
+        MISSING, "Hugging Face folder or name on the hub, .gguf file, or llama2.c .bin file", example="Llama-3.1-8B",
+        hub=True,
+    )  # fmt: skip
     output: str = option(MISSING, "model folder to write", example="outputs/base")
-    tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; null = the input's own")
+    tokenizer: str | None = option(
+        None, "Hugging Face folder, name on the hub or SentencePiece file; null = the input's own", hub=True
+    )
     attributes: AttributesConfig = option(
         AttributesConfig, "names of a sequence classifier's outputs; a language model gets a token for each value"
     )
@@ -77,7 +82,7 @@ class ImportConfig(InProcesses):
 class ExportConfig(InProcesses):
     """Settings of `steerlm export`."""
 
-    checkpoint: str = option(MISSING, "model folder", example="outputs/policy/model")
+    checkpoint: str = option(MISSING, "model folder or name on the hub", example="outputs/policy/model", hub=True)
     output: str = option(MISSING, "folder to write", example="outputs/policy-hf")
     scalar: dict[str, float] = option(dict, "one weighted sum of a regressor's attributes: scalar.helpfulness=0.65")
     dtype: str | None = option(
@@ -91,7 +96,9 @@ class ExportConfig(InProcesses):
 class AnnotateConfig(Inference):
     """Settings of `steerlm annotate`."""
 
-    checkpoint: str = option(MISSING, "model folder of a regressor", example="outputs/regressor/model")
+    checkpoint: str = option(
+        MISSING, "model folder of a regressor or its name on the hub", example="outputs/regressor/model", hub=True
+    )
     input: str = option(MISSING, "conversations", example="data/train.jsonl")
     output: str = option(MISSING, "labelled conversations", example="outputs/labelled.jsonl")
     turns: str = option("all", "assistant turns to label", choices=("all", "labelled", "missing"))
@@ -143,7 +150,9 @@ class SamplingConfig(Settings):
 class SampleConfig(SamplingConfig, Inference):
     """Settings of `steerlm sample` (step 4a)."""
 
-    checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
+    checkpoint: str = option(
+        MISSING, "model folder of a policy or its name on the hub", example="outputs/policy/model", hub=True
+    )
     prompts: str = option(MISSING, "conversations whose user turns are answered", example="data/train.jsonl")
     annotated: str = option(
         MISSING, "data from which attribute combinations are drawn", example="outputs/labelled.jsonl"
@@ -160,7 +169,9 @@ class SampleConfig(SamplingConfig, Inference):
 class GenerateConfig(Inference):
     """Settings of `steerlm generate`."""
 
-    checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
+    checkpoint: str = option(
+        MISSING, "model folder of a policy or its name on the hub", example="outputs/policy/model", hub=True
+    )
     prompt: str = option(MISSING, "what the user says", example="'Name a good book.'")
     system: str | None = option(None, "system prompt; null = that of the model's template")
     attributes: dict[str, float | None] = option(
