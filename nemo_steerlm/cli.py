@@ -34,6 +34,7 @@ VERBS = {
     "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
+    "push-to-hub": ("verbs.push_to_hub:main", "PushToHubConfig", "put a model on the Hugging Face hub"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
 

@@ -12,7 +12,8 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ MODEL_FILES = (
 _OTHER_FILES = ("original/*", "consolidated*", "onnx/*", "openvino/*")
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _ASKED = re.compile(rf"(?P<name>{_NAME.pattern})(?:@(?P<revision>\w[\w./-]*))?")
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PINNED = re.compile(rf"(?<![\w./-])({_NAME.pattern})@({_COMMIT.pattern})(?!\w)")
 _SNAPSHOT = re.compile(rf"(?:.*/)?models--([\w.-]+?)--([\w.-]+)/snapshots/({_COMMIT.pattern})/?")
@@ -64,6 +66,12 @@ def named(path: str) -> str:
     """`OWNER/NAME@COMMIT` for a folder of the hub's cache; every other text unchanged."""
     found = _SNAPSHOT.fullmatch(path)
     return path if found is None else f"{found[1]}/{found[2]}@{found[3]}"
+
+
+def split(text: str) -> tuple[str, str] | None:
+    """`OWNER/NAME` and `COMMIT` of what `named` returns; None for every other text."""
+    found = _PINNED.fullmatch(text)
+    return None if found is None else (found[1], found[2])
 
 
 def localise(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -126,6 +134,51 @@ def _recorded(settings: Any) -> dict[str, str]:
     return {name: f"{name}@{commit}" for name, commit in _PINNED.findall(text) if not Path(name).exists()}
 
 
+def upload(name: str, files: Mapping[str, Path | bytes], private: bool) -> str:
+    """Put files into a model repository in one commit, which is made if there is none; returns the commit's address.
+
+    Weights of an earlier upload that are not among the files are deleted: a folder has all of one model's.
+
+    Args:
+        name: `OWNER/NAME`.
+        files: A path or the content by the name in the repository.
+        private: Whether a new repository is private; one that exists stays as it is.
+
+    Raises:
+        CheckpointError: The hub does not take it, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
+
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        there = [file for file in api.list_repo_files(name) if fnmatch(file, "*.safetensors*") or "weights/" in file]
+        operations: list[Any] = [CommitOperationAdd(file, content) for file, content in files.items()]
+        operations += [CommitOperationDelete(file) for file in there if file not in files]
+        return str(api.create_commit(name, operations, commit_message="Upload by nemo_steerlm").commit_url)
+    except errors.OfflineModeIsEnabled:
+        raise CheckpointError(f"{name}: HF_HUB_OFFLINE=1 keeps from asking the Hugging Face hub") from None
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise CheckpointError(
+                f"{name}: this login may not write there; {_LOG_IN} that may, or give another repository"
+            ) from error
+        raise CheckpointError(f"{name}: the Hugging Face hub does not take it: {_short(error)}") from error
+    except _failures() as error:
+        raise CheckpointError(f"{name}: no upload to {constants.ENDPOINT}: {_short(error)}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the hub's client raises; the HTTP client, whose errors it passes on, differs between its versions."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    return (*(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)), HFValidationError)
+
+
+def _short(error: Exception) -> str:
+    return f"{' '.join(str(error).split()):.200}"
+
+
 def download(name: str, revision: str, patterns: Sequence[str] = MODEL_FILES, kind: str = "model") -> Path:
     """Return the folder of a repository's files, from the hub's cache where they are there already.
 
@@ -141,7 +194,7 @@ def download(name: str, revision: str, patterns: Sequence[str] = MODEL_FILES, ki
         CheckpointError: The hub does not give the model, or cannot be reached and its cache is not complete.
         DataError: So for a dataset.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -151,7 +204,7 @@ def download(name: str, revision: str, patterns: Sequence[str] = MODEL_FILES, ki
         found = Path(
             snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns), **others)
         )
-    except (OSError, errors.OfflineModeIsEnabled, errors.HFValidationError) as error:  # the hub's errors are OSErrors
+    except _failures() as error:
         said = _refusal(error, name, revision, kind)
     else:
         if found.is_dir():
@@ -169,7 +222,6 @@ def _refusal(error: Exception, name: str, revision: str, kind: str) -> str:
 
     asked, dataset = f"{name} at revision {revision}", kind == "dataset"
     here = "" if dataset else f"{name}: no such file or folder here, and "
-    log_in = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         why = "is not asked (HF_HUB_OFFLINE=1)" if constants.HF_HUB_OFFLINE else "cannot be reached"
         repository = f"{name} --repo-type dataset" if dataset else name
@@ -183,9 +235,9 @@ def _refusal(error: Exception, name: str, revision: str, kind: str) -> str:
     if isinstance(error, errors.GatedRepoError):
         return (
             f"{here}the Hugging Face hub gives {name} only to those who were granted access: ask for it at "
-            f"{constants.ENDPOINT}/{name}, then {log_in}"
+            f"{constants.ENDPOINT}/{name}, then {_LOG_IN}"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{here}the Hugging Face hub shows no {kind} of that name; if it is private, {log_in}"
+        return f"{here}the Hugging Face hub shows no {kind} of that name; if it is private, {_LOG_IN}"
     # no permission, a full disk
-    return f"{here}the Hugging Face hub does not give {asked}: {' '.join(str(error).split()):.200}"
+    return f"{here}the Hugging Face hub does not give {asked}: {_short(error)}"

@@ -107,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repository = f"{asked['organization']}/{asked['name']}"
             there = repository in self.hub.commits
-            self.hub.commits.setdefault(repository, [])
+            if not there:
+                self.hub.commit(repository, {".gitattributes": b""})
             self.hub.private.setdefault(repository, asked.get("visibility", asked.get("private")) in ("private", True))
             return self._json({"url": f"{self.hub.url}/{repository}"}, 409 if there else 200)
         _, _, owner, name, what, _ = path.strip("/").split("/")
@@ -120,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         rows = [json.loads(line) for line in body.splitlines()]
         added = {row["value"]["path"]: row["value"]["content"] for row in rows if row["key"] == "file"}
         gone = {row["value"]["path"] for row in rows if row["key"] == "deletedFile"}
-        before = self.hub.commits[repository][-1][1] if self.hub.commits[repository] else {}
+        before = self.hub.commits[repository][-1][1]
         files = {name: data for name, data in before.items() if name not in gone}
         commit = self.hub.commit(repository, files | {n: base64.b64decode(text) for n, text in added.items()})
         self._json({"commitUrl": f"{self.hub.url}/{repository}/commit/{commit}", "commitOid": commit})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from nemo_steerlm import hub
 from nemo_steerlm.config.compute import ComputeConfig, Inference, InProcesses, ParallelConfig, ProcessesConfig
 from nemo_steerlm.config.data import OVERLONG
 from nemo_steerlm.config.fields import MOST_SEED, Settings, option
@@ -90,6 +91,21 @@ class ExportConfig(InProcesses):
     )
     trainer: ProcessesConfig = option(ProcessesConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
+
+
+@dataclass(kw_only=True)
+class PushToHubConfig(Settings):
+    """Settings of `steerlm push-to-hub`."""
+
+    input: str = option(MISSING, "folder that export wrote, or a model folder", example="outputs/policy-hf")
+    repository: str = option(MISSING, "OWNER/NAME on the hub; made if it is not there", example="me/policy")
+    private: bool = option(True, "whether a new repository is private; one that exists stays as it is")
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the repository has the form of a name on the hub."""
+        super().validate(prefix)
+        if not hub.is_name(self.repository):
+            raise ConfigError(f"repository={self.repository}: expected OWNER/NAME, as on the hub")
 
 
 @dataclass(kw_only=True)
