@@ -77,7 +77,7 @@ def split(text: str) -> tuple[str, str] | None:
 def localise(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Replace the names of models in a verb's settings by folders, in place.
 
-    Where a training is resumed, a name without a revision stands for the commit in the run folder's config.yaml.
+    Where a run is resumed, a name without a revision stands for the commit that its folder records.
 
     Args:
         settings: A configuration dataclass; its fields that were declared with `hub=True` may hold names.
@@ -126,11 +126,12 @@ def _texts(settings: Any) -> Iterator[str]:
 
 
 def _recorded(settings: Any) -> dict[str, str]:
-    """The pinned names in the config.yaml of the run that is resumed, by their names without a commit."""
-    path = Path(getattr(settings, "output", None) or "") / "config.yaml"
-    if not getattr(settings, "resume", False) or not path.is_file():
+    """The pinned names that the resumed run recorded, by their names without a commit."""
+    if not getattr(settings, "resume", False):
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
+    output = Path(settings.output)
+    files = [output / "config.yaml", *output.glob("round-1/*.run.json")]  # of a training, of bootstrap
+    text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
     return {name: f"{name}@{commit}" for name, commit in _PINNED.findall(text) if not Path(name).exists()}
 
 

@@ -142,5 +142,9 @@ def test_settings_get_folders_and_a_resumed_run_its_commit(site: Hub, tmp_path: 
     (tmp_path / "out" / "config.yaml").write_text(f"model:\n  init: {plain(first.model.init)}\n")
     new = site.commit("org/name", FILES)
     assert hub.localise(Verb(model=Model(init="org/name"))) == {"model.init": f"org/name@{old}"}
+    (tmp_path / "out" / "config.yaml").unlink()
+    (tmp_path / "out" / "round-1").mkdir()
+    (tmp_path / "out" / "round-1" / "responses.run.json").write_text(f'{{"checkpoint": "org/name@{old}"}}')
+    assert hub.localise(Verb(model=Model(init="org/name"))) == {"model.init": f"org/name@{old}"}
     assert hub.localise(Verb(model=Model(init="org/name"), resume=False)) == {"model.init": f"org/name@{new}"}
     assert hub.localise(Verb(model=Model(init="org/name@main"))) == {"model.init": f"org/name@{new}"}

@@ -14,7 +14,7 @@ from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.report.origin import Origin
 
 _TASKS = {"policy": "text-generation", "regressor": "text-classification", "language_model": "text-generation"}
-_NAMED = re.compile(r'^(name = |NAME=)".*"$', re.MULTILINE)
+_NAMED = re.compile(r'^(name = |NAME=)".*?"(  # this folder)?$', re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def hub_card(name: str, described: Description, known: Origin) -> str:
     """The text of README.md: front matter in YAML, then Markdown.
 
     Args:
-        name: the folder, or `OWNER/NAME` on the hub, which the code on the page loads.
+        name: what the code on the page loads: "." for the folder of the page, or `OWNER/NAME` on the hub.
         described: the model.
         known: its origin.
     """

@@ -196,7 +196,7 @@ def export_main(config: ExportConfig) -> str:
             raise
         if calibration is not None and weights is None:
             calibration.write(partial)
-        text = readme(config.output, card, tokenizer, folder, partial, _remarks(config, card, calibration))
+        text = readme(".", card, tokenizer, folder, partial, _remarks(config, card, calibration))
         (partial / "README.md").write_text(text, encoding="utf-8")
         write_run_json(partial, "export", config, inputs=[folder], schema=card.schema)
 

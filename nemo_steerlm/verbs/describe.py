@@ -23,7 +23,7 @@ def readme(
     """The text of README.md.
 
     Args:
-        name: the folder, or `OWNER/NAME` on the hub, which the code on the page loads.
+        name: what the code on the page loads: "." for the folder of the page, or `OWNER/NAME` on the hub.
         card: of the model.
         tokenizer: of the model.
         checkpoint: the model folder, with the files of its training around it.

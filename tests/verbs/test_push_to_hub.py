@@ -83,6 +83,7 @@ def test_an_exported_policy_comes_with_a_page_whose_code_steers(
     assert "labels are worth, nats a response" in page, "of steering.json, with which the training ended"
     assert "That of the base: mit." in page and str(world) not in page
     policy = AttributeConditionedGPT.from_pretrained("policy/model")
+    monkeypatch.chdir(world / "policy-hf")
     for levels in ({}, {"humor": 4, "verbosity": 0}):
         asked = policy.schema.format(policy.request(levels))
         default = policy.schema.format(policy.request({}))
@@ -104,7 +105,9 @@ def test_an_exported_regressor_comes_with_a_page_whose_code_predicts(
     [dataset] = report["datasets"].values()
     for name, figures in dataset["attributes"].items():
         assert re.search(rf"\| {name} \| {figures['n']} \| ", page)
-    printed = eval(run_code(page, capsys))
+    with monkeypatch.context() as inside:
+        inside.chdir(world / "regressor-hf")
+        printed = eval(run_code(page, capsys))
     chat = [{"role": "user", "content": QUESTION},
             {"role": "assistant", "content": "Plant them in the sun and water them every day."}]  # fmt: skip
     [expected] = AttributeRegressor.from_pretrained("regressor/model").score([chat])
@@ -124,7 +127,7 @@ def test_an_exported_folder_is_uploaded_as_it_is_but_for_the_name(
     assert set(files) == set(here) - {"run.json"} and site.private["me/policy"] is True
     assert all(files[name] == here[name].read_bytes() for name in files if name != "README.md")
     text = files["README.md"].decode()
-    assert 'name = "me/policy"' in text and 'NAME="me/policy"' in text and "policy-hf" not in text
+    assert 'name = "me/policy"' in text and 'NAME="me/policy"' in text and "# this folder" not in text
     assert text.endswith("\nA sentence of the user.\n")
     assert main(["import", "input=me/policy", "output=from-hub"]) == 0
     assert json.loads((world / "from-hub" / "run.json").read_text())["config"]["input"] == f"me/policy@{commit}"
