@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_steerlm import __version__, environment
+from nemo_steerlm import __version__, environment, hub
 from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
 from nemo_steerlm.launch import local
 from nemo_steerlm.terminal import readable
@@ -34,6 +34,7 @@ VERBS = {
     "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
+    "push-to-hub": ("verbs.push_to_hub:main", "PushToHubConfig", "put a model on the Hugging Face hub"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
 
@@ -115,7 +116,7 @@ def _run(verb: str, *words: str) -> int:
     if verb not in _working():
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
-    from nemo_steerlm.config import compose
+    from nemo_steerlm.config import compose, overrides
 
     target, schema, help_text = VERBS[verb]
     keys, config_dir, asked = compose.split(words)
@@ -128,7 +129,8 @@ def _run(verb: str, *words: str) -> int:
         if not local.alone():
             return 0
     elif not set_up(trainer):
-        return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
+        pinned = [f"{key}={overrides.typed(value)}" for key, value in hub.localise(settings).items()]
+        return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words, *pinned], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     text = work(target, settings, alone=True)
@@ -140,7 +142,8 @@ def _run(verb: str, *words: str) -> int:
 def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """Run the function `target` ("module:function") with its settings, as the one owner of their output.
 
-    The labels of its files are checked first, so that a mistake shows before torch and a model are loaded.
+    Names of models on the hub become folders, and the labels of its files are checked, so that a mistake shows before
+    torch and a model are loaded.
 
     Args:
         alone: whether the process does nothing else. The garbage collector then leaves out imported modules, which it
@@ -148,6 +151,7 @@ def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """
     from nemo_steerlm.data import labels
 
+    hub.localise(settings)
     labels.check(settings)
     output = getattr(settings, "output", None)
     owner: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a stand-in of the hub is asked where a test starts one: hub_server.py
 for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "HYDRA_FULL_ERROR", "SLURM_STEP_NUM_TASKS"):
     os.environ.pop(_name, None)
 # A machine's GPUs are hidden: the tests start more ranks than it has. `make test-gpu` runs those that need one.

@@ -225,7 +225,8 @@ class _Bootstrap:
         if config.control:
             runs["control"] = self.output / "control"
         about = {
-            "policy": config.policy, "target": list(config.target), "attributes": schema.to_dict() if schema else {},
+            "policy": plain(config.policy), "target": list(config.target),
+            "attributes": schema.to_dict() if schema else {},
             "settings": plain(config), "seed": config.seed, "versions": versions(),
         }  # fmt: skip
         trainings = {name: losses(run) for name, run in runs.items()}
