@@ -47,6 +47,7 @@ class FakeGpu(TorchDispatchMode):
     zeros else.
 
     Attributes:
+        size: bytes of the device, for what asks how much is free.
         memory: bytes by part.
         waits: how often the host waited for the device, by place, "train/tasks.py:250 loss": the innermost
             line of this package or megatron-core.
@@ -58,7 +59,7 @@ class FakeGpu(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Memory()
+        self.size, self.memory = 80 * 2**30, Memory()
         self.waits: collections.Counter[str] = collections.Counter()
         self.assumed: collections.Counter[str] = collections.Counter()
         self.sent: collections.Counter[str] = collections.Counter()

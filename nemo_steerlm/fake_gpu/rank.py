@@ -36,11 +36,12 @@ from nemo_steerlm.train.tasks import ConditionedSFTTask, GenerativeTask, Regress
 CONFIGS: dict[str, type[TrainConfig]] = {"train-sft": TrainSftConfig, "train-regressor": TrainRegressorConfig}
 
 
-class _AnyTokenizer:
+class AnyTokenizer:
     """Stands for the tokenizer of a model that is not here: every text it is asked about is one token."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.vocab_size, self.eos_id, self._ids = vocab_size, 0, dict[str, int]()
+        self.vocab_size, self.eos_id, self.holes = vocab_size, None, ()
+        self._ids: dict[str, int] = {}
 
     def token_id(self, text: str) -> int:
         """An id of its own for every text."""
@@ -49,6 +50,10 @@ class _AnyTokenizer:
     def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
         """One id a text."""
         return [[self.token_id(text)] for text in texts]
+
+    def decode_continuation(self, ids: Sequence[int]) -> str:
+        """The ids."""
+        return " ".join(map(str, ids))
 
 
 def measure(gpu: FakeGpu, verb: str, settings: dict[str, Any], stage: int, loss_share: float) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def _origin(config: TrainConfig, schema: AttributeSchema, kind: str) -> tuple[Mo
         return dataclasses.replace(origin, kind=kind, schema=schema), tokenizer
     size = architecture.vocab_size or load_tokenizer(str(config.model.tokenizer)).vocab_size
     card = ModelCard(kind=kind, architecture=dataclasses.replace(architecture, vocab_size=size), schema=schema)
-    return card, cast(Tokenizer, _AnyTokenizer(size))
+    return card, cast(Tokenizer, AnyTokenizer(size))
 
 
 def _task(model: Any, config: TrainConfig) -> Task:

@@ -9,15 +9,26 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_steerlm.config import TrainConfig, TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.config import (
+    AnnotateConfig,
+    Architecture,
+    GenerateConfig,
+    SampleConfig,
+    TrainConfig,
+    TrainRegressorConfig,
+    TrainSftConfig,
+)
 from nemo_steerlm.config.compose import draft
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.fake_gpu.dry_run import Measured, measure
+from nemo_steerlm.fake_gpu.dry_run import Measured, measure, measure_inference
 from nemo_steerlm.fake_gpu.room import Room
 from tests import tokenizers
 
 VERBS: dict[str, type[TrainConfig]] = {"train-sft": TrainSftConfig, "train-regressor": TrainRegressorConfig}
-SMALL = dict(num_layers=4, hidden_size=256, ffn_hidden_size=512, num_attention_heads=8, vocab_size=1000)
+INFERENCE: dict[str, type[Any]] = {"annotate": AnnotateConfig, "sample": SampleConfig, "generate": GenerateConfig}
+SMALL: dict[str, Any] = dict(
+    num_layers=4, hidden_size=256, ffn_hidden_size=512, num_attention_heads=8, vocab_size=1000
+)
 MATRICES = 4 * (4 * 256**2 + 3 * 256 * 512)  # of all layers
 NORMS, VOCABULARY = (2 * 4 + 1) * 256, 1024 * 256
 
@@ -112,6 +123,39 @@ def test_the_shape_of_a_folder(room: Room, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(shape))
     found = measure(room, config("train-sft", **{"model.architecture": None, "model.init": str(folder)}))
     assert found.parameters == 2 * (4 * 64**2 + 3 * 64 * 96) + 2 * 640 * 64 + 5 * 64
+
+
+def inference(verb: str, **values: Any) -> Any:
+    """Inference with a model that does not exist."""
+    words = ["checkpoint=absent", "trainer.precision=bf16", "trainer.gpu=h100_80g"]
+    paths = {"annotate": ["input=absent", "output=labelled"], "generate": ["prompt=Hi"]}
+    paths["sample"] = ["prompts=absent", "annotated=absent", "target=[quality]", "output=absent"]
+    return OmegaConf.to_object(draft(verb, INFERENCE[verb], [*words, *paths[verb]], values=values))
+
+
+def test_generation_takes_weights_and_caches(room: Room) -> None:
+    job = inference("sample", batch_size=7, **{"trainer.devices": 2, "parallel.tensor": 2})
+    found = measure_inference(room, job, Architecture(**SMALL), longest=128)
+    weights = (MATRICES + 2 * VOCABULARY) // 2 + NORMS
+    assert (found.parameters, found.rows) == (weights, 7) and sum(found.parts.values()) == found.peak
+    assert found.parts["parameters"] == pytest.approx(2 * weights, rel=0.02)
+    caches = 7 * 128 * 4 * 2 * 256 // 2 * 2  # rows, tokens, layers, keys and values in bf16
+    assert caches < found.parts["inference"] < 5 * caches
+
+
+@pytest.mark.parametrize(
+    ("verb", "values", "more", "rows"),
+    [
+        ("annotate", {"batch_tokens": 256}, {}, 4),
+        ("annotate", {"batch_tokens": 256, "trainer.devices": 2, "parallel.pipeline": 2}, {"stage": 1}, 4),
+        ("annotate", {"batch_tokens": 256, "distributions": True}, {"head": "generative"}, 4),
+        ("generate", {"trainer.devices": 2, "parallel.pipeline": 2}, {}, 1),
+    ],
+    ids=str,
+)
+def test_every_kind_of_inference(room: Room, verb: str, values: dict, more: dict, rows: int) -> None:
+    found = measure_inference(room, inference(verb, **values), Architecture(**SMALL), longest=64, **more)
+    assert found.rows == rows and found.parts["inference"] > 0 and sum(found.parts.values()) == found.peak
 
 
 @pytest.mark.parametrize(
