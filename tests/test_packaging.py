@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import nemo_steerlm
+from nemo_steerlm.fake_gpu import guard
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,6 +56,17 @@ def test_the_installed_wheel_reads_its_own_conf(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(tmp_path / "site" / "nemo_steerlm" / "conf")
     assert "data.train=required" in done.stdout
+
+
+def test_the_installed_wheel_has_the_fake_gpu(wheel, tmp_path):
+    if (reason := guard.missing()) is not None:
+        pytest.skip(reason)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "from nemo_steerlm.fake_gpu import room; job = room.Room(); print(room.__file__, job.run('builtins:repr'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site")) and "FakeGpu" in done.stdout
 
 
 def test_tested_versions_lie_within_the_bounds():
