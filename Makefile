@@ -1,4 +1,4 @@
-# make quickstart | real-model | test | test-fast | drill | test-gpu | test-compat | test-wheel | bench | docs | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | real-model | test | test-fast | test-dry | drill | test-gpu | test-compat | test-wheel | bench | docs | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -17,7 +17,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart real-model test test-fast drill test-gpu test-compat test-wheel bench docs checks constraints print-python312 clean
+.PHONY: install quickstart real-model test test-fast test-dry drill test-gpu test-compat test-wheel bench docs checks constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -46,6 +46,10 @@ test-fast: install
 # Runs that are ended 20 times at random moments, beside uninterrupted ones; prints a table, fails where one differs.
 drill: install
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.drill $(ARGS)
+
+# One step of every experiment of conf/ at full size, on fake CUDA tensors.
+test-dry: install
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m dry tests/fake_gpu
 
 # What needs a GPU, on the first one, one test at a time; all other tests hide it.
 test-gpu: install

@@ -35,6 +35,7 @@ VERBS = {
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
     "push-to-hub": ("verbs.push_to_hub:main", "PushToHubConfig", "put a model on the Hugging Face hub"),
+    "experiments": ("verbs.experiments:main", "ExperimentsConfig", "list the published recipes: experiment=NAME"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
 
@@ -120,6 +121,9 @@ def _run(verb: str, *words: str) -> int:
 
     target, schema, help_text = VERBS[verb]
     keys, config_dir, asked = compose.split(words)
+    if verb == "experiments":  # `experiments train-sft --config-dir DIR` lists what is there
+        keys = [word if "=" in word else f"verb={word}" for word in keys]
+        keys += [f"config_dir={config_dir}"] if config_dir else []
     if asked:
         print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
         return 0

@@ -13,13 +13,19 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from tests.fake_gpu import groups
-from tests.fake_gpu.memory import Memory
+from nemo_steerlm.fake_gpu import groups
+from nemo_steerlm.fake_gpu.memory import Memory
 
 aten = torch.ops.aten
 _BOOLEAN = (torch.bool, torch.uint8)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 _PINNING = (aten.pin_memory.default, aten._pin_memory.default)
+# A derivative writes into the zeros it has just made, but into a copy of them where a tensor is of a subclass, as fake
+# ones are (torch 2.11 to 2.14, csrc/autograd/FunctionsManual.cpp: `index_select_backward`).
+_DERIVATIVES = {
+    aten.index_add.default: aten.index_add_.default, aten.index_put.default: aten.index_put_.default,
+    aten.scatter_add.default: aten.scatter_add_.default,
+}  # fmt: skip
 # What gives a tensor's values, or some of them: they stay known.
 _SAME_VALUES = (
     aten.clone.default, aten.detach.default, aten.alias.default, aten.view.default, aten.unsqueeze.default,
@@ -41,6 +47,7 @@ class FakeGpu(TorchDispatchMode):
     zeros else.
 
     Attributes:
+        size: bytes of the device, for what asks how much is free.
         memory: bytes by part.
         waits: how often the host waited for the device, by place, "train/tasks.py:250 loss": the innermost
             line of this package or megatron-core.
@@ -52,7 +59,7 @@ class FakeGpu(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Memory()
+        self.size, self.memory = 80 * 2**30, Memory()
         self.waits: collections.Counter[str] = collections.Counter()
         self.assumed: collections.Counter[str] = collections.Counter()
         self.sent: collections.Counter[str] = collections.Counter()
@@ -97,6 +104,8 @@ class FakeGpu(TorchDispatchMode):
             return func(self.read(args[0], waits=not kwargs.get("non_blocking")), **kwargs)
         if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
             return args[0].copy_(self.read(args[1], waits=not (args[2:] and args[2])))
+        if func in _DERIVATIVES and torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled():
+            func = _DERIVATIVES[func]
         if func in _INDEXING:
             args = (args[0], self._indices(func, args), *args[2:])
         if func.namespace == "c10d" and "coalesced" in str(func):  # torch has no rule for these
@@ -126,7 +135,7 @@ class FakeGpu(TorchDispatchMode):
     def _know(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
         self._values[tensor] = (values, tensor.untyped_storage()._cdata)
 
-    def _remember(self, func: Any, args: Any, kwargs: Any, fakes: list[torch.Tensor], out: Any) -> None:
+    def _remember(self, func: Any, args: Any, kwargs: Any, fakes: list[FakeTensor], out: Any) -> None:
         if func._schema.is_mutable and func.namespace != "c10d":  # which leave their tensors as they are
             for tensor in fakes:
                 self._written[tensor.untyped_storage()] = True
@@ -183,7 +192,7 @@ class FakeGpu(TorchDispatchMode):
 
     # ---------------------------------------------------------------- communication
 
-    def _communicate(self, func: Any, args: Any, fakes: list[torch.Tensor]) -> None:
+    def _communicate(self, func: Any, args: Any, fakes: list[FakeTensor]) -> None:
         groups.check(func, args)
         name = str(func).removeprefix("c10d.").removesuffix(".default")
         if fakes:
@@ -196,11 +205,15 @@ def _is_composite(func: Any) -> bool:
 
 
 def _place() -> str:
-    """The innermost line of the project or of megatron-core."""
+    """The innermost line of the project, but for this folder, or of megatron-core."""
     frame: Any = sys._getframe(1)
-    while frame and not any(name in frame.f_code.co_filename for name in ("/nemo_steerlm/", "/megatron/core/")):
+    while frame and not _counts(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:
         return "elsewhere"
     file = "/".join(frame.f_code.co_filename.split("/")[-2:])
     return f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def _counts(file: str) -> bool:
+    return "/megatron/core/" in file or ("/nemo_steerlm/" in file and "/fake_gpu/" not in file)

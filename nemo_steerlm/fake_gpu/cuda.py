@@ -11,12 +11,11 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tests.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.mode import FakeGpu
 
 aten = torch.ops.aten
-_SIZE = 80 * 2**30
 _PROPERTIES = SimpleNamespace(
-    name="Fake H100", major=9, minor=0, multi_processor_count=132, total_memory=_SIZE, warp_size=32,
+    name="Fake H100", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30, warp_size=32,
     regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048,
 )  # fmt: skip
 
@@ -85,7 +84,7 @@ def install() -> None:
     cuda.synchronize = lambda *_, **__: _gpu().wait()
     cuda.memory_allocated = cuda.memory_reserved = lambda *_, **__: _used()
     cuda.max_memory_allocated = cuda.max_memory_reserved = lambda *_, **__: _gpu().memory.peak
-    cuda.mem_get_info = lambda *_, **__: (_SIZE - _used(), _SIZE)
+    cuda.mem_get_info = lambda *_, **__: (_gpu().size - _used(), _gpu().size)
     cuda.get_rng_state = lambda *_, **__: generator.get_state()
     cuda.set_rng_state = lambda state, *_, **__: generator.set_state(state)
     for name in ("manual_seed", "manual_seed_all", "get_rng_state", "set_rng_state"):
@@ -110,7 +109,8 @@ def _patch_construction() -> None:
         return make(data, *args, **kwargs)
 
     torch.tensor = tensor
-    FakeTensor.tolist = lambda self: _gpu().read(self).tolist()  # one copy, where torch asks for every number
+    fake: Any = FakeTensor
+    fake.tolist = lambda self: _gpu().read(self).tolist()  # one copy, where torch asks for every number
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
 
 
