@@ -33,6 +33,7 @@ VERBS = {
     "bootstrap": ("verbs.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
     "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
+    "plan": ("verbs.plan:main", "PlanConfig", "memory, time and price of a verb, before it is started"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
@@ -116,13 +117,19 @@ def _run(verb: str, *words: str) -> int:
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
     from nemo_steerlm.config import compose
+    from nemo_steerlm.config.plan import divide
 
     target, schema, help_text = VERBS[verb]
+    theirs: list[str] = []
+    if verb == "plan":
+        words, theirs = divide(words)  # type: ignore[assignment]
     keys, config_dir, asked = compose.split(words)
     if asked:
         print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
         return 0
     settings = compose.load(verb, getattr(config, schema), keys, config_dir)
+    if theirs:
+        settings.keys = theirs
     trainer = getattr(settings, "trainer", None)
     if trainer is None:
         if not local.alone():

@@ -1,0 +1,134 @@
+"""A plan for people: one line of verdict, then tables of at most 100 columns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nemo_steerlm.plan.estimate import Estimate
+from nemo_steerlm.plan.job import Job
+from nemo_steerlm.plan.memory import StageMemory
+from nemo_steerlm.plan.parameters import model_parameters
+from nemo_steerlm.plan.search import Found
+from nemo_steerlm.plan.tokens import Data
+from nemo_steerlm.report.tables import duration, text_table
+
+_GIB = 2**30
+_SHOWN = 10  # layouts of a search
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, right-aligned."""
+    return f"{size / _GIB:8.2f}"
+
+
+def verdict(found: Estimate) -> str:
+    """Whether it fits, in one line."""
+    worst, gpu = found.worst, found.gpu
+    need = f"{worst.peak / _GIB:.1f} of {gpu.memory / _GIB:.1f} GiB on each {gpu.label}"
+    kept = f"{found.allowance / _GIB:.1f} GiB kept free"
+    if found.margin >= 0:
+        return f"fits: {need}, {found.margin / _GIB:.1f} GiB to spare beside {kept}"
+    return f"does not fit: {need}, {-found.margin / _GIB:.1f} GiB too much beside {kept}; --search lists what fits"
+
+
+def training(found: Estimate, data: Data | None, notes: list[str]) -> str:
+    """The plan of a training."""
+    parts = [verdict(found), _facts(found, data), "GiB on one GPU of a stage\n" + _memory(found), _times(found)]
+    return "\n\n".join([*parts, *(["\n".join(f"* {note}" for note in notes)] if notes else [])])
+
+
+def _facts(found: Estimate, data: Data | None) -> str:
+    job, parallel = found.job, found.job.parallel
+    all_, own = model_parameters(job)
+    trained = "all trained" if job.trained == "all" else f"{_count(own)} trained ({job.trained})"
+    shape = f"{job.length} tokens packed" if job.packed else f"{job.rows} x {job.length} tokens"
+    layout = f"tensor {parallel.tensor}{' with sequence' if parallel.sequence else ''} x pipeline {parallel.pipeline}"
+    if parallel.virtual_pipeline:
+        layout += f" ({parallel.virtual_pipeline} chunks each)"
+    rows = [
+        ("model", f"{_count(all_)} parameters, {trained}, {'bf16' if job.width == 2 else 'fp32'}"),
+        ("layout", f"{job.world} GPUs = {layout} x data {job.ranks}"),
+        ("batch", f"{job.batch} samples of {job.sample:,.0f} tokens = {job.micro_batches} micro-batches of {shape} on "
+                  "each rank"),
+        ("recompute", job.recompute),
+    ]  # fmt: skip
+    if data is not None:
+        rows.append(("data", f"{data.samples:,} samples, {data.tokens:,} tokens ({data.source})"))
+    if data is not None and data.padding:
+        rows.append(("padding", f"{data.padding:.0%} of the computed tokens without packing; packed rows have next to "
+                                "none"))  # fmt: skip
+    return "\n".join(f"{name:<11}{text}" for name, text in rows)
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:.2f} M"
+
+
+def _named(found: Estimate) -> list[tuple[str, StageMemory]]:
+    """The first stage, the fullest one between, and the last."""
+    stages = found.stages
+    if len(stages) == 1:
+        return [("all", stages[0])]
+    middle = [("middle", max(stages[1:-1], key=lambda stage: stage.peak))] if len(stages) > 2 else []
+    return [("first", stages[0]), *middle, ("last", stages[-1])]
+
+
+def _memory(found: Estimate) -> str:
+    headers = ["stage", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "(logits)", "sum"]
+    rows = [
+        [
+            name, f"{stage.stage.layers:6}", f"{_count(stage.parameters.all):>10}", gib(stage.weights),
+            gib(stage.gradients), gib(stage.optimizer + stage.average), gib(stage.activations.peak),
+            gib(stage.activations.logits), gib(stage.peak),
+        ]
+        for name, stage in _named(found)
+    ]  # fmt: skip
+    return text_table(rows, headers)
+
+
+def _times(found: Estimate) -> str:
+    time, job, stored = found.time, found.job, found.storage
+    parts = [
+        f"{field.name} {getattr(time, field.name) / time.total:.0%}"
+        for field in dataclasses.fields(time)
+        if getattr(time, field.name) / time.total >= 0.005
+    ]
+    flops = found.flops
+    rows = [
+        ("step", f"{duration(time.total)}: {', '.join(parts)}"),
+        ("speed", f"{found.tokens_per_second:,.0f} tokens/s, {found.tokens_per_second / job.world:,.0f} on each GPU; "
+                  f"MFU {found.mfu_reached:.0%} at products of {found.mfu:.0%}"),
+        ("FLOPs", f"{flops.model / 1e9:,.1f} GFLOP a token, {flops.recomputed / 1e9:,.1f} recomputed"),
+        ("saving", f"{gib(found.worst.saving).strip()} GiB on the GPU, {stored.host / _GIB:.0f} GiB of host memory a "
+                   f"node, {stored.checkpoint / 1e9:,.1f} GB a checkpoint, {stored.model / 1e9:,.1f} GB for model/"),
+    ]  # fmt: skip
+    if found.steps is not None and found.hours is not None and found.gpu_hours is not None:
+        cost = "" if found.cost is None else f", price {found.cost:,.0f}"
+        rows.append(
+            ("run", f"{found.steps:,} steps, {found.hours:,.1f} hours, {found.gpu_hours:,.0f} GPU-hours{cost}")
+        )
+    rows.append(("generation", generation(found)))
+    return "\n".join(f"{name:<11}{text}" for name, text in rows)
+
+
+def generation(found: Estimate) -> str:
+    """Generation at the job's layout, in one line."""
+    it = found.inference
+    if not it.slots:
+        return f"does not fit at this layout: {it.weights / _GIB:.1f} GiB of weights on each GPU"
+    return (
+        f"{it.weights / _GIB:.1f} GiB of weights, {it.slots:,} rows fit; {it.rows} rows: at least "
+        f"{it.step * 1e3:.0f} ms a token, at most {it.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+def layouts(found: list[Found], current: Job, count: int = _SHOWN) -> str:
+    """The best layouts of a search, each with the words to add to the command whose job is `current`."""
+    lines = []
+    for place, one in enumerate(found[:count], 1):
+        lines.append(
+            f"{place:2}. {one.tokens_per_second:>10,.0f} tokens/s  {one.peak / _GIB:6.1f} GiB, "
+            f"{one.margin / _GIB:.1f} to spare  bubble {one.bubble_share:.0%}  data {one.job.ranks}"
+        )
+        lines.append(f"    {one.words(current)}")
+    return "\n".join(lines)
