@@ -1,4 +1,4 @@
-# make quickstart | real-model | test | test-fast | test-gpu | test-compat | test-wheel | bench | docs | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | real-model | test | test-fast | test-dry | test-gpu | test-compat | test-wheel | bench | docs | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -17,7 +17,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart real-model test test-fast test-gpu test-compat test-wheel bench docs checks constraints print-python312 clean
+.PHONY: install quickstart real-model test test-fast test-dry test-gpu test-compat test-wheel bench docs checks constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -42,6 +42,10 @@ test: install
 test-fast: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/config tests/data tests/evaluate tests/report \
 	    $(filter-out tests/test_readme.py tests/test_distributed.py,$(wildcard tests/test_*.py))
+
+# One step of every experiment of conf/ at full size, on fake CUDA tensors.
+test-dry: install
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m dry tests/fake_gpu
 
 # What needs a GPU, on the first one, one test at a time; all other tests hide it.
 test-gpu: install

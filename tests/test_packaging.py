@@ -34,8 +34,11 @@ def test_the_wheel_carries_the_package_with_its_conf_and_nothing_else(wheel):
     assert wheel.name == f"nemo_steerlm-{nemo_steerlm.__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"nemo_steerlm/{file.relative_to(ROOT)}" for file in (ROOT / "conf").rglob("*.yaml")}
-    code = {str(file.relative_to(ROOT)) for file in (ROOT / "nemo_steerlm").rglob("*.py")}
+    code = {
+        str(file.relative_to(ROOT)) for kind in ("py", "cpp") for file in (ROOT / "nemo_steerlm").rglob(f"*.{kind}")
+    }
     templates = {str(file.relative_to(ROOT)) for file in (ROOT / "nemo_steerlm/report/templates").iterdir()}
+    assert "nemo_steerlm/fake_gpu/guard.cpp" in code
     assert conf and len(templates) > 5 and conf | code | templates <= names
     assert {name.partition("/")[0] for name in names} == {
         "nemo_steerlm",

@@ -74,15 +74,7 @@ def train(
     if trainer.best_metric is not None:
         check_metric(trainer.best_metric, task.metric_names())
     enter_run_folder(output, config)
-    cutting = MicroBatching(
-        micro_batch_size=trainer.micro_batch_size,
-        rank=parallel_state.get_data_parallel_rank(),
-        ranks=parallel_state.get_data_parallel_world_size(),
-        multiple=gpt.row_multiple(model.chunks[0].config),
-        equal_lengths=config.parallel.pipeline > 1,
-        pack_length=_row_length(config.data, (training, validation, *(beside or {}).values())),
-        count_multiple=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
-    )
+    cutting = micro_batching(config, model, _row_length(config.data, (training, validation, *(beside or {}).values())))
 
     def batches(data: Mixture, plan: Any, steps: int) -> StepBatches:
         return StepBatches(plan, data.item, data.lengths, task.collate, cutting, steps, data.units)
@@ -102,6 +94,20 @@ def train(
         return None
     best.place(model)
     return best.best
+
+
+def micro_batching(config: TrainConfig, model: MegatronModel, pack_length: int | None) -> MicroBatching:
+    """How this rank's share of a global batch is cut into micro-batches for a built model; see `MicroBatching`."""
+    layout = config.parallel
+    return MicroBatching(
+        micro_batch_size=config.trainer.micro_batch_size,
+        rank=parallel_state.get_data_parallel_rank(),
+        ranks=parallel_state.get_data_parallel_world_size(),
+        multiple=gpt.row_multiple(model.chunks[0].config),
+        equal_lengths=layout.pipeline > 1,
+        pack_length=pack_length,
+        count_multiple=layout.pipeline if layout.virtual_pipeline else 1,
+    )
 
 
 def _row_length(data: DataConfig, sets: Sequence[Mixture | None]) -> int | None:

@@ -14,11 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import Architecture
+from nemo_steerlm.fake_gpu.memory import GIB
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.room import Room
 from tests.distributed import ROOT
 from tests.fake_gpu import steps
-from tests.fake_gpu.memory import GIB
-from tests.fake_gpu.mode import FakeGpu
-from tests.fake_gpu.room import Room
 
 SEQUENCE = 4096
 

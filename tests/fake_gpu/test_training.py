@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from nemo_steerlm.config import ParallelConfig
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.room import Room
 from tests.fake_gpu import steps
-from tests.fake_gpu.mode import FakeGpu
-from tests.fake_gpu.room import Room
 from tests.models.helpers import OPTIMIZER
 
 TP = dict(tensor=2, sequence=True)

@@ -1,4 +1,7 @@
-"""Builds and loads `guard.cpp`, once for each version of torch; the library lies in the user's cache folder."""
+"""Builds and loads `guard.cpp`, once for each version of torch; the library lies in the user's cache folder.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,26 @@ SOURCE = Path(__file__).with_name("guard.cpp")
 
 
 def missing() -> str | None:
-    """Why there can be no fake GPU here, None where there can. Does not import torch."""
+    """Why there can be no fake GPU here, None where there can."""
     if sys.platform != "linux":
-        return "tests/fake_gpu was written for Linux"
+        return "fake CUDA tensors were written for Linux"
     if not _library().is_file() and shutil.which("g++") is None:
-        return "tests/fake_gpu needs g++, to build guard.cpp once"
+        return "fake CUDA tensors need a C++ compiler, once: install g++ (apt-get install g++, dnf install gcc-c++)"
     return None
 
 
 def load() -> None:
-    """Give this process's torch a CUDA device that does nothing, before anything asks for one.
+    """Give torch, which is imported already, a CUDA device that does nothing, before anything asks for one.
 
     A CPU build of torch has none; a CUDA build's refuses to be used where there is no GPU.
 
     Raises:
         AssertionError: the compiler's message.
     """
-    import torch
-
+    torch = sys.modules["torch"]
     library = _library()
     if not library.is_file():
-        _build(Path(torch.__file__).parent, library)
+        _build(Path(str(torch.__file__)).parent, library)
     ctypes.CDLL(str(library))
 
 

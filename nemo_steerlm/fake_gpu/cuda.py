@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tests.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.mode import FakeGpu
 
 aten = torch.ops.aten
 _SIZE = 80 * 2**30
@@ -110,7 +110,8 @@ def _patch_construction() -> None:
         return make(data, *args, **kwargs)
 
     torch.tensor = tensor
-    FakeTensor.tolist = lambda self: _gpu().read(self).tolist()  # one copy, where torch asks for every number
+    fake: Any = FakeTensor
+    fake.tolist = lambda self: _gpu().read(self).tolist()  # one copy, where torch asks for every number
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
 
 

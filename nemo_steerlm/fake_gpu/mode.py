@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from tests.fake_gpu import groups
-from tests.fake_gpu.memory import Memory
+from nemo_steerlm.fake_gpu import groups
+from nemo_steerlm.fake_gpu.memory import Memory
 
 aten = torch.ops.aten
 _BOOLEAN = (torch.bool, torch.uint8)
@@ -126,7 +126,7 @@ class FakeGpu(TorchDispatchMode):
     def _know(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
         self._values[tensor] = (values, tensor.untyped_storage()._cdata)
 
-    def _remember(self, func: Any, args: Any, kwargs: Any, fakes: list[torch.Tensor], out: Any) -> None:
+    def _remember(self, func: Any, args: Any, kwargs: Any, fakes: list[FakeTensor], out: Any) -> None:
         if func._schema.is_mutable and func.namespace != "c10d":  # which leave their tensors as they are
             for tensor in fakes:
                 self._written[tensor.untyped_storage()] = True
@@ -183,7 +183,7 @@ class FakeGpu(TorchDispatchMode):
 
     # ---------------------------------------------------------------- communication
 
-    def _communicate(self, func: Any, args: Any, fakes: list[torch.Tensor]) -> None:
+    def _communicate(self, func: Any, args: Any, fakes: list[FakeTensor]) -> None:
         groups.check(func, args)
         name = str(func).removeprefix("c10d.").removesuffix(".default")
         if fakes:
@@ -196,11 +196,15 @@ def _is_composite(func: Any) -> bool:
 
 
 def _place() -> str:
-    """The innermost line of the project or of megatron-core."""
+    """The innermost line of the project, but for this folder, or of megatron-core."""
     frame: Any = sys._getframe(1)
-    while frame and not any(name in frame.f_code.co_filename for name in ("/nemo_steerlm/", "/megatron/core/")):
+    while frame and not _counts(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:
         return "elsewhere"
     file = "/".join(frame.f_code.co_filename.split("/")[-2:])
     return f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def _counts(file: str) -> bool:
+    return "/megatron/core/" in file or ("/nemo_steerlm/" in file and "/fake_gpu/" not in file)

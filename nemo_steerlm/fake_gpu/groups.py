@@ -70,8 +70,8 @@ def write_alone() -> None:
 
     for module in (state_dict_utils, validation, fully_parallel):
         module.validate_sharding_integrity = validate_sharding_integrity
-    default_planner._validate_global_plan = validate_global_plan
-    utils._DistWrapper.gather_object = gather_plan  # type: ignore[method-assign]
+    default_planner._validate_global_plan = validate_global_plan  # type: ignore[assignment]
+    utils._DistWrapper.gather_object = gather_plan  # type: ignore[method-assign, assignment]
 
 
 def _default_name() -> str:

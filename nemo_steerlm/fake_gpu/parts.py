@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from nemo_steerlm.megatron import gpt, optim
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.megatron import gpt, lora, optim, token_adapter
+from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.train.strategy import MegatronStrategy
-from tests.fake_gpu.mode import FakeGpu
 
-PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "parameters", "gradient buffers", "optimizer", "activations"
+PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE = "parameters", "gradient buffers", "optimizer", "average"
+ACTIVATIONS, CHECKPOINT, OTHER = "activations", "checkpoint", "other"
 
 
 def install() -> None:
@@ -18,8 +20,11 @@ def install() -> None:
     _label(gpt, "build", PARAMETERS)
     _label(optim, "wrap", GRADIENTS)
     _label(optim, "build", OPTIMIZER)
+    _label(lora, "add", PARAMETERS)
+    _label(token_adapter, "add", PARAMETERS)
+    _label(WeightAverage, "__init__", AVERAGE)
     _label(MegatronModel, "run", ACTIVATIONS)
-    _label(MegatronStrategy, "_sharded_state", "checkpoint")
+    _label(MegatronStrategy, "_sharded_state", CHECKPOINT)
 
 
 def _label(owner: Any, name: str, part: str) -> None:
@@ -33,7 +38,7 @@ def _label(owner: Any, name: str, part: str) -> None:
             made = function(*args, **kwargs)
         if name == "wrap":  # the distributed optimizer lets the weights live in buffers of their own
             memory.move((weight for chunk in made for weight in chunk.parameters()), PARAMETERS)
-        if part == OPTIMIZER:  # it makes the moments in its first step
+        if name == "build" and part == OPTIMIZER:  # it makes the moments in its first step
             made.step = functools.wraps(made.step)(_within(memory, part, made.step))
         return made
 
