@@ -29,6 +29,7 @@ class Job:
         packed: whether several samples share a row.
         batch: samples of a global batch.
         sample: mean tokens of a sample.
+        texts: rows of a sample without packing: 2 where it is a preference.
         padding: share of padding in the rows without packing.
         loss_share: share of the tokens whose logits are computed; not used with a regression head.
         recompute: a value of `trainer.recompute`.
@@ -51,6 +52,7 @@ class Job:
     packed: bool = False
     batch: int = 128
     sample: float = 4096.0
+    texts: int = 1
     padding: float = 0.0
     loss_share: float = 1.0
     recompute: str = "none"
@@ -75,7 +77,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
+        """Most tokens of a micro-batch."""
         return self.rows * self.length
 
     @property
@@ -94,7 +96,7 @@ class Job:
 
         Packed rows are taken to be full: `train.packing.pack` needs as many, or a few more.
         """
-        rows = self.batch * (self.sample / self.length if self.packed else 1)
+        rows = self.batch * (self.sample / self.length if self.packed else self.texts)
         parts = self.ranks * self.rows * (self.parallel.pipeline if self.parallel.virtual_pipeline else 1)
         return max(1, -int(-rows // parts)) * (self.parallel.pipeline if self.parallel.virtual_pipeline else 1)
 
@@ -157,13 +159,14 @@ def training_job(config: Any, architecture: Architecture, data: Data | None = No
     trained = "lora" if rank else "all"
     if model.freeze == "trunk":
         trained = "tokens" if outputs is None else "head"
-    sample = length if data is None else data.tokens / data.samples
+    pair = 1 + (regressor and config.loss.preference != "none")  # a preference is one sample of two texts
+    sample = pair * (length if data is None else data.tokens / data.samples)
     loss_share = 1.0 if data is None else data.loss_share
     if generative:  # an attribute string has about four tokens an attribute: name, colon, value, comma
         loss_share = min(1.0, 4 * len(schema or range(9)) / sample)
     layout = config.parallel
     return Job(
-        architecture=architecture, outputs=outputs, trained=trained, loss_share=loss_share, sample=sample,
+        architecture=architecture, outputs=outputs, trained=trained, loss_share=loss_share, sample=sample, texts=pair,
         parallel=ParallelConfig(
             tensor=layout.tensor, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline,
             sequence=layout.sequence,
@@ -173,7 +176,7 @@ def training_job(config: Any, architecture: Architecture, data: Data | None = No
         width=4 if trainer.precision == "fp32" else 2,
         lora=LoRAConfig(rank=rank, dropout=model.lora.dropout, targets=list(model.lora.targets)),
         attribute_tokens=sum(a.high - a.low + 1 for a in schema) if schema is not None and trained == "tokens" else 0,
-        rows=1 if config.data.packing else trainer.micro_batch_size,
+        rows=1 if config.data.packing else trainer.micro_batch_size * pair,
         length=(config.data.pack_length or length) if config.data.packing else length,
         packed=config.data.packing,
         batch=trainer.global_batch_size,
@@ -191,6 +194,12 @@ def _outputs(head: str, schema: AttributeSchema | None) -> int:
         return 9
     levels = sum(attribute.high - attribute.low + 1 for attribute in schema)
     return {"regression": len(schema), "ordinal": levels - len(schema), "distribution": levels}[head]
+
+
+def with_micro_batches(job: Job, count: int) -> Job:
+    """The job with another global batch, of so many micro-batches on each rank."""
+    rows = count * job.ranks * job.rows
+    return replace(job, batch=int(rows * job.length / job.sample) if job.packed else rows // job.texts)
 
 
 def with_layout(job: Job, **changes: Any) -> Job:

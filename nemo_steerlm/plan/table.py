@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from nemo_steerlm.plan.estimate import Estimate
 from nemo_steerlm.plan.job import Job
@@ -120,6 +122,32 @@ def generation(found: Estimate) -> str:
         f"{it.weights / _GIB:.1f} GiB of weights, {it.slots:,} rows fit; {it.rows} rows: at least "
         f"{it.step * 1e3:.0f} ms a token, at most {it.tokens_per_second:,.0f} tokens/s"
     )
+
+
+def measured(found: Estimate, pairs: Sequence[tuple[StageMemory, Any]]) -> str:
+    """Estimated beside measured memory, by part, of stages.
+
+    Args:
+        pairs: what is estimated of a stage, and the `fake_gpu.dry_run.Measured` of the same micro-batches.
+    """
+    rows = []
+    for own, taken in pairs:
+        parts = dict(taken.parts)
+        for name, size, part in (
+            ("weights", own.weights, "parameters"), ("gradients", own.gradients, "gradient buffers"),
+            ("optimizer", own.optimizer, "optimizer"), ("average", own.average, "average"),
+        ):  # fmt: skip
+            if size or parts.get(part):
+                rows.append(_compared(own, name, size, parts.pop(part, 0)))
+        rows.append(_compared(own, "activations", own.activations.peak, sum(parts.values())))
+        rows.append(_compared(own, "sum", own.peak, taken.peak))
+        rows.append(_compared(own, "saving", own.saving, taken.saving))
+    return "\n\n".join([verdict(found), text_table(rows, ["stage", "GiB", "estimated", "measured", "ratio"]),
+                        "measured allocation, without context, NCCL and workspaces"])  # fmt: skip
+
+
+def _compared(own: StageMemory, name: str, estimated: int, taken: int) -> list[Any]:
+    return [own.stage.index, name, gib(estimated), gib(taken), f"{estimated / max(taken, 1):.3f}"]
 
 
 def layouts(found: list[Found], current: Job, count: int = _SHOWN) -> str:

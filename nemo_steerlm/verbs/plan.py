@@ -13,9 +13,12 @@ from nemo_steerlm.config import Architecture, PlanConfig, compose
 from nemo_steerlm.config.layout import check_layout
 from nemo_steerlm.config.plan import DEFAULT, PLANNED, find_gpu
 from nemo_steerlm.errors import CheckpointError, ConfigError
+from nemo_steerlm.fake_gpu.dry_run import Measured, measure
+from nemo_steerlm.fake_gpu.room import Room
 from nemo_steerlm.plan import table, tokens
 from nemo_steerlm.plan.estimate import estimate, steps_of
-from nemo_steerlm.plan.job import training_job
+from nemo_steerlm.plan.job import Job, training_job, with_micro_batches
+from nemo_steerlm.plan.memory import StageMemory, stage_memory
 from nemo_steerlm.plan.search import search
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
@@ -42,9 +45,28 @@ def main(settings: PlanConfig) -> str:
         listed = [{"words": one.words(job), "tokens_per_second": one.tokens_per_second, "peak": one.peak,
                    "margin": one.margin, "bubble_share": one.bubble_share} for one in layouts]  # fmt: skip
         return json.dumps({**found.as_dict(), **({"layouts": listed} if settings.search else {})}, indent=1)
+    if settings.measure:
+        return table.measured(found, _measured(planned, architecture, job))
     if settings.search:
         return table.verdict(found) + f"\n\n{len(layouts)} layouts fit\n" + table.layouts(layouts, job)
     return table.training(found, data, [note] if note else [])
+
+
+def _measured(planned: Any, architecture: Architecture, job: Job) -> list[tuple[StageMemory, Measured]]:
+    """The first stage, one in the middle and the last: what is estimated for the step that is measured, and that.
+
+    Raises:
+        ConfigError: there can be no fake GPU here.
+    """
+    planned = OmegaConf.merge(planned, {"model": {"architecture": OmegaConf.structured(architecture)}})
+    for key in OmegaConf.missing_keys(planned):
+        OmegaConf.update(planned, key, "not given")
+    typed: Any = OmegaConf.to_object(planned)
+    stages = sorted({0, job.parallel.pipeline // 2, job.parallel.pipeline - 1})
+    with Room() as room:
+        taken = [measure(room, typed, stage=stage, loss_share=job.loss_share) for stage in stages]
+    limited = [with_micro_batches(job, one.micro_batches).stages()[one.stage] for one in taken]
+    return [(stage_memory(stage), one) for stage, one in zip(limited, taken, strict=True)]
 
 
 def find_architecture(planned: Any, words: Sequence[str]) -> tuple[Architecture, str | None]:
