@@ -101,7 +101,8 @@ def stage_activations(stage: Stage) -> Activations:
     layer = layer_kept(sizes)
     each = sizes.shard if full and layer else layer
     chunk = round(stage.chunk * each) + (sizes.shard if layer else 0)  # and its output
-    if stage.first and stage.job.trained == "lora" and not full:  # the embedding's output needs no gradient
+    if stage.first and stage.job.trained == "lora" and not (full or stage.job.attribute_tokens):
+        # the embedding's output needs no gradient
         chunk -= sizes.shard
     kept = stage.in_flight * chunk + sizes.shard * _on_the_way(stage) + sizes.batches
     again = layer if full else 0

@@ -48,8 +48,10 @@ class Inference:
         return self.weights + self.reading + self.rows * self.slot
 
 
-def inference(job: Job, gpu: Gpu, mfu: float, *, prompt: int, longest: int, rows: int) -> Inference:
-    """Generation of `rows` rows of `longest` tokens, `prompt` of which are read.
+def inference(
+    job: Job, gpu: Gpu, mfu: float, *, prompt: int, longest: int, rows: int, read: int = READ_TOKENS
+) -> Inference:
+    """Generation of `rows` rows of `longest` tokens, `prompt` of which are read, `read` tokens at once.
 
     Decoding is bound by memory: the time of a step is that of reading the weights of the layers and of the head and
     the filled half of the cache, one stage after the other ("LLM inference is memory-bound": arXiv 2211.05102,
@@ -58,7 +60,7 @@ def inference(job: Job, gpu: Gpu, mfu: float, *, prompt: int, longest: int, rows
     stages = job.stages()
     weights = [_weights(stage) for stage in stages]
     slots = [_slot(stage, longest) for stage in stages]
-    reading = _reading(job)
+    reading = _reading(job, max(read, prompt))
     room = [int(gpu.memory * (1 - ALLOWANCE)) - weight - reading for weight in weights]
     most = max(0, min(free // slot for free, slot in zip(room, slots, strict=True)))
     used = min(rows, most)
@@ -88,8 +90,8 @@ def _slot(stage: Stage, longest: int) -> int:
     return blocks * position * stage.job.width + it.vocab_size * _DRAW_BYTES
 
 
-def _reading(job: Job) -> int:
+def _reading(job: Job, tokens: int) -> int:
     """As `decoding.activation_bytes`."""
     it, tensor = job.architecture, job.parallel.tensor
     heads = (it.num_attention_heads + 2 * it.key_value_heads) * it.head_size
-    return READ_TOKENS * (5 * it.hidden_size + 4 * max(it.ffn_hidden_size, heads) // tensor) * job.width
+    return tokens * (5 * it.hidden_size + 4 * max(it.ffn_hidden_size, heads) // tensor) * job.width

@@ -24,7 +24,8 @@ class Job:
         width: bytes of a number: 2 for bf16, 4 for fp32.
         trained: "all"; "lora": adapters; "head": a regression head alone; "tokens": embeddings of attribute tokens.
         lora: the adapters, of rank 0 without them.
-        attribute_tokens: trained token embeddings.
+        attribute_tokens: trained token embeddings beside a frozen vocabulary, at most: a policy's tokenizer may split
+            attribute strings.
         rows, length: rows of a micro-batch and their tokens.
         packed: whether several samples share a row.
         batch: samples of a global batch.
@@ -175,7 +176,7 @@ def training_job(config: Any, architecture: Architecture, data: Data | None = No
         devices=trainer.devices,
         width=4 if trainer.precision == "fp32" else 2,
         lora=LoRAConfig(rank=rank, dropout=model.lora.dropout, targets=list(model.lora.targets)),
-        attribute_tokens=sum(a.high - a.low + 1 for a in schema) if schema is not None and trained == "tokens" else 0,
+        attribute_tokens=0 if regressor or trained == "all" else sum(a.high - a.low + 1 for a in schema or ()),
         rows=1 if config.data.packing else trainer.micro_batch_size * pair,
         length=(config.data.pack_length or length) if config.data.packing else length,
         packed=config.data.packing,
@@ -185,6 +186,16 @@ def training_job(config: Any, architecture: Architecture, data: Data | None = No
         distributed=config.optimizer.distributed,
         averaged=config.optimizer.ema_decay is not None,
         background=trainer.async_checkpoint,
+    )  # fmt: skip
+
+
+def inference_job(config: Any, architecture: Architecture, sample: float, outputs: int | None = None) -> Job:
+    """The job of a verb that reads or generates; see `training_job`. Sequence parallelism is for trainings only."""
+    trainer, layout = config.trainer, config.parallel
+    return Job(
+        architecture=architecture, outputs=outputs, sample=sample, nodes=trainer.num_nodes, devices=trainer.devices,
+        parallel=ParallelConfig(tensor=layout.tensor, pipeline=layout.pipeline),
+        width=4 if trainer.precision == "fp32" else 2, batch=1,
     )  # fmt: skip
 
 

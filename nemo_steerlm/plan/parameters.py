@@ -65,7 +65,7 @@ def stage_parameters(stage: Stage) -> Parameters:
             ends += table
     tokens = job.attribute_tokens * it.hidden_size * (stage.first or (stage.last and tied))
     total = layers + ends + adapters + tokens + head
-    trained = {"all": total, "lora": adapters + head, "head": head, "tokens": tokens}[job.trained]
+    trained = {"all": total, "lora": adapters + head + tokens, "head": head, "tokens": tokens}[job.trained]
     return Parameters(total, trained, head)
 
 

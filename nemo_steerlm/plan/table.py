@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from nemo_steerlm.config.gpus import Gpu
 from nemo_steerlm.plan.estimate import Estimate
+from nemo_steerlm.plan.inference import Inference
 from nemo_steerlm.plan.job import Job
-from nemo_steerlm.plan.memory import StageMemory
+from nemo_steerlm.plan.memory import ALLOWANCE, StageMemory
 from nemo_steerlm.plan.parameters import model_parameters
 from nemo_steerlm.plan.search import Found
 from nemo_steerlm.plan.tokens import Data
@@ -33,10 +35,10 @@ def verdict(found: Estimate) -> str:
     return f"does not fit: {need}, {-found.margin / _GIB:.1f} GiB too much beside {kept}; --search lists what fits"
 
 
-def training(found: Estimate, data: Data | None, notes: list[str]) -> str:
+def training(found: Estimate, data: Data | None) -> str:
     """The plan of a training."""
-    parts = [verdict(found), _facts(found, data), "GiB on one GPU of a stage\n" + _memory(found), _times(found)]
-    return "\n\n".join([*parts, *(["\n".join(f"* {note}" for note in notes)] if notes else [])])
+    memory = "GiB on one GPU of a stage\n" + _memory(found)
+    return "\n\n".join([verdict(found), _facts(found, data), memory, _times(found)])
 
 
 def _facts(found: Estimate, data: Data | None) -> str:
@@ -104,11 +106,8 @@ def _times(found: Estimate) -> str:
         ("saving", f"{gib(found.worst.saving).strip()} GiB on the GPU, {stored.host / _GIB:.0f} GiB of host memory a "
                    f"node, {stored.checkpoint / 1e9:,.1f} GB a checkpoint, {stored.model / 1e9:,.1f} GB for model/"),
     ]  # fmt: skip
-    if found.steps is not None and found.hours is not None and found.gpu_hours is not None:
-        cost = "" if found.cost is None else f", price {found.cost:,.0f}"
-        rows.append(
-            ("run", f"{found.steps:,} steps, {found.hours:,.1f} hours, {found.gpu_hours:,.0f} GPU-hours{cost}")
-        )
+    if found.steps is not None and found.hours is not None:
+        rows.append(("run", f"{found.steps:,} steps, {_hours(found.hours * 3600, job, found.price)}"))
     rows.append(("generation", generation(found)))
     return "\n".join(f"{name:<11}{text}" for name, text in rows)
 
@@ -150,9 +149,46 @@ def _compared(own: StageMemory, name: str, estimated: int, taken: int) -> list[A
     return [own.stage.index, name, gib(estimated), gib(taken), f"{estimated / max(taken, 1):.3f}"]
 
 
+def reading(job: Job, gpu: Gpu, it: Inference, tokens: float | None, price: float | None) -> str:
+    """The plan of `annotate`."""
+    rows = [
+        ("memory", f"{it.weights / _GIB:.1f} GiB of weights, {it.reading / _GIB:.1f} GiB while reading"),
+        ("speed", f"{it.reading_per_second:,.0f} tokens/s over {job.world} GPUs"),
+    ]
+    if tokens is not None:
+        rows.append(("run", _hours(tokens / it.reading_per_second, job, price)))
+    return _inference(gpu, it.weights + it.reading, rows)
+
+
+def generating(job: Job, gpu: Gpu, it: Inference, drawn: float | None, price: float | None) -> str:
+    """The plan of `sample` and `generate`; `drawn` tokens are drawn in all, None for one answer."""
+    rows = [
+        ("memory", f"{it.weights / _GIB:.1f} GiB of weights, {it.reading / _GIB:.1f} GiB while reading prompts, "
+                   f"{it.slot / _GIB:.2f} GiB a row"),
+        ("cache", f"{it.slots:,} rows fit at once, {it.rows} are used"),
+        ("latency", f"at least {it.first * 1e3:,.0f} ms to the first token, {it.step * 1e3:,.1f} ms for each more"),
+        ("speed", f"at most {it.tokens_per_second:,.0f} tokens/s over {job.world} GPUs"),
+    ]  # fmt: skip
+    if drawn is not None and it.rows:
+        rows.append(("run", "at least " + _hours(drawn / it.tokens_per_second, job, price)))
+    return _inference(gpu, it.weights + it.reading + max(it.rows, 1) * it.slot, rows)
+
+
+def _inference(gpu: Gpu, need: float, rows: list[tuple[str, str]]) -> str:
+    fits = "fits" if need <= gpu.memory * (1 - ALLOWANCE) else "does not fit"
+    said = f"{fits}: {need / _GIB:.1f} of {gpu.memory / _GIB:.1f} GiB on each {gpu.label}, {ALLOWANCE:.0%} kept free"
+    return "\n\n".join([said, "\n".join(f"{name:<11}{text}" for name, text in rows)])
+
+
+def _hours(seconds: float, job: Job, price: float | None) -> str:
+    hours = seconds / 3600
+    cost = "" if price is None else f", price {hours * job.world * price:,.0f}"
+    return f"{hours:,.1f} hours, {hours * job.world:,.0f} GPU-hours{cost}"
+
+
 def layouts(found: list[Found], current: Job, count: int = _SHOWN) -> str:
     """The best layouts of a search, each with the words to add to the command whose job is `current`."""
-    lines = []
+    lines = [f"{len(found)} layouts fit"]
     for place, one in enumerate(found[:count], 1):
         lines.append(
             f"{place:2}. {one.tokens_per_second:>10,.0f} tokens/s  {one.peak / _GIB:6.1f} GiB, "
