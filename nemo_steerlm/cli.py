@@ -35,6 +35,7 @@ VERBS = {
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
     "plan": ("verbs.plan:main", "PlanConfig", "memory, time and price of a verb, before it is started"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
+    "experiments": ("verbs.experiments:main", "ExperimentsConfig", "list the published recipes: experiment=NAME"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
 
@@ -124,6 +125,9 @@ def _run(verb: str, *words: str) -> int:
     if verb == "plan":
         words, theirs = divide(words)  # type: ignore[assignment]
     keys, config_dir, asked = compose.split(words)
+    if verb == "experiments":  # `experiments train-sft --config-dir DIR` lists what is there
+        keys = [word if "=" in word else f"verb={word}" for word in keys]
+        keys += [f"config_dir={config_dir}"] if config_dir else []
     if asked:
         print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
         return 0

@@ -33,6 +33,7 @@ from nemo_steerlm.config.training import LoggingConfig, LossConfig, OptimizerCon
 from nemo_steerlm.config.verbs import (
     PREPARE_SOURCES,
     AnnotateConfig,
+    ExperimentsConfig,
     ExportConfig,
     GenerateConfig,
     ImportConfig,
@@ -46,7 +47,8 @@ from nemo_steerlm.config.verbs import (
 __all__ = [
     "HEADS", "LORA_TARGETS", "OVERLONG", "PREPARE_SOURCES", "WAYS",
     "AnnotateConfig", "Architecture", "AttributeOptions", "AttributesConfig", "BootstrapConfig", "BootstrapDataConfig",
-    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig", "ImportConfig", "InProcesses",
+    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExperimentsConfig", "ExportConfig",
+    "GenerateConfig", "ImportConfig", "InProcesses",
     "LoRAConfig", "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig",
     "PlanConfig", "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig",
     "QuickstartRecipe",

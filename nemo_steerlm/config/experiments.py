@@ -11,7 +11,7 @@ from nemo_steerlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Experiment:
-    """One file of a folder `experiment/`.
+    """One file of a folder `experiment/`, named model-task-data-hardware.
 
     Attributes:
         name: what `experiment=` takes.
@@ -24,6 +24,11 @@ class Experiment:
     summary: str
     command: str
     verb: str
+
+    @property
+    def model(self) -> str:
+        """The model in its name: a file of `conf/model`, for the shipped ones."""
+        return self.name.partition("-")[0]
 
 
 def experiments(folders: Sequence[Path]) -> list[Experiment]:

@@ -24,6 +24,7 @@ class Gpu:
         flops: dense bfloat16 FLOP/s at the peak.
         bandwidth: of its memory, bytes/s.
         nvlink: to the other GPUs of its node, both directions together, bytes/s; 0 = PCIe only.
+        fp8: whether it computes in fp8, at twice `flops`.
     """
 
     label: str
@@ -31,12 +32,13 @@ class Gpu:
     flops: float
     bandwidth: float
     nvlink: float
+    fp8: bool = True
 
 
 #: By the names that `trainer.gpu` takes.
-GPUS = {
-    "a100_40g": Gpu("A100-40G", memory=40e9, flops=312e12, bandwidth=1.555e12, nvlink=600e9),
-    "a100_80g": Gpu("A100-80G", memory=80e9, flops=312e12, bandwidth=2.039e12, nvlink=600e9),
+GPUS: dict[str, Gpu] = {
+    "a100_40g": Gpu("A100-40G", memory=40e9, flops=312e12, bandwidth=1.555e12, nvlink=600e9, fp8=False),
+    "a100_80g": Gpu("A100-80G", memory=80e9, flops=312e12, bandwidth=2.039e12, nvlink=600e9, fp8=False),
     "h100_80g": Gpu("H100-80G", memory=80e9, flops=989.4e12, bandwidth=3.35e12, nvlink=900e9),
     "h200_141g": Gpu("H200-141G", memory=141e9, flops=989.4e12, bandwidth=4.8e12, nvlink=900e9),
     "b200_180g": Gpu("B200-180G", memory=180e9, flops=2250e12, bandwidth=8e12, nvlink=1800e9),

@@ -176,6 +176,17 @@ class GenerateConfig(Inference):
 
 
 @dataclass(kw_only=True)
+class ExperimentsConfig(Settings):
+    """Settings of `steerlm experiments`."""
+
+    verb: str | None = option(
+        None, "only the experiments of this verb; null = all",
+        choices=("train-regressor", "annotate", "train-sft", "sample", "bootstrap"),
+    )  # fmt: skip
+    config_dir: str | None = option(None, "folder of your own groups, searched too")
+
+
+@dataclass(kw_only=True)
 class QuickstartRecipe(Settings):
     """Sizes of the quickstart, fixed on other seeds than those it is judged on."""
 

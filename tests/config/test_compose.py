@@ -53,7 +53,7 @@ def test_every_verb_has_a_root_file_and_every_root_file_a_verb():
 
 def test_values_of_the_command_line_win_over_the_experiment_and_that_over_the_groups():
     words = [
-        "experiment=sft_llama2_13b_oasst_8gpu",
+        "experiment=llama2_13b-sft-oasst-8xh100_80g",
         "model.init=m",
         "data.train=t.jsonl",
         "output=o",
@@ -242,16 +242,6 @@ def test_what_reads_or_generates_does_so_not_in_fp8(verb):
     load(verb, [*READERS[verb], "trainer.precision=bf16"])
     with pytest.raises(ConfigError, match="trainer.precision=fp8 is for train-regressor and train-sft"):
         load(verb, [*READERS[verb], "trainer.precision=fp8"])
-
-
-EXPERIMENTS = [file for file in FILES if file.parent.name == "experiment"]
-
-
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_experiments_train_on_packed_rows(file):
-    ((verb, *words),) = (shlex.split(command) for command in header_commands(file.read_text()))
-    settings = load(verb, words)
-    assert settings.data.row_length() == settings.data.max_length == 4096
 
 
 def test_mandatory_values_are_named_with_an_example():
