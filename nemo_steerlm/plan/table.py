@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,8 +104,9 @@ def _times(found: Estimate) -> str:
         ("speed", f"{found.tokens_per_second:,.0f} tokens/s, {found.tokens_per_second / job.world:,.0f} on each GPU; "
                   f"MFU {found.mfu_reached:.0%} at products of {found.mfu:.0%}"),
         ("FLOPs", f"{flops.model / 1e9:,.1f} GFLOP a token, {flops.recomputed / 1e9:,.1f} recomputed"),
-        ("saving", f"{gib(found.worst.saving).strip()} GiB on the GPU, {stored.host / _GIB:.0f} GiB of host memory a "
-                   f"node, {stored.checkpoint / 1e9:,.1f} GB a checkpoint, {stored.model / 1e9:,.1f} GB for model/"),
+        ("saving", f"{gib(found.worst.saving).strip()} GiB on the GPU, {stored.host / _GIB:.0f} GiB of host "
+                   "memory a node"),
+        ("disk", f"{stored.checkpoint / 1e9:,.1f} GB a checkpoint, {stored.model / 1e9:,.1f} GB for model/"),
     ]  # fmt: skip
     if found.steps is not None and found.hours is not None:
         rows.append(("run", f"{found.steps:,} steps, {_hours(found.hours * 3600, job, found.price)}"))
@@ -181,9 +183,9 @@ def _inference(gpu: Gpu, need: float, rows: list[tuple[str, str]]) -> str:
 
 
 def _hours(seconds: float, job: Job, price: float | None) -> str:
-    hours = seconds / 3600
-    cost = "" if price is None else f", price {hours * job.world * price:,.0f}"
-    return f"{hours:,.1f} hours, {hours * job.world:,.0f} GPU-hours{cost}"
+    hours = seconds / 3600 * job.world
+    cost = "" if price is None else f", price {hours * price:,.2f}"
+    return f"{duration(seconds)}, {hours:,.1f} GPU-hours{cost}"
 
 
 def layouts(found: list[Found], current: Job, count: int = _SHOWN) -> str:
@@ -194,5 +196,5 @@ def layouts(found: list[Found], current: Job, count: int = _SHOWN) -> str:
             f"{place:2}. {one.tokens_per_second:>10,.0f} tokens/s  {one.peak / _GIB:6.1f} GiB, "
             f"{one.margin / _GIB:.1f} to spare  bubble {one.bubble_share:.0%}  data {one.job.ranks}"
         )
-        lines.append(f"    {one.words(current)}")
+        lines += ["    " + line for line in " \\\n".join(textwrap.wrap(one.words(current), 94)).splitlines()]
     return "\n".join(lines)
