@@ -132,8 +132,8 @@ def _run(verb: str, *words: str) -> int:
         print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
         return 0
     settings = compose.load(verb, getattr(config, schema), keys, config_dir)
-    if theirs:
-        settings.keys = theirs
+    if verb == "plan":
+        settings.keys += theirs
     trainer = getattr(settings, "trainer", None)
     if trainer is None:
         if not local.alone():

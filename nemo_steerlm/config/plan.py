@@ -110,5 +110,5 @@ def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_own(word: str) -> bool:
     key, _, text = word.partition("=")
-    names = {field.name for field in dataclasses.fields(PlanConfig)} - {"keys"}
+    names = {field.name for field in dataclasses.fields(PlanConfig)}
     return key in names and (key != "data" or "." in text or "/" in text)

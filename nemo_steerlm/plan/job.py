@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo_steerlm.attributes import AttributeSchema
-from nemo_steerlm.config import Architecture, LoRAConfig, ParallelConfig
+from nemo_steerlm.config import Architecture, LoRAConfig, ParallelConfig, TrainConfig, TrainRegressorConfig
 from nemo_steerlm.config.families import Family, family_of
 from nemo_steerlm.config.layout import padded_vocabulary, stage_layers
 from nemo_steerlm.plan.tokens import Data
@@ -143,24 +143,25 @@ class Stage:
         return min(warm_up + 1, self.job.micro_batches * chunks)
 
 
-def training_job(config: Any, architecture: Architecture, data: Data | None = None) -> Job:
+def training_job(config: TrainConfig, architecture: Architecture, data: Data | None = None) -> Job:
     """The job of a training's configuration.
 
     Args:
-        config: of `train-sft` or `train-regressor`, as `compose.draft` gives it or as a dataclass.
+        config: of `train-sft` or `train-regressor`.
         architecture: of the model.
         data: the data set; None: every sample is as long as a row, and every token carries loss.
     """
     trainer, model = config.trainer, config.model
     rank, length = model.lora.rank, config.data.max_length
-    schema = AttributeSchema.load(config.attributes.preset) if config.attributes.preset else None
-    regressor = hasattr(config, "head")
-    generative = regressor and config.head == "generative"
-    outputs = _outputs(config.head or "regression", schema) if regressor and not generative else None
+    schema = config.attributes.load()
+    regressor = config if isinstance(config, TrainRegressorConfig) else None
+    generative = regressor is not None and regressor.head == "generative"
+    outputs = None if regressor is None or generative else _outputs(regressor.head or "regression", schema)
     trained = "lora" if rank else "all"
     if model.freeze == "trunk":
         trained = "tokens" if outputs is None else "head"
-    pair = 1 + (regressor and config.loss.preference != "none")  # a preference is one sample of two texts
+    # a preference is one sample of two texts
+    pair = 1 if regressor is None or regressor.loss.preference == "none" else 2
     sample = pair * (length if data is None else data.tokens / data.samples)
     loss_share = 1.0 if data is None else data.loss_share
     if generative:  # an attribute string has about four tokens an attribute: name, colon, value, comma

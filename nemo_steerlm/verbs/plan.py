@@ -42,7 +42,8 @@ _ABSENT = "absent"  # a path that the user leaves out
 
 
 def main(settings: PlanConfig) -> str:
-    """`steerlm plan`: the plan as text."""
+    """`steerlm plan`: the plan as text, or as JSON."""
+    settings.validate()
     verb = settings.verb or DEFAULT
     words, folder, _ = compose.split(settings.keys)
     planned = _typed(compose.draft(verb, PLANNED[verb], words, folder), PLANNED[verb])

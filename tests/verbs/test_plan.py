@@ -54,7 +54,9 @@ def test_a_layout_that_does_not_fit_says_so(capsys: pytest.CaptureFixture[str]) 
 
 def test_generation_tells_slots_and_latency(capsys: pytest.CaptureFixture[str]) -> None:
     shown = plan(capsys, "samples=100", "price=2", "sample", "checkpoint=outputs/llama2_13b", "trainer.devices=8")
-    assert "43 rows fit at once, 43 are used" in shown and "for each more" in shown and "price" in shown
+    slot = 1024 * ((2 * 40 + 1) * 5120 + 1) * 2 + 32000 * 64  # keys, values, one layer's copy; the mask; logits
+    free = 0.95 * 80e9 - 2 * 13_015_864_320 - 16384 * (5 * 5120 + 4 * 3 * 5120) * 2
+    assert f"{free // slot:.0f} rows fit at once" in shown and "for each more" in shown and "price" in shown
     assert "conf/model/llama2_13b.yaml" in shown
     found = json.loads(plan(capsys, "--json", "generate", "checkpoint=llama2_13b"))["inference"]
     weights = 2 * (13_015_864_320 - 32000 * 5120)  # of the embedding one row is read
