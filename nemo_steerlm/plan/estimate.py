@@ -87,7 +87,7 @@ class Estimate:
             "parameters": dict(zip(("all", "trained"), model_parameters(job))),
             "layout": {**dataclasses.asdict(job.parallel), "data": job.ranks, "gpus": job.world},
             "micro_batches": job.micro_batches,
-            "stages": [_stage(stage) for stage in self.stages],
+            "stages": [stage.as_dict() for stage in self.stages],
             "storage": dataclasses.asdict(self.storage),
             "flops_per_token": dataclasses.asdict(self.flops),
             "step_seconds": {**dataclasses.asdict(self.time), "total": self.time.total},
@@ -101,16 +101,6 @@ class Estimate:
             "price": self.cost,
             "inference": {**dataclasses.asdict(self.inference), "peak": self.inference.peak},
         }
-
-
-def _stage(stage: StageMemory) -> dict[str, Any]:
-    return {
-        "stage": stage.stage.index, "layers": stage.stage.layers, "parameters": stage.parameters.all,
-        "trained": stage.parameters.trained, "weights": stage.weights, "gradients": stage.gradients,
-        "optimizer": stage.optimizer, "average": stage.average, "activations": stage.activations.peak,
-        "logits": stage.activations.logits, "when": stage.activations.when, "peak": stage.peak,
-        "saving": stage.saving,
-    }  # fmt: skip
 
 
 def estimate(job: Job, gpu: Gpu, mfu: float, *, steps: int | None = None, price: float | None = None) -> Estimate:

@@ -47,8 +47,9 @@ def _words(job: Job) -> list[str]:
         f"parallel.sequence={str(parallel.sequence).lower()}",
         f"parallel.pipeline={parallel.pipeline}",
         f"parallel.virtual_pipeline={parallel.virtual_pipeline or 'null'}",
-        *([] if job.packed else [f"trainer.micro_batch_size={job.rows}"]),
+        *([] if job.packed else [f"trainer.micro_batch_size={job.rows // job.texts}"]),
         f"trainer.recompute={job.recompute}",
+        f"optimizer.distributed={str(job.distributed).lower()}",
     ]
 
 
@@ -84,7 +85,8 @@ def _candidates(job: Job) -> Iterator[Job]:
                 except ConfigError:
                     continue
                 for rows in (job.rows,) if job.packed else _MICRO_BATCHES:
-                    sized = with_layout(layout, rows=rows)
+                    # a shared optimizer is never slower, and never takes more
+                    sized = with_layout(layout, rows=rows * job.texts if not job.packed else rows, distributed=True)
                     if _divides(sized):
                         for recompute in ("none", "selective", "full"):
                             yield with_layout(sized, recompute=recompute)
@@ -96,5 +98,5 @@ def _divides(job: Job) -> bool:
         return False
     if job.packed:
         return True
-    rows, rest = divmod(job.batch, job.rows * job.ranks)
+    rows, rest = divmod(job.batch * job.texts, job.rows * job.ranks)
     return not rest and not (job.parallel.virtual_pipeline and rows % job.parallel.pipeline)

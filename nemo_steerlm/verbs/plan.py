@@ -31,7 +31,7 @@ from nemo_steerlm.plan import table, tokens
 from nemo_steerlm.plan.estimate import estimate, steps_of
 from nemo_steerlm.plan.inference import READ_TOKENS, inference
 from nemo_steerlm.plan.job import Job, inference_job, training_job, with_micro_batches
-from nemo_steerlm.plan.memory import StageMemory, stage_memory
+from nemo_steerlm.plan.memory import ALLOWANCE, StageMemory, stage_memory
 from nemo_steerlm.plan.search import search
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
@@ -76,7 +76,10 @@ def _training(
     steps = steps_of(trainer.max_steps, trainer.max_epochs, data.samples if data else None, job.batch)
     found = estimate(job, gpu, settings.mfu, steps=steps, price=settings.price)
     if settings.measure:
-        return table.measured(found, _measured(planned, architecture, job))
+        pairs = _measured(planned, architecture, job)
+        if settings.json:
+            return json.dumps([{"estimated": own.as_dict(), "measured": dataclasses.asdict(it)} for own, it in pairs])
+        return table.measured(found, pairs)
     layouts = search(job, gpu, settings.mfu) if settings.search else []
     if settings.json:
         listed = [{"words": one.words(job), "tokens_per_second": one.tokens_per_second, "peak": one.peak,
@@ -103,7 +106,10 @@ def _inference(settings: PlanConfig, planned: Any, architecture: Architecture, g
         rows=getattr(planned, "batch_size", 1), read=getattr(planned, "batch_tokens", None) or READ_TOKENS,
     )  # fmt: skip
     if settings.json:
-        values = {"gpu": dataclasses.asdict(gpu), "inference": dataclasses.asdict(found), "notes": notes}
+        values = {
+            "fits": found.rows > 0 and found.peak <= gpu.memory * (1 - ALLOWANCE), "gpu": dataclasses.asdict(gpu),
+            "inference": {**dataclasses.asdict(found), "peak": found.peak}, "notes": notes,
+        }  # fmt: skip
         return json.dumps(values, indent=1)
     each = sample if reads else drawn * getattr(planned, "responses", 1)
     tell = table.reading if reads else table.generating
@@ -152,9 +158,8 @@ def find_architecture(planned: Any, words: Sequence[str]) -> tuple[Architecture,
         name = _named_in([Path(part).name for part in (source, *experiments) if part])
         if name is None:
             key, group = ("model.init", "model=llama2_13b") if trained else ("checkpoint", "checkpoint=llama2_13b")
-            raise ConfigError(
-                f"{key}={source}: no such folder, and no model's name in it; name the model, e.g. {group}"
-            )
+            found = f"{key}={source}: no such folder, and no model's name in it" if source else f"{key} is missing"
+            raise ConfigError(f"{found}; name the model, e.g. {group}")
         shape = OmegaConf.load(compose.conf_folder() / "model" / f"{name}.yaml").architecture
         note = f"the architecture is that of conf/model/{name}.yaml, by its name"
     found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Architecture), shape))

@@ -16,6 +16,8 @@ from nemo_steerlm.config.experiments import Experiment, experiments
 from nemo_steerlm.fake_gpu.dry_run import measure
 from nemo_steerlm.fake_gpu.memory import GIB
 from nemo_steerlm.fake_gpu.room import Room
+from nemo_steerlm.plan.job import training_job, with_micro_batches
+from nemo_steerlm.plan.memory import stage_memory
 
 pytestmark = pytest.mark.dry
 VERBS: dict[str, type[TrainConfig]] = {"train-sft": TrainSftConfig, "train-regressor": TrainRegressorConfig}
@@ -54,6 +56,8 @@ def test_a_step_at_full_size(room: Room, experiment: Experiment, stage: int) -> 
     found = measure(room, config, stage=stage)
     print(experiment.name, json.dumps(asdict(found)))  # noqa: T201
     assert sum(found.parts.values()) == found.peak
+    job = with_micro_batches(training_job(config, config.model.architecture), found.micro_batches)
+    assert stage_memory(job.stages()[stage]).peak == pytest.approx(found.peak, rel=0.03)
     assert max(found.peak, found.saving) < memory_of(config), f"{found.peak / GIB:.1f} GiB"
     waits = {place.split()[-1]: count for place, count in found.waits.items()}
     assert all(count == 1 for name, count in waits.items() if name not in AT_EVERY_EXCHANGE), found.waits
