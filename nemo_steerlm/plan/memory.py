@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nemo_steerlm.plan.activations import Activations, stage_activations
 from nemo_steerlm.plan.job import Job, Stage
@@ -51,6 +52,16 @@ class StageMemory:
     def saving(self) -> int:
         """While a checkpoint is written: each rank writes its own share, one tensor after the other, from the host."""
         return self.resting
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "stage": self.stage.index, "layers": self.stage.layers, "parameters": self.parameters.all,
+            "trained": self.parameters.trained, "weights": self.weights, "gradients": self.gradients,
+            "optimizer": self.optimizer, "average": self.average, "activations": self.activations.peak,
+            "logits": self.activations.logits, "when": self.activations.when, "peak": self.peak,
+            "saving": self.saving,
+        }  # fmt: skip
 
 
 def stage_memory(stage: Stage) -> StageMemory:

@@ -158,8 +158,8 @@ def find_architecture(planned: Any, words: Sequence[str]) -> tuple[Architecture,
         name = _named_in([Path(part).name for part in (source, *experiments) if part])
         if name is None:
             key, group = ("model.init", "model=llama2_13b") if trained else ("checkpoint", "checkpoint=llama2_13b")
-            found = f"{key}={source}: no such folder, and no model's name in it" if source else f"{key} is missing"
-            raise ConfigError(f"{found}; name the model, e.g. {group}")
+            what = f"{key}={source}: no such folder, and no model's name in it" if source else f"{key} is missing"
+            raise ConfigError(f"{what}; name the model, e.g. {group}")
         shape = OmegaConf.load(compose.conf_folder() / "model" / f"{name}.yaml").architecture
         note = f"the architecture is that of conf/model/{name}.yaml, by its name"
     found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Architecture), shape))
