@@ -22,7 +22,7 @@ def missing() -> str | None:
     """Why there can be no fake GPU here, None where there can."""
     if sys.platform != "linux":
         return "fake CUDA tensors were written for Linux"
-    if not _library().is_file() and shutil.which("g++") is None:
+    if not _library(SOURCE).is_file() and shutil.which("g++") is None:
         return "fake CUDA tensors need a C++ compiler, once: install g++ (apt-get install g++, dnf install gcc-c++)"
     return None
 
@@ -35,27 +35,35 @@ def load() -> None:
     Raises:
         AssertionError: the compiler's message.
     """
-    torch = sys.modules["torch"]
-    library = _library()
+    ctypes.CDLL(str(compiled(SOURCE)))
+
+
+def compiled(source: Path) -> Path:
+    """The library of a C++ file against the imported torch, built where it is not in the cache yet.
+
+    Raises:
+        AssertionError: the compiler's message.
+    """
+    library = _library(source)
     if not library.is_file():
-        _build(Path(str(torch.__file__)).parent, library)
-    ctypes.CDLL(str(library))
+        _build(source, Path(str(sys.modules["torch"].__file__)).parent, library)
+    return library
 
 
-def _library() -> Path:
+def _library(source: Path) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nemo_steerlm"
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    return cache / f"guard-{version('torch')}-{digest}.so"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    return cache / f"{source.stem}-{version('torch')}-{digest}.so"
 
 
-def _build(torch_folder: Path, library: Path) -> None:
+def _build(source: Path, torch_folder: Path, library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # two workers may build it at once
         made = Path(folder) / library.name
         command = [
-            "g++", "-O1", "-std=c++20", "-fPIC", "-shared", str(SOURCE), "-o", str(made),
+            "g++", "-O1", "-std=c++20", "-fPIC", "-shared", str(source), "-o", str(made),
             f"-I{torch_folder}/include", f"-L{torch_folder}/lib", "-lc10", "-ltorch_cpu",
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, f"g++ could not build {SOURCE}:\n{result.stderr[-4000:]}"
+        assert result.returncode == 0, f"g++ could not build {source}:\n{result.stderr[-4000:]}"
         made.replace(library)

@@ -20,6 +20,12 @@ aten = torch.ops.aten
 _BOOLEAN = (torch.bool, torch.uint8)
 _INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 _PINNING = (aten.pin_memory.default, aten._pin_memory.default)
+# A derivative writes into the zeros it has just made, but into a copy of them where a tensor is of a subclass, as fake
+# ones are (torch 2.11 to 2.14, csrc/autograd/FunctionsManual.cpp: `index_select_backward`).
+_DERIVATIVES = {
+    aten.index_add.default: aten.index_add_.default, aten.index_put.default: aten.index_put_.default,
+    aten.scatter_add.default: aten.scatter_add_.default,
+}  # fmt: skip
 # What gives a tensor's values, or some of them: they stay known.
 _SAME_VALUES = (
     aten.clone.default, aten.detach.default, aten.alias.default, aten.view.default, aten.unsqueeze.default,
@@ -97,6 +103,8 @@ class FakeGpu(TorchDispatchMode):
             return func(self.read(args[0], waits=not kwargs.get("non_blocking")), **kwargs)
         if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
             return args[0].copy_(self.read(args[1], waits=not (args[2:] and args[2])))
+        if func in _DERIVATIVES and torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled():
+            func = _DERIVATIVES[func]
         if func in _INDEXING:
             args = (args[0], self._indices(func, args), *args[2:])
         if func.namespace == "c10d" and "coalesced" in str(func):  # torch has no rule for these

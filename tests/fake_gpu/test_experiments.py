@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from nemo_steerlm.config import TrainConfig, TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.config.compose import conf_folder, draft
 from nemo_steerlm.config.experiments import Experiment, experiments
+from nemo_steerlm.config.gpus import GPUS
 from nemo_steerlm.fake_gpu.dry_run import measure
 from nemo_steerlm.fake_gpu.memory import GIB
 from nemo_steerlm.fake_gpu.room import Room
@@ -21,7 +22,6 @@ from nemo_steerlm.plan.memory import stage_memory
 
 pytestmark = pytest.mark.dry
 VERBS: dict[str, type[TrainConfig]] = {"train-sft": TrainSftConfig, "train-regressor": TrainRegressorConfig}
-MODELS = {file.stem: file for file in (conf_folder() / "model").glob("*.yaml")}
 ONCE_A_STEP = {"finalize_model_grads", "get_grad_norm_fp32", "sum_over_ranks"}  # see benchmarks/RESULTS.md
 AT_EVERY_EXCHANGE = {"_communicate"}  # between stages: megatron-core's own, `batch_p2p_sync`
 
@@ -30,8 +30,8 @@ def config_of(experiment: Experiment) -> Any:
     """What its command asks for, with the shape of the model in its name."""
     _, verb, *words = shlex.split(experiment.command)
     config: Any = OmegaConf.to_object(draft(verb, VERBS[verb], words))
-    model = max((name for name in MODELS if name in experiment.name), key=len)
-    given = OmegaConf.merge(OmegaConf.structured(config), {"model": OmegaConf.load(MODELS[model])})
+    shape = OmegaConf.load(conf_folder() / "model" / f"{experiment.model}.yaml")
+    given = OmegaConf.merge(OmegaConf.structured(config), {"model": shape})
     return OmegaConf.to_object(given)
 
 
@@ -58,12 +58,7 @@ def test_a_step_at_full_size(room: Room, experiment: Experiment, stage: int) -> 
     assert sum(found.parts.values()) == found.peak
     job = with_micro_batches(training_job(config, config.model.architecture), found.micro_batches)
     assert stage_memory(job.stages()[stage]).peak == pytest.approx(found.peak, rel=0.03)
-    assert max(found.peak, found.saving) < memory_of(config), f"{found.peak / GIB:.1f} GiB"
+    assert max(found.peak, found.saving) < GPUS[config.trainer.gpu].memory, f"{found.peak / GIB:.1f} GiB"
     waits = {place.split()[-1]: count for place, count in found.waits.items()}
     assert all(count == 1 for name, count in waits.items() if name not in AT_EVERY_EXCHANGE), found.waits
     assert waits.keys() <= (ONCE_A_STEP | AT_EVERY_EXCHANGE if config.parallel.pipeline > 1 else ONCE_A_STEP)
-
-
-def memory_of(config: TrainConfig) -> float:
-    """Bytes of the GPU that the layout is for."""
-    return 80e9
