@@ -29,7 +29,7 @@ from nemo_steerlm.fake_gpu.dry_run import Measured, measure
 from nemo_steerlm.fake_gpu.room import Room
 from nemo_steerlm.plan import table, tokens
 from nemo_steerlm.plan.estimate import estimate, steps_of
-from nemo_steerlm.plan.inference import READ_TOKENS, inference
+from nemo_steerlm.plan.inference import READ_TOKENS, Inference, inference
 from nemo_steerlm.plan.job import Job, inference_job, training_job, with_micro_batches
 from nemo_steerlm.plan.memory import ALLOWANCE, StageMemory, stage_memory
 from nemo_steerlm.plan.search import search
@@ -38,6 +38,7 @@ from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
 from nemo_steerlm.yaml_file import read_yaml
 
 _DEFAULT_GPU = "h100_80g"
+_PROMPT = 512.0  # tokens of a prompt where no data set is given
 _ABSENT = "absent"  # a path that the user leaves out
 
 
@@ -97,24 +98,52 @@ def _inference(settings: PlanConfig, planned: Any, architecture: Architecture, g
         raise ConfigError("search and measure are for verbs that train; leave them out")
     if settings.data is not None:
         raise ConfigError(f"data={settings.data} is counted for verbs that train; give samples=N and tokens=N")
-    reads = isinstance(planned, AnnotateConfig)
-    sample = (settings.tokens or 0) / (settings.samples or 1) or 512.0
-    job = inference_job(planned, architecture, sample, outputs=9 if reads else None)
-    drawn = 0 if reads else planned.max_new_tokens
-    found = inference(
-        job, gpu, settings.mfu, prompt=math.ceil(sample), longest=math.ceil(sample) + drawn,
-        rows=getattr(planned, "batch_size", 1), read=getattr(planned, "batch_tokens", None) or READ_TOKENS,
-    )  # fmt: skip
+    sample = (settings.tokens or 0) / (settings.samples or 1) or _PROMPT
+    job, found = _generation(planned, architecture, gpu, settings.mfu, sample)
     if settings.json:
         values = {
             "fits": found.rows > 0 and found.peak <= gpu.memory * (1 - ALLOWANCE), "gpu": dataclasses.asdict(gpu),
             "inference": {**dataclasses.asdict(found), "peak": found.peak}, "notes": notes,
         }  # fmt: skip
         return json.dumps(values, indent=1)
-    each = sample if reads else drawn * getattr(planned, "responses", 1)
+    reads = isinstance(planned, AnnotateConfig)
+    each = sample if reads else planned.max_new_tokens * getattr(planned, "responses", 1)
     tell = table.reading if reads else table.generating
     shown = tell(job, gpu, found, each * settings.samples if settings.samples else None, settings.price)
     return "\n\n".join([shown, *_listed(notes)])
+
+
+def _generation(
+    planned: Any, architecture: Architecture, gpu: Gpu, mfu: float, sample: float
+) -> tuple[Job, Inference]:
+    """What a verb that reads or generates takes, for prompts of `sample` tokens."""
+    reads = isinstance(planned, AnnotateConfig)
+    job = inference_job(planned, architecture, sample, outputs=9 if reads else None)
+    drawn = 0 if reads else planned.max_new_tokens
+    found = inference(
+        job, gpu, mfu, prompt=math.ceil(sample), longest=math.ceil(sample) + drawn,
+        rows=0 if reads else getattr(planned, "batch_size", 1), read=getattr(planned, "batch_tokens", None) or READ_TOKENS,
+    )  # fmt: skip
+    return job, found
+
+
+def peak(planned: Any, words: Sequence[str]) -> int | None:
+    """Bytes of the fullest GPU of a verb's configuration; None where its model is unknown, or it is several runs.
+
+    Args:
+        planned: of a verb of `PLANNED`; mandatory values are there.
+        words: its command line.
+    """
+    if type(planned) not in PLANNED.values():
+        return None
+    try:
+        architecture, _ = find_architecture(planned, words)
+    except ConfigError:
+        return None
+    if isinstance(planned, TrainConfig):
+        return max(stage_memory(stage).peak for stage in training_job(planned, architecture).stages())
+    gpu = find_gpu(planned.trainer.gpu or _DEFAULT_GPU)
+    return _generation(planned, architecture, gpu, PlanConfig().mfu, _PROMPT)[1].peak
 
 
 def _listed(notes: list[str]) -> list[str]:
