@@ -98,15 +98,16 @@ def _inference(settings: PlanConfig, planned: Any, architecture: Architecture, g
         raise ConfigError("search and measure are for verbs that train; leave them out")
     if settings.data is not None:
         raise ConfigError(f"data={settings.data} is counted for verbs that train; give samples=N and tokens=N")
+    reads = isinstance(planned, AnnotateConfig)
     sample = (settings.tokens or 0) / (settings.samples or 1) or _PROMPT
     job, found = _generation(planned, architecture, gpu, settings.mfu, sample)
     if settings.json:
+        fits = (reads or found.rows > 0) and found.peak <= gpu.memory * (1 - ALLOWANCE)
         values = {
-            "fits": found.rows > 0 and found.peak <= gpu.memory * (1 - ALLOWANCE), "gpu": dataclasses.asdict(gpu),
+            "fits": fits, "gpu": dataclasses.asdict(gpu),
             "inference": {**dataclasses.asdict(found), "peak": found.peak}, "notes": notes,
         }  # fmt: skip
         return json.dumps(values, indent=1)
-    reads = isinstance(planned, AnnotateConfig)
     each = sample if reads else planned.max_new_tokens * getattr(planned, "responses", 1)
     tell = table.reading if reads else table.generating
     shown = tell(job, gpu, found, each * settings.samples if settings.samples else None, settings.price)
@@ -122,7 +123,8 @@ def _generation(
     drawn = 0 if reads else planned.max_new_tokens
     found = inference(
         job, gpu, mfu, prompt=math.ceil(sample), longest=math.ceil(sample) + drawn,
-        rows=0 if reads else getattr(planned, "batch_size", 1), read=getattr(planned, "batch_tokens", None) or READ_TOKENS,
+        rows=0 if reads else getattr(planned, "batch_size", 1),
+        read=getattr(planned, "batch_tokens", None) or READ_TOKENS,
     )  # fmt: skip
     return job, found
 

@@ -63,6 +63,16 @@ def test_generation_tells_slots_and_latency(capsys: pytest.CaptureFixture[str]) 
     assert found["step"] == pytest.approx(weights / 3.35e12, rel=0.02)
 
 
+def test_reading_needs_no_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("samples=1000", "tokens=400000", "annotate", "checkpoint=llama2_13b", "batch_tokens=8192")
+    shown = plan(capsys, *words)
+    assert shown.startswith("fits: ") and "rows" not in shown and "GPU-hours" in shown
+    found = json.loads(plan(capsys, "--json", *words))
+    weights = 2 * (13_015_864_320 - 32000 * 5120) + 4 * 9 * 5120  # a head in the place of the vocabulary
+    assert found["fits"] and found["inference"]["weights"] == weights
+    assert found["inference"]["peak"] == weights + 8192 * (5 * 5120 + 4 * 3 * 5120) * 2
+
+
 def test_the_model_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     architecture = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4,
                     "vocab_size": 500}  # fmt: skip
