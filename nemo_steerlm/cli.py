@@ -33,6 +33,7 @@ VERBS = {
     "bootstrap": ("verbs.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
     "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
+    "plan": ("verbs.plan:main", "PlanConfig", "memory, time and price of a verb, before it is started"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
     "push-to-hub": ("verbs.push_to_hub:main", "PushToHubConfig", "put a model on the Hugging Face hub"),
     "experiments": ("verbs.experiments:main", "ExperimentsConfig", "list the published recipes: experiment=NAME"),
@@ -118,8 +119,12 @@ def _run(verb: str, *words: str) -> int:
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
     from nemo_steerlm.config import compose, overrides
+    from nemo_steerlm.config.plan import divide
 
     target, schema, help_text = VERBS[verb]
+    theirs: list[str] = []
+    if verb == "plan":
+        words, theirs = divide(words)  # type: ignore[assignment]
     keys, config_dir, asked = compose.split(words)
     if verb == "experiments":  # `experiments train-sft --config-dir DIR` lists what is there
         keys = [word if "=" in word else f"verb={word}" for word in keys]
@@ -128,6 +133,8 @@ def _run(verb: str, *words: str) -> int:
         print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
         return 0
     settings = compose.load(verb, getattr(config, schema), keys, config_dir)
+    if verb == "plan":
+        settings.keys += theirs
     trainer = getattr(settings, "trainer", None)
     if trainer is None:
         if not local.alone():

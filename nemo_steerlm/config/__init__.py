@@ -18,6 +18,7 @@ from nemo_steerlm.config.model import (
     RegressorModelConfig,
     RopeScaling,
 )
+from nemo_steerlm.config.plan import PlanConfig
 from nemo_steerlm.config.prompt import AttributeOptions, AttributesConfig, TemplateConfig
 from nemo_steerlm.config.train_verbs import (
     BootstrapConfig,
@@ -50,9 +51,9 @@ __all__ = [
     "ComputeConfig", "DataConfig", "EvaluateConfig", "ExperimentsConfig", "ExportConfig",
     "GenerateConfig", "ImportConfig", "InProcesses",
     "LoRAConfig", "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig",
-    "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "PushToHubConfig", "QuickstartConfig",
-    "QuickstartRecipe", "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "Settings",
-    "SteerabilityConfig", "SteeringCheckConfig", "SteeringConfig", "TemplateConfig", "TrainConfig",
+    "PlanConfig", "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "PushToHubConfig",
+    "QuickstartConfig", "QuickstartRecipe", "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig",
+    "Settings", "SteerabilityConfig", "SteeringCheckConfig", "SteeringConfig", "TemplateConfig", "TrainConfig",
     "TrainRegressorConfig", "TrainSftConfig", "TrainerConfig", "check_dropout", "check_inference",
     "choices", "default_rate",
 ]  # fmt: skip

@@ -73,8 +73,12 @@ class InProcesses(Settings):
     parallel: ParallelConfig
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that the layout divides the processes."""
+        """As `Settings.validate`, and `check_processes`."""
         super().validate(prefix)
+        self.check_processes()
+
+    def check_processes(self) -> None:
+        """Refuse a layout that does not divide the processes (ConfigError)."""
         trainer, parallel = self.trainer, self.parallel
         world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
         if world % model:

@@ -28,7 +28,7 @@ class Experiment:
     @property
     def model(self) -> str:
         """The model in its name: a file of `conf/model`, for the shipped ones."""
-        return self.name.partition("-")[0]
+        return Path(self.name).name.partition("-")[0]
 
 
 def experiments(folders: Sequence[Path]) -> list[Experiment]:

@@ -179,9 +179,14 @@ class Training(InProcesses):
     def validate(self, prefix: str = "") -> None:
         """As `InProcesses.validate`, and that the data-parallel ranks share a global batch equally."""
         super().validate(prefix)
-        trainer, parallel = self.trainer, self.parallel
+        trainer = self.trainer
         if trainer.best_metric is not None and self.data.val is None:
             raise ConfigError(f"trainer.best_metric={trainer.best_metric} needs validation data: give data.val=FILE")
+        self.check_batch()
+
+    def check_batch(self) -> None:
+        """Refuse a global batch that the data-parallel ranks cannot share equally (ConfigError)."""
+        trainer, parallel = self.trainer, self.parallel
         if self.data.packing:  # the micro-batches follow from the data
             return
         ranks = trainer.num_nodes * trainer.devices // (parallel.tensor * parallel.pipeline)

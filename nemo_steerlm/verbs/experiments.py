@@ -12,6 +12,7 @@ from nemo_steerlm.config.experiments import Experiment, experiments
 from nemo_steerlm.config.gpus import GPUS
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.report.tables import text_table
+from nemo_steerlm.verbs.plan import peak
 
 SCHEMAS: dict[str, type[c.InProcesses]] = {
     "train-regressor": c.TrainRegressorConfig,
@@ -45,16 +46,26 @@ def main(config: c.ExperimentsConfig) -> str:
 
 def columns(experiment: Experiment, config_dir: str | None) -> dict[str, Any]:
     """What the list says of one experiment, by column."""
-    row = {"experiment": experiment.name, "model": experiment.model, "verb": experiment.verb, "GPUs": None}
+    row = {
+        "experiment": experiment.name,
+        "model": experiment.model,
+        "verb": experiment.verb,
+        "GPUs": None,
+        "GiB": None,
+    }
     return {**row, **_needs(experiment, config_dir)} if experiment.verb in SCHEMAS else row
 
 
 def _needs(experiment: Experiment, config_dir: str | None) -> dict[str, Any]:
-    """What the composed experiment runs on."""
+    """What the composed experiment runs on, and the memory of its fullest GPU by `plan`."""
     _, verb, *words = shlex.split(experiment.command)
     try:
-        trainer = compose.load(verb, SCHEMAS[verb], words, config_dir).trainer
+        config = compose.load(verb, SCHEMAS[verb], words, config_dir)
     except ConfigError as error:
         raise ConfigError(f"experiment={experiment.name}: {error}") from error
+    trainer, memory = config.trainer, peak(config, words)
     kind = GPUS[trainer.gpu].label if trainer.gpu else "any"
-    return {"GPUs": f"{trainer.num_nodes * trainer.devices} x {kind}"}
+    return {
+        "GPUs": f"{trainer.num_nodes * trainer.devices} x {kind}",
+        "GiB": None if memory is None else f"{memory / 2**30:5.1f}",
+    }

@@ -18,6 +18,8 @@ from nemo_steerlm.config.gpus import GPUS
 from nemo_steerlm.fake_gpu.dry_run import Measured, MeasuredInference, measure, measure_inference
 from nemo_steerlm.fake_gpu.memory import GIB
 from nemo_steerlm.fake_gpu.room import Room
+from nemo_steerlm.plan.job import training_job, with_micro_batches
+from nemo_steerlm.plan.memory import stage_memory
 
 pytestmark = pytest.mark.dry
 TRAINING: dict[str, type[Any]] = {"train-sft": TrainSftConfig, "train-regressor": TrainRegressorConfig}
@@ -69,6 +71,8 @@ def test_a_step_of_training(room: Room, experiment: Experiment, stage: int) -> N
     config.model.architecture = shape_of(experiment)
     found = measure(room, config, stage=stage)
     check(found, max(found.peak, found.saving), config)
+    job = with_micro_batches(training_job(config, config.model.architecture), found.micro_batches)
+    assert stage_memory(job.stages()[stage]).peak == pytest.approx(found.peak, rel=0.03)
     waits = {place.split()[-1]: count for place, count in found.waits.items()}
     assert all(count == 1 for name, count in waits.items() if name not in AT_EVERY_EXCHANGE), found.waits
     assert waits.keys() <= (ONCE_A_STEP | AT_EVERY_EXCHANGE if config.parallel.pipeline > 1 else ONCE_A_STEP)

@@ -74,7 +74,7 @@ def _job(command: str) -> dict[str, Any]:
     """What an experiment builds: its layout, and the outputs of a regression head (None: a language model)."""
     _, verb, *words = shlex.split(command)
     settings = compose.load(verb, getattr(config, VERBS[verb][1]), words)
-    of_regression = getattr(settings, "head", None) == "regression"
+    of_regression = verb == "train-regressor" and settings.head != "generative"
     layout = settings.parallel
     return {
         "layout": dict(tensor=layout.tensor, pipeline=layout.pipeline, sequence=layout.sequence),
