@@ -37,8 +37,10 @@ VERBS = {
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
 
-usage: steerlm VERB key=value ... [--config-dir DIR]
-       steerlm VERB --help    the verb's keys
+usage: steerlm VERB key=value ...
+       steerlm help VERB             an example, the verb's keys and options
+       steerlm version
+       steerlm -sc install=bash      completion for a shell: eval "$(steerlm -sc install=bash)"; also fish, zsh
 
 verbs:
 """
@@ -51,10 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not words or words[0] in ("--help", "-h"):
+        if words[:1] == ["help"] and words[1:]:
+            words = [*words[1:], "--help"]
+        if not words or words[0] in ("help", "--help", "-h"):
             print(_USAGE + "".join(f"  {verb:<17}{VERBS[verb][2]}\n" for verb in _working()), end="")
             return 0 if words else 2
-        if words[0] == "--version":
+        if words[0] in ("version", "--version"):
             print(__version__)
             return 0
         return _run(*words)
@@ -115,14 +119,19 @@ def _run(verb: str, *words: str) -> int:
     if verb not in _working():
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
-    from nemo_steerlm.config import compose
+    from nemo_steerlm.config import compose, hydra_options
 
-    target, schema, help_text = VERBS[verb]
-    keys, config_dir, asked = compose.split(words)
-    if asked:
-        print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
+    target, name, help_text = VERBS[verb]
+    schema, options = getattr(config, name), hydra_options.parse(verb, words)
+    if options.help:
+        from nemo_steerlm.config.help import describe
+
+        print(f"steerlm {verb}: {help_text}\n\n{describe(verb, schema, options)}")
         return 0
-    settings = compose.load(verb, getattr(config, schema), keys, config_dir)
+    if options.cfg or options.info:
+        print(hydra_options.show(verb, schema, options), end="")
+        return 0
+    settings = compose.load(verb, schema, options.words, options.config_dir, config=options.config)
     trainer = getattr(settings, "trainer", None)
     if trainer is None:
         if not local.alone():

@@ -6,12 +6,10 @@ Numbers, switches and lists of them follow Hydra's grammar. That grammar would t
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -20,19 +18,6 @@ from omegaconf import OmegaConf
 from nemo_steerlm.errors import ConfigError
 
 _OPEN, _CLOSE, _QUOTES = "([{", ")]}", "'\""
-hints = functools.cache(get_type_hints)
-
-
-def hint(schema: type, key: str) -> Any:
-    """The declared type of a dotted key, also inside mappings (raises KeyError)."""
-    name, _, rest = key.partition(".")
-    found = hints(schema)[name]
-    if not rest:
-        return found
-    inner: Any = next((kind for kind in (found, *get_args(found)) if dataclasses.is_dataclass(kind)), None)
-    if get_origin(found) is not dict:
-        return hint(inner, rest) if inner else Any
-    return hint(inner, rest.rpartition(".")[2]) if inner and "." in rest else get_args(found)[1]
 
 
 def value(key: str, text: str, kind: Any) -> Any:
@@ -44,7 +29,7 @@ def value(key: str, text: str, kind: Any) -> Any:
     Args:
         key: Leads error messages.
         text: What stands after the equals sign.
-        kind: The declared type, of `hint`.
+        kind: The declared type, of `schema.hint`.
 
     Raises:
         ConfigError: Hydra's grammar has no such value.
@@ -65,7 +50,9 @@ def value(key: str, text: str, kind: Any) -> Any:
     except HydraException as error:
         raise ConfigError(f"{key}={text}: {str(error).splitlines()[0]}") from error
     if override.is_sweep_override():
-        raise ConfigError(f"{key}={text}: expected one value; lists are written {key}=[{text}]")
+        raise ConfigError(
+            f"{key}={text}: expected one value; lists are written {key}=[{text}], a sweep takes --multirun"
+        )
     return override.value()
 
 

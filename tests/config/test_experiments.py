@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_steerlm.config.compose import conf_folder
 from nemo_steerlm.config.experiments import experiment, experiments
+from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.errors import ConfigError
 
 OWN = """# @package _global_
