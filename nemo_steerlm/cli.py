@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[0] in ("version", "--version"):
             print(__version__)
             return 0
+        if words[0] in ("-sc", "--shell-completion"):
+            print(_complete(words[1:]))
+            return 0
         return _run(*words)
     except BrokenPipeError:  # of `steerlm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,6 +116,19 @@ def _working() -> list[str]:
     """The verbs whose module exists, found without importing it."""
     files = {verb: row[0].partition(":")[0].replace(".", "/") + ".py" for verb, row in VERBS.items()}
     return [verb for verb, file in files.items() if (Path(__file__).parent / file).is_file()]
+
+
+def _complete(words: Sequence[str]) -> str:
+    """The script of `-sc install=SHELL`, or what the shell asks that script for: `-sc query=SHELL`."""
+    from nemo_steerlm import config
+    from nemo_steerlm.config import completion
+
+    word = words[0] if words else ""
+    if not word.startswith("query="):
+        return completion.script(word)
+    line = os.environ.get("COMP_LINE", "")
+    line = line[: int(os.environ.get("COMP_POINT") or len(line))]
+    return "\n".join(completion.candidates(line, {verb: getattr(config, VERBS[verb][1]) for verb in _working()}))
 
 
 def _run(verb: str, *words: str) -> int:
