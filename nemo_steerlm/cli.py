@@ -147,6 +147,12 @@ def _run(verb: str, *words: str) -> int:
     if options.cfg or options.info:
         print(hydra_options.show(verb, schema, options), end="")
         return 0
+    if options.multirun:
+        from nemo_steerlm.launch.multirun import multirun
+
+        code, table = multirun(verb, schema, options)
+        print(readable(table))
+        return code
     settings = compose.load(verb, schema, options.words, options.config_dir, config=options.config)
     trainer = getattr(settings, "trainer", None)
     if trainer is None:

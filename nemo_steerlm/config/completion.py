@@ -29,7 +29,8 @@ def script(word: str) -> str:
         ConfigError: it is neither, or Hydra has no completion for the shell.
     """
     action, _, shell = word.partition("=")
-    plugins: Any = {kind.provides(): kind for kind in Plugins.instance().discover(CompletionPlugin)}
+    kinds: Any = Plugins.instance().discover(CompletionPlugin)
+    plugins = {kind.provides(): kind for kind in kinds}
     if action not in ("install", "uninstall"):
         raise ConfigError(f"-sc {word}: expected install=SHELL or uninstall=SHELL, e.g. steerlm -sc install=bash")
     if shell not in plugins:

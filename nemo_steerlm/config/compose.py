@@ -35,7 +35,8 @@ _HYDRA = {
     "hydra.job": "logging.name=NAME",
     "hydra.verbose": "HYDRA_FULL_ERROR=1",
 }
-_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+#: Hydra's own words that `--multirun` takes.
+SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 
 
 def load(
@@ -64,7 +65,7 @@ def load(
     """
     settings = draft(verb, schema, words, config_dir, values, config)
     for word in words:
-        if word.lstrip("+~").startswith(_SWEEPS):
+        if word.lstrip("+~").startswith(SWEEPS):
             raise ConfigError(f"'{word}' says how --multirun starts its jobs; give --multirun, or leave it out")
     absent = sorted(OmegaConf.missing_keys(settings))
     if absent:
@@ -112,10 +113,17 @@ def composition(
     Raises:
         ConfigError: a word is wrong, or Hydra or OmegaConf fails inside the `with`.
     """
-    try:
+    with told(schema):
         sorted_ = _sort(words, schema, primary.groups(verb), primary.folders(config_dir, config))
         with primary.hydra(verb, sorted_.chosen, config_dir, config) as found:
             yield found, sorted_.typed
+
+
+@contextlib.contextmanager
+def told(schema: type) -> Iterator[None]:
+    """Errors of Hydra and OmegaConf as one line that names the key (raises ConfigError)."""
+    try:
+        yield
     except ConfigKeyError as error:
         raise ConfigError(unknown(str(error.full_key), schema)) from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -155,7 +163,7 @@ def _sort(words: Sequence[str], schema: type, groups: Sequence[str], folders: Se
             raise ConfigError(f"'{word}': a group fills one section here; write {key.partition('@')[0]}={text}")
         if key.startswith(("hydra.", "hydra/")):
             found.chosen.append(_hydra_word(word, key))
-        elif _is_group(key, schema, groups, folders) and not text.startswith("{"):
+        elif is_group(key, schema, groups, folders) and not text.startswith("{"):
             if key == "attributes" and text.endswith((".yaml", ".yml")):
                 found.typed.append(("attributes.preset", text))
             else:
@@ -165,7 +173,7 @@ def _sort(words: Sequence[str], schema: type, groups: Sequence[str], folders: Se
     return found
 
 
-def _is_group(key: str, schema: type, groups: Sequence[str], folders: Sequence[Path]) -> bool:
+def is_group(key: str, schema: type, groups: Sequence[str], folders: Sequence[Path]) -> bool:
     """Whether the word chooses a file: of a group of the verb, or of a folder that only the user has."""
     if key in groups:
         return True
@@ -197,7 +205,7 @@ def _value(word: str, key: str, text: str, schema: type, groups: Sequence[str]) 
 
 def _hydra_word(word: str, key: str) -> str:
     """A word for Hydra itself, where it has a use here."""
-    if key.startswith(_SWEEPS):
+    if key.startswith(SWEEPS):
         return word
     instead = next((text for name, text in _HYDRA.items() if f"{key}.".startswith(f"{name}.")), None)
     raise ConfigError(

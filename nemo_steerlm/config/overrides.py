@@ -6,12 +6,14 @@ Numbers, switches and lists of them follow Hydra's grammar. That grammar would t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -35,7 +37,7 @@ def value(key: str, text: str, kind: Any) -> Any:
         ConfigError: Hydra's grammar has no such value.
     """
     kinds = (kind, *get_args(kind))
-    if kind is Any or kind is str or (str in kinds and type(None) in kinds):
+    if _is_text(kind):
         if kind is not str and text == "null":
             return None
         if kind is Any and text[:1] + text[-1:] == "[]":
@@ -54,6 +56,40 @@ def value(key: str, text: str, kind: Any) -> Any:
             f"{key}={text}: expected one value; lists are written {key}=[{text}], a sweep takes --multirun"
         )
     return override.value()
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is Any or kind is str or {str, type(None)} <= set(get_args(kind))
+
+
+_FUNCTIONS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
+
+
+def sweep(text: str) -> str:
+    """What stands after the equals sign of a word of `--multirun`, in Hydra's grammar.
+
+    Values are separated by commas outside of brackets and quotes; quotes around a value are removed. Hydra's functions
+    (`range(1,4)`) are left to Hydra.
+    """
+    if _FUNCTIONS.fullmatch(text):
+        return text
+    return ",".join(grammar(_unquoted(part)) for part in _parts(text)) or "''"
+
+
+def grammar(text: str) -> str:
+    """Text in Hydra's grammar, in quotes where that would take it for something else; `plain` is the way back."""
+    with contextlib.suppress(HydraException):
+        override = OverridesParser.create().parse_override(f"key={text}")
+        if not override.is_sweep_override() and override.get_value_element_as_str() == text and "${" not in text:
+            return text
+    kept = f"{_RESOLVER}:{_digits(text)}" if "${" in text else text  # Hydra stores its words in a config
+    return QuotedString(kept, Quote.single).with_quotes()
+
+
+def plain(override: Override) -> str:
+    """The text of a value that Hydra's grammar has read."""
+    text = typed(override.value())
+    return _text(text.removeprefix(f"{_RESOLVER}:")) if text.startswith(f"{_RESOLVER}:") else text
 
 
 def typed(value: Any) -> str:
@@ -89,13 +125,19 @@ def literal(value: Any) -> Any:
 
 def _kept(text: str) -> str:
     """Text that OmegaConf gives back as it is: it would take `${...}` for an interpolation, escaped or not."""
-    return f"${{{_RESOLVER}:'{text.encode('utf-8', 'surrogatepass').hex()}'}}" if "${" in text else text
+    return f"${{{_RESOLVER}:'{_digits(text)}'}}" if "${" in text else text
+
+
+def _digits(text: str) -> str:
+    return text.encode("utf-8", "surrogatepass").hex()
+
+
+def _text(digits: str) -> str:
+    return bytes.fromhex(digits).decode("utf-8", "surrogatepass")
 
 
 _RESOLVER = "steerlm_text"
-OmegaConf.register_new_resolver(
-    _RESOLVER, lambda digits: bytes.fromhex(digits).decode("utf-8", "surrogatepass"), replace=True
-)
+OmegaConf.register_new_resolver(_RESOLVER, _text, replace=True)
 
 
 def _list(text: str) -> list[str]:

@@ -57,7 +57,8 @@ def test_bash_completes_through_hydras_script(tmp_path: Path) -> None:
     program.chmod(0o755)
     code = """eval "$(steerlm -sc install=bash)"
 COMP_LINE="steerlm train-sft trainer.precision= seed=1" COMP_POINT=36 COMP_CWORD=2
-hydra_bash_completion; printf '%s\\n' "${COMPREPLY[@]}""""
+hydra_bash_completion
+printf '%s ' "${COMPREPLY[@]}" # """
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(["bash", "-c", code], env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert done.stdout.split() == [f"trainer.precision={name}" for name in ("bf16", "fp32", "fp8")], done.stderr
