@@ -79,7 +79,7 @@ print-python312:
 
 # Newest versions the bounds in pyproject.toml allow, for every Python; run the suite before committing them.
 constraints:
-	{ head -n 2 constraints.txt; echo 'torch==2.13.0' | uv pip compile pyproject.toml --extra test --extra bench --extra data --extra wandb --universal \
+	{ head -n 2 constraints.txt; echo 'torch==2.13.0' | uv pip compile pyproject.toml --extra test --extra bench --extra data --extra wandb --extra mlflow --universal \
 	    --python-version 3.10 -c - --no-annotate --no-header --quiet | grep -vE '^(nvidia-|cuda-|triton)'; } > constraints.new
 	mv constraints.new constraints.txt
 
