@@ -135,17 +135,20 @@ def _run(verb: str, *words: str) -> int:
     if verb not in _working():
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
-    from nemo_steerlm.config import compose, hydra_options
+    from nemo_steerlm.config import compose
+    from nemo_steerlm.config.options import parse
 
     target, name, help_text = VERBS[verb]
-    schema, options = getattr(config, name), hydra_options.parse(verb, words)
+    schema, options = getattr(config, name), parse(verb, words)
     if options.help:
         from nemo_steerlm.config.help import describe
 
         print(f"steerlm {verb}: {help_text}\n\n{describe(verb, schema, options)}")
         return 0
     if options.cfg or options.info:
-        print(hydra_options.show(verb, schema, options), end="")
+        from nemo_steerlm.config.show import show
+
+        print(show(verb, schema, options), end="")
         return 0
     if options.multirun:
         from nemo_steerlm.launch.multirun import multirun

@@ -15,7 +15,7 @@ from hydra.plugins.completion_plugin import CompletionPlugin
 
 from nemo_steerlm.config import primary
 from nemo_steerlm.config.experiments import experiments
-from nemo_steerlm.config.hydra_options import CFG, INFO, OPTIONS
+from nemo_steerlm.config.options import CFG, INFO, OPTIONS
 from nemo_steerlm.config.schema import find, hint, leaves
 from nemo_steerlm.errors import ConfigError, suggest
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.config import compose, overrides, primary
 from nemo_steerlm.config.experiments import experiments
-from nemo_steerlm.config.hydra_options import OPTIONS, Options
+from nemo_steerlm.config.options import OPTIONS, Options
 from nemo_steerlm.config.schema import find, keys, section
 from nemo_steerlm.terminal import shell_word
 

@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import compose, overrides, primary
-from nemo_steerlm.config.hydra_options import Options
+from nemo_steerlm.config.options import Options
 from nemo_steerlm.config.primary import Primary
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.files import atomic_writer

@@ -120,7 +120,7 @@ class ShowProgress(Callback):
 
 
 def add_loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
-    """TensorBoard and W&B through NeMo's exp_manager, and MLflow, in `output/logs`; each shows `output/config.yaml`."""
+    """TensorBoard and W&B through NeMo's exp_manager, and MLflow, in `output/logs`; all show `output/config.yaml`."""
     if config.wandb and config.wandb_offline:
         os.environ.setdefault("WANDB_MODE", "offline")
     exp_manager(
@@ -147,7 +147,7 @@ def add_loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
 
 
 def _mlflow(config: LoggingConfig, output: Path) -> MLFlowLogger:
-    """Lightning's logger itself: exp_manager names a run by a version, and not at all where it finds a name given."""
+    """Lightning's logger itself: nemo_toolkit 3.0.0's exp_manager passes the name of the run twice, a TypeError."""
     folder = (output / "logs").absolute()
     place = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
     own = {} if place else {"artifact_location": f"file:{folder}/mlflow"}

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
-from nemo_steerlm.config import compose, hydra_options
+from nemo_steerlm.config import compose
 from nemo_steerlm.config.help import describe
+from nemo_steerlm.config.options import parse
 from nemo_steerlm.config.schema import leaves
 from nemo_steerlm.terminal import shell_word
 
@@ -19,7 +20,7 @@ SFT = ["data.train=t.jsonl", "output=o", "model.init=m"]
 
 
 def help_of(verb, words=()):
-    return describe(verb, getattr(config, VERBS[verb][1]), hydra_options.parse(verb, words))
+    return describe(verb, getattr(config, VERBS[verb][1]), parse(verb, words))
 
 
 @pytest.mark.parametrize("verb", VERBS)

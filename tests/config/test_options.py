@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
-from nemo_steerlm.config import compose, hydra_options
+from nemo_steerlm.config import compose
+from nemo_steerlm.config import show as shown
+from nemo_steerlm.config.options import parse
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.provenance import plain
 
@@ -18,13 +20,13 @@ SFT = ["data.train=t.jsonl", "output=o", "trainer.max_steps=4", "attributes=help
 
 
 def load(*words: str, verb: str = "train-sft") -> Any:
-    options = hydra_options.parse(verb, words)
+    options = parse(verb, words)
     schema = getattr(config, VERBS[verb][1])
     return compose.load(verb, schema, options.words, options.config_dir, config=options.config)
 
 
 def show(*words: str, verb: str = "train-sft") -> str:
-    return hydra_options.show(verb, getattr(config, VERBS[verb][1]), hydra_options.parse(verb, words))
+    return shown.show(verb, getattr(config, VERBS[verb][1]), parse(verb, words))
 
 
 def test_cfg_job_is_the_typed_configuration_and_composes_to_itself(tmp_path: Path) -> None:
