@@ -1,4 +1,4 @@
-# make quickstart | real-model | test | test-fast | test-gpu | test-compat | test-wheel | bench | docs | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | real-model | test | test-fast | test-gpu | test-compat | test-wheel | bench | docs | reference | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -17,7 +17,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart real-model test test-fast test-gpu test-compat test-wheel bench docs checks constraints print-python312 clean
+.PHONY: install quickstart real-model test test-fast test-gpu test-compat test-wheel bench docs checks reference constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -73,6 +73,11 @@ checks: install
 # The pages of docs/ as a site, outputs/docs; a broken link is an error.
 docs: install
 	$(MKDOCS)
+
+# docs/configuration.md, from the dataclasses of the configuration; a test compares.
+reference: install
+	$(VENV)/bin/python tools/reference.py > docs/configuration.new
+	mv docs/configuration.new docs/configuration.md
 
 print-python312:
 	@echo '$(PYTHON312)'

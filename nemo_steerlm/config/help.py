@@ -26,17 +26,30 @@ class Key:
 
     Attributes:
         name: dotted.
+        kind: its type, as declared.
         value: as it can be typed in a shell; None = it must be given.
-        text: its meaning and its choices.
+        meaning: one line.
+        choices: the values allowed, empty where there is no list of them.
         absent: whether it belongs to a section that is null.
         example: a value to show where it must be given.
     """
 
     name: str
+    kind: str
     value: str | None
-    text: str
+    meaning: str
+    choices: tuple[str, ...]
     absent: bool
     example: str
+
+    @property
+    def text(self) -> str:
+        """The meaning and the choices, which stay on one line where they fit one."""
+        if not self.choices:
+            return self.meaning
+        choices = f"({' | '.join(self.choices)})"
+        fits = len(choices) < _WIDTH - _COLUMN
+        return f"{self.meaning} {choices.replace(' ', _FIXED) if fits else choices}"
 
 
 def describe(verb: str, schema: type, options: Options) -> str:
@@ -74,9 +87,8 @@ def describe_keys(schema: type, settings: DictConfig) -> Iterator[Key]:
         if _section_of(schema, name) is not None and (absent or inside is not None):
             continue
         value = None if OmegaConf.is_missing(branch, leaf) else shell_word(overrides.typed(_plain(inside)))
-        choices = f" ({' | '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
-        choices = choices if len(choices) > _WIDTH - _COLUMN else " " + choices[1:].replace(" ", _FIXED)
-        yield Key(name, value, f"{field.metadata['help']}{choices}", absent, field.metadata["example"] or "VALUE")
+        rules = field.metadata
+        yield Key(name, str(field.type), value, rules["help"], rules["choices"], absent, rules["example"] or "VALUE")
 
 
 def _section_of(schema: type, key: str) -> Any:
