@@ -32,6 +32,7 @@ from nemo_steerlm.config.options import Options
 from nemo_steerlm.config.primary import Primary
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.files import atomic_writer
+from nemo_steerlm.launch import local
 from nemo_steerlm.terminal import shell_word
 
 _ROWS = "jobs.jsonl"
@@ -214,22 +215,25 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
         SystemExit: this process was told to end; so was the verb, which has ended.
     """
     said, told = "", []
-    process = subprocess.Popen([sys.executable, "-m", "nemo_steerlm", *words], stdout=subprocess.PIPE, text=True)
+    # In a session of its own, a terminal's Ctrl-C reaches the verb once: through `pass_on`.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nemo_steerlm", *words], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
     def pass_on(number: int, _: Any) -> None:
         told.append(number)
         process.send_signal(number)
 
     ours = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, pass_on) if ours else None
+    before = {number: signal.signal(number, pass_on) for number in (local.FORWARDED if ours else ())}
     try:
         with process:
             for line in process.stdout or ():
                 sys.stdout.write(line)
                 said = " ".join(line.split()) or said
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     if told:
         raise SystemExit(code or 128 + told[0])

@@ -79,15 +79,17 @@ def test_a_job_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "o: 2 jobs, 1 failed"
 
 
-def test_a_signal_ends_the_job_and_the_sweep(world: Path) -> None:
-    words = [*TRAIN, "-m", "optimizer.lr=1e-3,1e-2", "trainer.max_steps=5000", "output=stopped"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_job_and_the_sweep(world: Path, number: signal.Signals) -> None:
+    output = f"stopped-{number.name}"
+    words = [*TRAIN, "-m", "optimizer.lr=1e-3,1e-2", "trainer.max_steps=5000", f"output={output}"]
     process = subprocess.Popen([sys.executable, "-m", "nemo_steerlm", *words], cwd=world, stderr=subprocess.DEVNULL)
-    metrics = world / "stopped" / "0" / "metrics.jsonl"
+    metrics = world / output / "0" / "metrics.jsonl"
     while not metrics.exists() and process.poll() is None:
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 128 + signal.SIGTERM
-    assert list((world / "stopped" / "0" / "checkpoints").glob("step-*")) and not (world / "stopped" / "1").exists()
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert list((world / output / "0" / "checkpoints").glob("step-*")) and not (world / output / "1").exists()
 
 
 SWEEPS: dict[str, tuple[list[str], list[list[str]]]] = {
