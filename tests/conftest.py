@@ -24,7 +24,7 @@ if not ON_GPU:
 # that share it with each other name a group of their own.
 _LONG_FIRST = (
     "test_readme", "test_layouts", "test_quickstart", "test_kill", "test_lora", "test_steering", "test_objective",
-    "test_evaluate", "test_logs",
+    "test_evaluate", "test_logs", "test_multirun",
 )  # fmt: skip
 
 
