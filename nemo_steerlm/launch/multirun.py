@@ -38,8 +38,8 @@ from nemo_steerlm.terminal import shell_word
 _ROWS = "jobs.jsonl"
 # Messages go to stderr, as all of ours; no log files, and no .hydra folders beside our own config.yaml.
 _QUIET = (
-    "hydra.output_subdir=null", "hydra/job_logging=none", "hydra.hydra_logging.formatters.simple.format='%(message)s'",
-    "hydra.hydra_logging.handlers.console.stream=ext://sys.stderr",
+    "hydra.output_subdir=null", "hydra/job_logging=none", "++hydra.hydra_logging.formatters.simple.format='%(message)s'",
+    "++hydra.hydra_logging.handlers.console.stream=ext://sys.stderr",
 )  # fmt: skip
 
 
@@ -74,7 +74,8 @@ def multirun(verb: str, schema: type, options: Options) -> tuple[int, str]:
     """
     if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise ConfigError("--multirun starts the processes of every job; call it once, without srun or torchrun")
-    words = _sort(options.words)
+    with compose.told(schema):
+        words = _sort(options.words)
     with _hydra(verb, schema, options, words) as found:
         words = _with_params(found, words)
     root, file = _place(verb, schema, options, words)

@@ -140,6 +140,7 @@ REFUSED = {
     "no output": (["seed=1,2"], "output is missing: --multirun puts job 0 into output/0"),
     "two outputs": (["seed=1", "output=a,b"], "output is swept, but --multirun numbers"),
     "interval": (["val_fraction=interval(0.1,0.2)", "output=o"], "BasicSweeper does not support sweep type"),
+    "function": (["seed=range(1,x)", "output=o"], "evaluating 'range(1,x)'"),
     "unknown": (["sed=1,2", "output=o"], "unknown key 'sed'; did you mean 'seed'"),
     "launcher": (["seed=1,2", "output=o", "hydra/launcher=submitit_local"], "pip install hydra-submitit-launcher"),
 }  # fmt: skip
