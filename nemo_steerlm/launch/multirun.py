@@ -38,8 +38,8 @@ from nemo_steerlm.terminal import shell_word
 _ROWS = "jobs.jsonl"
 # Messages go to stderr, as all of ours; no log files, and no .hydra folders beside our own config.yaml.
 _QUIET = (
-    "hydra.output_subdir=null", "hydra/job_logging=none", "++hydra.hydra_logging.formatters.simple.format='%(message)s'",
-    "++hydra.hydra_logging.handlers.console.stream=ext://sys.stderr",
+    "hydra.output_subdir=null", "hydra/job_logging=none",
+    "++hydra.hydra_logging.formatters.simple.format='%(message)s'", "++hydra.hydra_logging.handlers.console.stream=ext://sys.stderr",
 )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from nemo_steerlm import cli, config
 from nemo_steerlm.config.completion import candidates, script
+from nemo_steerlm.config.experiments import experiments
+from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.errors import ConfigError
 
 VERBS = {verb: getattr(config, row[1]) for verb, row in cli.VERBS.items()}
@@ -51,8 +53,8 @@ def test_files_folders_and_the_users_own_choices_are_offered(tmp_path: Path, mon
     assert candidates("steerlm train-sft data.train=m", VERBS) == ["data.train=mine/", "data.train=my.yaml"]
     assert candidates("steerlm train-sft --config my", VERBS) == ["my.yaml"]
     own = candidates("steerlm train-sft --config-dir mine experiment=", VERBS)
-    assert "experiment=paper/one" in own and "experiment=sft_llama2_13b_oasst_8gpu" in own
-    assert not any("regressor" in name for name in own)
+    theirs = [f"experiment={one.name}" for one in experiments([conf_folder()]) if one.verb == "train-sft"]
+    assert own == sorted(["experiment=paper/one", *theirs])
 
 
 def test_bash_completes_through_hydras_script(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from omegaconf import OmegaConf
 from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
 from nemo_steerlm.config import compose
+from nemo_steerlm.config.experiments import experiments
 from nemo_steerlm.config.help import describe
 from nemo_steerlm.config.options import parse
-from nemo_steerlm.config.schema import leaves
+from nemo_steerlm.config.primary import conf_folder
+from nemo_steerlm.config.schema import keys, leaves
 from nemo_steerlm.terminal import shell_word
 
 SFT = ["data.train=t.jsonl", "output=o", "model.init=m"]
@@ -27,9 +29,16 @@ def help_of(verb, words=()):
 def test_help_shows_every_key_once_and_no_more(verb):
     text = help_of(verb).partition("keys:")[2]
     shown = re.findall(r"^(?:  |    )([\w.]+)=", text, flags=re.MULTILINE)
-    # sections that may be null are keys too
-    nullable = {"import": ["template"], "train-sft": ["model.architecture"], "train-regressor": ["model.architecture"]}
-    assert sorted(shown) == sorted(leaves(getattr(config, VERBS[verb][1])) + nullable.get(verb, []))
+    schema = getattr(config, VERBS[verb][1])
+    settings = compose.draft(verb, schema, [])
+    assert sorted(shown) == sorted([*leaves(schema), *(key for key in keys(schema) if is_null(settings, key))])
+
+
+def is_null(settings, key):
+    """Whether the key is a section that is null, itself below one that is not."""
+    above, _, _ = key.rpartition(".")
+    there = not above or OmegaConf.select(settings, above) is not None
+    return there and key not in leaves(OmegaConf.get_type(settings)) and OmegaConf.select(settings, key) is None
 
 
 def through_bash(words):
@@ -103,9 +112,11 @@ def test_help_shows_the_experiments_of_the_verb_alone(tmp_path):
     (tmp_path / "experiment" / "paper").mkdir(parents=True)
     (tmp_path / "experiment" / "paper" / "mine.yaml").write_text("# @package _global_\n# Mine.\nseed: 3\n")
     text = help_of("train-sft", ["--config-dir", str(tmp_path)])
-    assert "  experiment=sft_llama2_13b_oasst_8gpu\n      The 13B policy" in text
-    assert "  experiment=paper/mine\n      Mine.\n" in text and "experiment=regressor_" not in text
-    assert "experiment=regressor_" in help_of("train-regressor") and "experiments:" not in help_of("annotate")
+    assert "  experiment=paper/mine\n      Mine.\n" in text
+    for found in experiments([conf_folder()]):
+        for verb in ("train-sft", "train-regressor"):
+            assert (f"  experiment={found.name}\n      {found.summary[:40]}" in help_of(verb)) == (found.verb == verb)
+    assert "experiments:" not in help_of("annotate")
 
 
 @pytest.mark.parametrize("verb", VERBS)

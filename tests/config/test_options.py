@@ -18,6 +18,8 @@ from nemo_steerlm.provenance import plain
 
 SFT = ["data.train=t.jsonl", "output=o", "trainer.max_steps=4", "attributes=helpsteer", "model.init=m"]
 
+LONG = "# @package _global_\noptimizer: {beta2: 0.5}\ntrainer: {val_every: 8}\n"
+
 
 def load(*words: str, verb: str = "train-sft") -> Any:
     options = parse(verb, words)
@@ -77,8 +79,10 @@ def test_a_file_of_some_keys_lies_between_the_groups_and_the_command_line(tmp_pa
     assert found.trainer.micro_batch_size == 1, "of trainer=default"
     found = load(*own, "trainer=cpu")
     assert (found.trainer.val_every, found.trainer.global_batch_size) == (50, 32), "what is typed wins over the file"
-    found = load(*own, "experiment=sft_llama2_13b_oasst_8gpu", "~trainer.max_steps")
-    assert (found.trainer.max_epochs, found.data.packing, found.seed) == (5.0, True, 5)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "long.yaml").write_text(LONG)
+    found = load(*own, "experiment=long")
+    assert (found.optimizer.beta2, found.trainer.val_every, found.seed) == (0.5, 8, 5)
 
 
 def test_a_primary_config_with_a_defaults_list_is_hydras(tmp_path: Path) -> None:
@@ -125,10 +129,12 @@ def test_overlays_are_groups_of_the_users_own(tmp_path: Path) -> None:
         load(*words, "+overlay=short")
 
 
-def test_what_is_removed_has_the_default_of_its_type() -> None:
-    assert load(*SFT).optimizer.beta2 == 0.98
-    assert load(*SFT, "experiment=sft_llama2_13b_oasst_8gpu").data.packing
-    assert not load(*SFT, "experiment=sft_llama2_13b_oasst_8gpu", "~data.packing").data.packing
+def test_what_is_removed_has_the_default_of_its_type(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "long.yaml").write_text(LONG)
+    own = ("--config-dir", f"{tmp_path}", *SFT, "experiment=long")
+    assert load(*own).optimizer.beta2 == 0.5
+    assert load(*own, "~optimizer.beta2").optimizer.beta2 == 0.98
     assert load(*SFT, "~template") == load(*SFT)
     assert load(*SFT, "loss.weights.humor=2", "~loss.weights.humor", verb="train-regressor").loss.weights == {}
 
