@@ -31,14 +31,14 @@ def test_help_shows_every_key_once_and_no_more(verb):
     shown = re.findall(r"^(?:  |    )([\w.]+)=", text, flags=re.MULTILINE)
     schema = getattr(config, VERBS[verb][1])
     settings = compose.draft(verb, schema, [])
-    assert sorted(shown) == sorted([*leaves(schema), *(key for key in keys(schema) if is_null(settings, key))])
+    assert sorted(shown) == sorted([*leaves(schema), *(key for key in keys(schema) if is_null(schema, settings, key))])
 
 
-def is_null(settings, key):
+def is_null(schema, settings, key):
     """Whether the key is a section that is null, itself below one that is not."""
     above, _, _ = key.rpartition(".")
     there = not above or OmegaConf.select(settings, above) is not None
-    return there and key not in leaves(OmegaConf.get_type(settings)) and OmegaConf.select(settings, key) is None
+    return there and key not in leaves(schema) and OmegaConf.select(settings, key) is None
 
 
 def through_bash(words):
