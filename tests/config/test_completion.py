@@ -21,7 +21,7 @@ OTHERS = ["hydra/launcher=joblib", "hydra/launcher=nemo_launcher"]
 OFFERED = {
     "steerlm ": [*sorted([*VERBS, "help", "version"])],
     "steerlm tr": ["train-regressor", "train-sft"],
-    "steerlm help ex": ["export"],
+    "steerlm help prep": ["prepare"],
     "steerlm train-sft opt": ["optimizer.", "optimizer="],
     "steerlm train-sft seed=3  optimizer.s": ["optimizer.schedule="],
     "steerlm train-sft optimizer.schedule=": ["optimizer.schedule=constant", "optimizer.schedule=cosine"],
@@ -33,7 +33,7 @@ OFFERED = {
     "steerlm train-sft --cfg j": ["job"],
     "steerlm train-sft --info defaults-": ["defaults-tree"],
     "steerlm train-sft -m hydra/launcher=": ["hydra/launcher=basic"],
-    "steerlm annotate experiment=": [],
+    "steerlm prepare experiment=": [],
     "steerlm nothing s": [],
 }  # fmt: skip
 

@@ -116,7 +116,7 @@ def test_help_shows_the_experiments_of_the_verb_alone(tmp_path):
     for found in experiments([conf_folder()]):
         for verb in ("train-sft", "train-regressor"):
             assert (f"  experiment={found.name}\n      {found.summary[:40]}" in help_of(verb)) == (found.verb == verb)
-    assert "experiments:" not in help_of("annotate")
+    assert "experiments:" not in help_of("prepare")
 
 
 @pytest.mark.parametrize("verb", VERBS)
