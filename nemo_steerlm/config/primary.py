@@ -133,7 +133,7 @@ def _on_top(verb: str, node: DictConfig, chosen: Sequence[str]) -> DictConfig:
     """The verb's file with the user's on it, and after both what is chosen on the command line, and the experiment."""
     root: Any = OmegaConf.load(conf_folder() / f"{verb}.yaml")
     last = [*chosen, "experiment"]
-    entries = [entry for entry in root.pop("defaults") if entry != "_self_"]
+    entries = [entry for entry in root.pop("defaults", ()) if entry != "_self_"]
     before = [entry for entry in entries if not set(entry) & set(last)]
     merged: Any = OmegaConf.merge(root, node)
     merged["defaults"] = [*before, "_self_", *(entry for entry in entries if entry not in before)]

@@ -85,6 +85,14 @@ def test_a_file_of_some_keys_lies_between_the_groups_and_the_command_line(tmp_pa
     assert (found.optimizer.beta2, found.trainer.val_every, found.seed) == (0.5, 8, 5)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_a_file(verb: str, tmp_path: Path) -> None:
+    schema = getattr(config, VERBS[verb][1])
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    found = compose.draft(verb, schema, [], config=tmp_path / "empty.yaml")
+    assert found == compose.draft(verb, schema, [])
+
+
 def test_a_primary_config_with_a_defaults_list_is_hydras(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "small.yaml").write_text("architecture: {num_layers: 3}\ntokenizer: t.model\n")
