@@ -25,7 +25,7 @@ if not ON_GPU:
 # that share it with each other name a group of their own.
 _LONG_FIRST = (
     "test_readme", "test_quickstart", "test_kill", "test_layouts", "test_steering", "test_lora", "test_evaluate",
-    "test_logs", "test_objective",
+    "test_logs", "test_objective", "test_multirun",
 )  # fmt: skip
 
 

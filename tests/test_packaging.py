@@ -49,7 +49,7 @@ def test_the_wheel_carries_the_package_with_its_conf_and_nothing_else(wheel):
 
 def test_the_installed_wheel_reads_its_own_conf(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from nemo_steerlm import cli; from nemo_steerlm.config import compose; print(compose.conf_folder()); "
+    code = "from nemo_steerlm import cli; from nemo_steerlm.config import primary; print(primary.conf_folder()); "
     code += "cli.main(['train-sft', '--help'])"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

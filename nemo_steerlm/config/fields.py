@@ -50,7 +50,12 @@ class Settings:
     """The base of every configuration dataclass: one `validate` for the command line and for Python.
 
     A dataclass adds to its `validate` the constraints between its values, a verb's those between its sections.
+
+    Attributes:
+        words: of a verb's: the words of the command line, as typed.
     """
+
+    words = ()  # type: tuple[str, ...]  # a comment, because an annotation would make it a key
 
     def validate(self, prefix: str = "") -> None:
         """Check the values of all fields, those of sections too.

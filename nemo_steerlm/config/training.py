@@ -161,13 +161,19 @@ class LoggingConfig(Settings):
     straggler_every: int | None = option(
         None, "optimizer steps between reports of the slowest rank; null = none, and nothing is measured", least=1
     )
+    mlflow: bool = option(False, "log to MLflow; needs the extra nemo_steerlm[mlflow]")
+    mlflow_experiment: str = option("nemo_steerlm", "MLflow experiment")
+    mlflow_uri: str | None = option(
+        None, "MLflow server or store, e.g. http://host:5000; null = MLFLOW_TRACKING_URI, else OUTPUT/logs/mlflow.db"
+    )
     name: str | None = option(None, "name of the run; null = that of the output folder")
 
     def validate(self, prefix: str = "") -> None:
         """As `Settings.validate`, and that the loggers are installed."""
         super().validate(prefix)
-        if self.wandb and find_spec("wandb") is None:
-            raise ConfigError("logging.wandb=true needs the package wandb: pip install 'nemo_steerlm[wandb]'")
+        for name in ("wandb", "mlflow"):
+            if getattr(self, name) and find_spec(name) is None:
+                raise ConfigError(f"logging.{name}=true needs the package {name}: pip install 'nemo_steerlm[{name}]'")
 
 
 class Training(InProcesses):

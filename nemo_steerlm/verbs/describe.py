@@ -59,7 +59,7 @@ def _prompt(card: ModelCard) -> tuple[str, tuple[str, str, str] | None]:
             Conversation([Turn(USER, _QUESTION), Turn(ASSISTANT, _ANSWER)]), 1
         ), None
     turns = [Turn(USER, _QUESTION), Turn(ASSISTANT, "", label=_defaults(card))]
-    [opening, *_] = card.template.segments(Conversation(turns, type=VALUE_TO_TEXT), card.schema)
+    [opening, *_] = card.template.spans(Conversation(turns, type=VALUE_TO_TEXT), card.schema)
     before, _, rest = opening.text.partition(_QUESTION)
     between, _, after = rest.partition(card.schema.format(_defaults(card)))
     return opening.text, (before, between, after)

@@ -10,8 +10,8 @@ import pytest
 from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
 from nemo_steerlm.config import compose
-from nemo_steerlm.config.compose import conf_folder
 from nemo_steerlm.config.experiments import Experiment, experiment, experiments
+from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.errors import ConfigError
 
 OWN = """# @package _global_

@@ -159,8 +159,8 @@ def test_every_layout_counts_each_sample_once_as_scikit_learn_does(curves: dict,
 
 
 def test_a_layout_that_does_not_divide_is_refused() -> None:
+    from nemo_steerlm.config.layout import check_layout
     from nemo_steerlm.errors import ConfigError
-    from nemo_steerlm.megatron.gpt import check_layout
 
     with pytest.raises(ConfigError, match=r"parallel.tensor=3 does not divide the model's num_attention_heads=8"):
         check_layout(ARCHITECTURE, ParallelConfig(tensor=3))

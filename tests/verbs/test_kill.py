@@ -252,16 +252,16 @@ def _timed(folder: Path) -> list:
 
     def run() -> None:
         ticks = itertools.count(86400.0 if os.environ["RANK"] == "1" else 0.0, 15.0)  # seconds, at each look
-        saving.time = SimpleNamespace(monotonic=lambda: next(ticks), time=lambda: 0.0)  # type: ignore[assignment]
-        saving.psutil = SimpleNamespace(Process=lambda: SimpleNamespace(create_time=lambda: 0.0))
+        vars(saving)["time"] = SimpleNamespace(monotonic=lambda: next(ticks), time=lambda: 0.0)
+        vars(saving)["psutil"] = SimpleNamespace(Process=lambda: SimpleNamespace(create_time=lambda: 0.0))
         saving.SECONDS = 1e9
         train_sft.train(config)
 
-    found = []
+    found: list[tuple[list[int], str]] = []
     while not found or found[-1][0] != [0, 0]:
         children = start(_stoppable(run, folder / "words"), ranks=2)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        found.append([codes, (folder / "words").read_text()])
+        found.append((codes, (folder / "words").read_text()))
         assert len(found) < 16
     return found
 
