@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from nemo_steerlm.config import overrides, primary
 from nemo_steerlm.config.aliases import unknown
+from nemo_steerlm.config.experiments import experiments
 from nemo_steerlm.config.fields import missing
 from nemo_steerlm.config.options import parse
 from nemo_steerlm.config.primary import Primary
@@ -66,6 +67,7 @@ def load(
     Raises:
         ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range or contradicts another.
     """
+    _check_experiments(verb, words, primary.folders(config_dir, config))
     settings = draft(verb, schema, words, config_dir, values, config)
     for word in words:
         if word.lstrip("+~").startswith(SWEEPS):
@@ -105,6 +107,14 @@ def draft(
                 OmegaConf.update(given, key, value, force_add=True)
         settings: Any = OmegaConf.merge(OmegaConf.structured(schema), composed, given)
     return settings
+
+
+def _check_experiments(verb: str, words: Sequence[str], searched: Sequence[Path]) -> None:
+    """Refuse an experiment whose header has another verb's command (ConfigError); its values would mean other things."""
+    asked = {word.partition("=")[2] for word in words if word.startswith("experiment=")}
+    for found in experiments(searched) if asked else []:
+        if found.name in asked and found.verb not in ("", verb):
+            raise ConfigError(f"experiment={found.name} is for `steerlm {found.verb}`, found `steerlm {verb}`")
 
 
 def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:

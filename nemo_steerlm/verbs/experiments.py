@@ -12,7 +12,7 @@ from nemo_steerlm.config.experiments import Experiment, experiments
 from nemo_steerlm.config.gpus import GPUS
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.report.tables import text_table
-from nemo_steerlm.verbs.plan import peak
+from nemo_steerlm.verbs.plan import needs
 
 SCHEMAS: dict[str, type[c.InProcesses]] = {
     "train-regressor": c.TrainRegressorConfig,
@@ -21,6 +21,7 @@ SCHEMAS: dict[str, type[c.InProcesses]] = {
     "sample": c.SampleConfig,
     "bootstrap": c.BootstrapConfig,
 }
+_HOURS = "hours per 100M tokens"  # of full rows; `plan` with data= tells the hours of a data set
 assert tuple(SCHEMAS) == c.choices(c.ExperimentsConfig, "verb")
 
 
@@ -52,20 +53,22 @@ def columns(experiment: Experiment, config_dir: str | None) -> dict[str, Any]:
         "verb": experiment.verb,
         "GPUs": None,
         "GiB": None,
+        _HOURS: None,
     }
     return {**row, **_needs(experiment, config_dir)} if experiment.verb in SCHEMAS else row
 
 
 def _needs(experiment: Experiment, config_dir: str | None) -> dict[str, Any]:
-    """What the composed experiment runs on, and the memory of its fullest GPU by `plan`."""
+    """What the composed experiment runs on, and by `plan` the memory of its fullest GPU and the time of tokens."""
     _, verb, *words = shlex.split(experiment.command)
     try:
         config = compose.load(verb, SCHEMAS[verb], words, config_dir)
     except ConfigError as error:
         raise ConfigError(f"experiment={experiment.name}: {error}") from error
-    trainer, memory = config.trainer, peak(config, words)
+    trainer, (memory, speed) = config.trainer, needs(config, words) or (None, None)
     kind = GPUS[trainer.gpu].label if trainer.gpu else "any"
     return {
         "GPUs": f"{trainer.num_nodes * trainer.devices} x {kind}",
         "GiB": None if memory is None else f"{memory / 2**30:5.1f}",
+        _HOURS: None if speed is None else f"{1e8 / speed / 3600:6.2f}",
     }

@@ -129,8 +129,11 @@ def _generation(
     return job, found
 
 
-def peak(planned: Any, words: Sequence[str]) -> int | None:
-    """Bytes of the fullest GPU of a verb's configuration; None where its model is unknown, or it is several runs.
+def needs(planned: Any, words: Sequence[str]) -> tuple[int, float | None] | None:
+    """Bytes of the fullest GPU of a verb's configuration, and of a training the tokens a second.
+
+    Returns:
+        None where the model is unknown, or the verb is several runs.
 
     Args:
         planned: of a verb of `PLANNED`; mandatory values are there.
@@ -142,10 +145,11 @@ def peak(planned: Any, words: Sequence[str]) -> int | None:
         architecture, _ = find_architecture(planned, words)
     except ConfigError:
         return None
-    if isinstance(planned, TrainConfig):
-        return max(stage_memory(stage).peak for stage in training_job(planned, architecture).stages())
-    gpu = find_gpu(planned.trainer.gpu or _DEFAULT_GPU)
-    return _generation(planned, architecture, gpu, PlanConfig().mfu, _PROMPT)[1].peak
+    gpu, mfu = find_gpu(planned.trainer.gpu or _DEFAULT_GPU), PlanConfig().mfu
+    if not isinstance(planned, TrainConfig):
+        return _generation(planned, architecture, gpu, mfu, _PROMPT)[1].peak, None
+    found = estimate(training_job(planned, architecture), gpu, mfu, steps=None, price=None)
+    return found.worst.peak, found.tokens_per_second
 
 
 def _listed(notes: list[str]) -> list[str]:

@@ -61,3 +61,9 @@ def test_an_experiment_is_what_its_name_says(experiment: Experiment) -> None:
     trainer = settings.trainer
     nodes = f"{trainer.num_nodes}x" if trainer.num_nodes > 1 else ""
     assert (f"{nodes}{trainer.devices}x{trainer.gpu}", trainer.precision) == (hardware, "bf16")
+
+
+def test_an_experiment_of_another_verb_is_refused():
+    name = "llama2_13b-sft-oasst-8xh100_80g"
+    with pytest.raises(ConfigError, match=f"experiment={name} is for `steerlm train-sft`, found `steerlm annotate`"):
+        compose.load("annotate", config.AnnotateConfig, [f"experiment={name}", "checkpoint=m", "input=i", "output=o"])

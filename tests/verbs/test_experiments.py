@@ -28,11 +28,11 @@ def write(folder: Path, where: str, trainer: str) -> Path:
 
 def test_every_experiment_is_listed_with_its_gpus() -> None:
     title, _, *lines = main(ExperimentsConfig()).splitlines()
-    assert title.split() == ["experiment", "model", "verb", "GPUs", "GiB"]
+    assert re.split(" {2,}", title) == ["experiment", "model", "verb", "GPUs", "GiB", "hours per 100M tokens"]
     rows = [re.split(" {2,}", line) for line in lines[::2]]
     assert [row[0] for row in rows] == sorted(file.stem for file in (conf_folder() / "experiment").glob("*.yaml"))
     paper = next(row for row in rows if row[0] == "nemotron_43b-sft-oasst-16x8xa100_80g")
-    assert paper[1:] == ["nemotron_43b", "train-sft", "128 x A100-80G", "41.7"]
+    assert paper[1:] == ["nemotron_43b", "train-sft", "128 x A100-80G", "41.7", "0.60"]
     assert all(line.startswith("    ") and 20 < len(line) < 119 for line in lines[1::2])
 
 
@@ -41,7 +41,7 @@ def test_a_verb_and_a_folder_of_the_user_choose(tmp_path: Path, capsys: pytest.C
     assert cli.main(["experiments", "annotate", "--config-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     place = next(number for number, line in enumerate(lines) if line.startswith("mine "))
-    assert re.split(" {2,}", lines[place]) == ["mine", "mine", "annotate", "4 x L40S-48G", "–"]
+    assert re.split(" {2,}", lines[place]) == ["mine", "mine", "annotate", "4 x L40S-48G", "–", "–"]
     assert lines[place + 1] == "    Mine on the L40S"
     assert not any("train-" in line for line in lines)
     assert main(ExperimentsConfig(verb="bootstrap")) == f"no experiment of bootstrap in {conf_folder()}"
