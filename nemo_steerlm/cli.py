@@ -177,6 +177,8 @@ def _run(verb: str, *words: str) -> int:
         return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words, *pinned], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    for client in ("httpx", "httpx2"):  # huggingface_hub's, which tells every request
+        logging.getLogger(client).setLevel(logging.WARNING)
     text = work(target, settings, alone=True)
     if text and os.environ.get("RANK", "0") == "0":
         print(readable(text))

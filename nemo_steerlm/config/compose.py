@@ -110,7 +110,7 @@ def draft(
 
 
 def _check_experiments(verb: str, words: Sequence[str], searched: Sequence[Path]) -> None:
-    """Refuse an experiment whose header has another verb's command (ConfigError); its values would mean other things."""
+    """Refuse an experiment whose header has another verb's command (ConfigError); its values mean other things."""
     asked = {word.partition("=")[2] for word in words if word.startswith("experiment=")}
     for found in experiments(searched) if asked else []:
         if found.name in asked and found.verb not in ("", verb):

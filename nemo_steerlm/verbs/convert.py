@@ -216,7 +216,7 @@ def _remarks(config: ExportConfig, card: ModelCard, calibration: Calibration | N
     """What README.md says of an exported regressor's values."""
     found = []
     if config.scalar:
-        terms = " + ".join(f"{weight:g} × {name}" for name, weight in config.scalar.items())
+        terms = " + ".join(f"{weight:g} × {name}" for name, weight in config.scalar.items()).replace("+ -", "- ")
         found.append(f"Its one output is {terms}; the figures below are of the single attributes.")
     if calibration is not None:
         where = "which is not part of the sum" if config.scalar else f"which is in `{CORRECTION}`"
