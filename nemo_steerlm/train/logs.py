@@ -142,9 +142,10 @@ def add_loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
     )  # fmt: skip
     if config.mlflow:
         trainer.loggers = [*trainer.loggers, _mlflow(config, output)]
-    whole = read_yaml(output / "config.yaml", ConfigError)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(whole)
+    config_file = output / "config.yaml"
+    if config_file.is_file():  # `fit` called from Python may have none
+        for logger in trainer.loggers:
+            logger.log_hyperparams(read_yaml(config_file, ConfigError))
 
 
 def _mlflow(config: LoggingConfig, output: Path) -> MLFlowLogger:
