@@ -52,7 +52,7 @@ def _facts(found: Estimate, data: Data | None) -> str:
         layout += f" ({parallel.virtual_pipeline} chunks each)"
     rows = [
         ("model", f"{_count(all_)} parameters, {trained}, {'bf16' if job.width == 2 else 'fp32'}"),
-        ("layout", f"{job.world} GPUs = {layout} x data {job.ranks}"),
+        ("layout", f"{_gpus(job)} = {layout} x data {job.ranks}"),
         ("batch", f"{job.batch} samples of {job.sample:,.0f} tokens = {job.micro_batches} micro-batches of {shape} on "
                   "each rank"),
         ("recompute", job.recompute),
@@ -155,7 +155,7 @@ def reading(job: Job, gpu: Gpu, it: Inference, tokens: float | None, price: floa
     """The plan of `annotate`."""
     rows = [
         ("memory", f"{it.weights / _GIB:.1f} GiB of weights, {it.reading / _GIB:.1f} GiB while reading"),
-        ("speed", f"{it.reading_per_second:,.0f} tokens/s over {job.world} GPUs"),
+        ("speed", f"{it.reading_per_second:,.0f} tokens/s over {_gpus(job)}"),
     ]
     if tokens is not None:
         rows.append(("run", _hours(tokens / it.reading_per_second, job, price)))
@@ -169,7 +169,7 @@ def generating(job: Job, gpu: Gpu, it: Inference, drawn: float | None, price: fl
                    f"{it.slot / _GIB:.2f} GiB a row"),
         ("cache", f"{it.slots:,} rows fit at once, {it.rows} are used"),
         ("latency", f"at least {it.first * 1e3:,.0f} ms to the first token, {it.step * 1e3:,.1f} ms for each more"),
-        ("speed", f"at most {it.tokens_per_second:,.0f} tokens/s over {job.world} GPUs"),
+        ("speed", f"at most {it.tokens_per_second:,.0f} tokens/s over {_gpus(job)}"),
     ]  # fmt: skip
     if drawn is not None and it.rows:
         rows.append(("run", "at least " + _hours(drawn / it.tokens_per_second, job, price)))
@@ -198,3 +198,7 @@ def layouts(found: list[Found], current: Job, count: int = _SHOWN) -> str:
         )
         lines += ["    " + line for line in " \\\n".join(textwrap.wrap(one.words(current), 94)).splitlines()]
     return "\n".join(lines)
+
+
+def _gpus(job: Job) -> str:
+    return "1 GPU" if job.world == 1 else f"{job.world} GPUs"
