@@ -1,4 +1,4 @@
-# make quickstart | real-model | test | test-fast | test-gpu | test-compat | test-wheel | bench | docs | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | real-model | test | test-fast | test-dry | drill | test-gpu | test-compat | test-wheel | bench | docs | reference | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -17,7 +17,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart real-model test test-fast test-gpu test-compat test-wheel bench docs checks constraints print-python312 clean
+.PHONY: install quickstart real-model test test-fast test-dry drill test-gpu test-compat test-wheel bench docs checks reference constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -42,6 +42,14 @@ test: install
 test-fast: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/config tests/data tests/evaluate tests/report \
 	    $(filter-out tests/test_readme.py tests/test_distributed.py,$(wildcard tests/test_*.py))
+
+# Runs that are ended 20 times at random moments, beside uninterrupted ones; prints a table, fails where one differs.
+drill: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.drill $(ARGS)
+
+# One step of every experiment of conf/ at full size, on fake CUDA tensors.
+test-dry: install
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m dry tests/fake_gpu
 
 # What needs a GPU, on the first one, one test at a time; all other tests hide it.
 test-gpu: install
@@ -74,12 +82,17 @@ checks: install
 docs: install
 	$(MKDOCS)
 
+# docs/configuration.md, from the dataclasses of the configuration; a test compares.
+reference: install
+	$(VENV)/bin/python tools/reference.py > docs/configuration.new
+	mv docs/configuration.new docs/configuration.md
+
 print-python312:
 	@echo '$(PYTHON312)'
 
 # Newest versions the bounds in pyproject.toml allow, for every Python; run the suite before committing them.
 constraints:
-	{ head -n 2 constraints.txt; echo 'torch==2.13.0' | uv pip compile pyproject.toml --extra test --extra bench --extra data --extra wandb --universal \
+	{ head -n 2 constraints.txt; echo 'torch==2.13.0' | uv pip compile pyproject.toml --extra test --extra bench --extra data --extra wandb --extra mlflow --universal \
 	    --python-version 3.10 -c - --no-annotate --no-header --quiet | grep -vE '^(nvidia-|cuda-|triton)'; } > constraints.new
 	mv constraints.new constraints.txt
 

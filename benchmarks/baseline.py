@@ -87,11 +87,11 @@ def oasst(folder: Path, recipe: Recipe = Recipe(), parts: Sequence[int] = range(
         parts: the test folds; [0] is the part to choose a recipe on.
     """
     from nemo_steerlm.config import AttributeOptions, AttributesConfig, ImportConfig, PrepareConfig
+    from nemo_steerlm.data.prepare import prepare
     from nemo_steerlm.verbs import convert
-    from nemo_steerlm.verbs.prepare import prepared
 
     attributes = AttributesConfig(schema={name: AttributeOptions(low=0, high=4) for name in OASST})
-    prepared(
+    prepare(
         PrepareConfig(
             source="oasst", input=str(inputs.TREES), output=str(folder), attributes=attributes, val_fraction=0.0
         )

@@ -67,13 +67,13 @@ def ours(path: Path, tenth: Path) -> Iterator[float]:
 
 def _seconds(path: Path) -> float:
     from nemo_steerlm.config import AttributesConfig, PrepareConfig
-    from nemo_steerlm.verbs.prepare import prepared
+    from nemo_steerlm.data.prepare import prepare
 
     with tempfile.TemporaryDirectory(dir=path.parent) as output:
         attributes = AttributesConfig(preset="helpsteer")
         config = PrepareConfig(source="oasst", input=str(path), output=f"{output}/data", attributes=attributes)
         started = time.perf_counter()
-        prepared(config)
+        prepare(config)
         return time.perf_counter() - started
 
 

@@ -46,7 +46,7 @@ def own_strings(tokenizer: Tokenizer) -> dict[str, str]:
         expected = tokenizer.render_chat(_messages(system, texts), prompt=True)
         turns = [Turn((USER, ASSISTANT)[n % 2], text) for n, text in enumerate((*texts, ""))]
         row = Conversation(turns, system=DEFAULT_SYSTEM if system is None else system)
-        found = "".join(piece.text for piece in template.segments(row, schema, clean=str)[:-1])
+        found = "".join(span.text for span in template.spans(row, schema, clean=str)[:-1])
         if found != expected:
             at = max(0, len(os.path.commonprefix([found, expected])) - 9)
             raise _inexpressible(f"it writes {expected[at:]!r:.70} where they write {found[at:]!r:.70}")

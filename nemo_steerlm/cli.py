@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_steerlm import __version__, environment
+from nemo_steerlm import __version__, environment, hub
 from nemo_steerlm.errors import ConfigError, SteerLMError, Stopped, suggest
 from nemo_steerlm.launch import local
 from nemo_steerlm.terminal import readable
@@ -33,12 +33,17 @@ VERBS = {
     "bootstrap": ("verbs.bootstrap:main", "BootstrapConfig", "step 4: sample, annotate, filter, train again"),
     "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
+    "plan": ("verbs.plan:main", "PlanConfig", "memory, time and price of a verb, before it is started"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
+    "push-to-hub": ("verbs.push_to_hub:main", "PushToHubConfig", "put a model on the Hugging Face hub"),
+    "experiments": ("verbs.experiments:main", "ExperimentsConfig", "list the published recipes: experiment=NAME"),
 }
 _USAGE = f"""SteerLM on NeMo and Megatron, {__version__}
 
-usage: steerlm VERB key=value ... [--config-dir DIR]
-       steerlm VERB --help    the verb's keys
+usage: steerlm VERB key=value ...
+       steerlm help VERB             an example, the verb's keys and options
+       steerlm version
+       steerlm -sc install=bash      completion for a shell: eval "$(steerlm -sc install=bash)"; also fish, zsh
 
 verbs:
 """
@@ -51,11 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not words or words[0] in ("--help", "-h"):
+        if words[:1] == ["help"] and words[1:]:
+            words = [*words[1:], "--help"]
+        if not words or words[0] in ("help", "--help", "-h"):
             print(_USAGE + "".join(f"  {verb:<17}{VERBS[verb][2]}\n" for verb in _working()), end="")
             return 0 if words else 2
-        if words[0] == "--version":
+        if words[0] in ("version", "--version"):
             print(__version__)
+            return 0
+        if words[0] in ("-sc", "--shell-completion"):
+            print(_complete(words[1:]))
             return 0
         return _run(*words)
     except BrokenPipeError:  # of `steerlm ... | head`
@@ -111,26 +121,64 @@ def _working() -> list[str]:
     return [verb for verb, file in files.items() if (Path(__file__).parent / file).is_file()]
 
 
+def _complete(words: Sequence[str]) -> str:
+    """The script of `-sc install=SHELL`, or what the shell asks that script for: `-sc query=SHELL`."""
+    from nemo_steerlm import config
+    from nemo_steerlm.config import completion
+
+    word = words[0] if words else ""
+    if not word.startswith("query="):
+        return completion.script(word)
+    line = os.environ.get("COMP_LINE", "")
+    line = line[: int(os.environ.get("COMP_POINT") or len(line))]
+    return "\n".join(completion.candidates(line, {verb: getattr(config, VERBS[verb][1]) for verb in _working()}))
+
+
 def _run(verb: str, *words: str) -> int:
     if verb not in _working():
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
-    from nemo_steerlm.config import compose
+    from nemo_steerlm.config import compose, overrides
+    from nemo_steerlm.config.options import parse
+    from nemo_steerlm.config.plan import divide
 
-    target, schema, help_text = VERBS[verb]
-    keys, config_dir, asked = compose.split(words)
-    if asked:
-        print(f"steerlm {verb}: {help_text}\n\n{compose.describe(verb, getattr(config, schema), keys, config_dir)}")
+    target, name, help_text = VERBS[verb]
+    schema = getattr(config, name)
+    words, theirs = divide(words) if verb == "plan" else (words, [])  # type: ignore[assignment]
+    options = parse(verb, words)
+    if verb == "experiments":  # `experiments train-sft --config-dir DIR` lists what is there
+        options.words[:] = [word if "=" in word else f"verb={word}" for word in options.words]
+        options.words.extend([f"config_dir={options.config_dir}"] if options.config_dir else [])
+    if options.help:
+        from nemo_steerlm.config.help import describe
+
+        print(f"steerlm {verb}: {help_text}\n\n{describe(verb, schema, options)}")
         return 0
-    settings = compose.load(verb, getattr(config, schema), keys, config_dir)
+    if options.cfg or options.info:
+        from nemo_steerlm.config.show import show
+
+        print(show(verb, schema, options), end="")
+        return 0
+    if options.multirun:
+        from nemo_steerlm.launch.multirun import multirun
+
+        code, table = multirun(verb, schema, options)
+        print(readable(table))
+        return code
+    settings = compose.load(verb, schema, options.words, options.config_dir, config=options.config)
+    if verb == "plan":
+        settings.keys += theirs
     trainer = getattr(settings, "trainer", None)
     if trainer is None:
         if not local.alone():
             return 0
     elif not set_up(trainer):
-        return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words], trainer.devices)
+        pinned = [f"{key}={overrides.typed(value)}" for key, value in hub.localise(settings).items()]
+        return local.run([sys.executable, "-m", "nemo_steerlm", verb, *words, *pinned], trainer.devices)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    for client in ("httpx", "httpx2"):  # huggingface_hub's, which tells every request
+        logging.getLogger(client).setLevel(logging.WARNING)
     text = work(target, settings, alone=True)
     if text and os.environ.get("RANK", "0") == "0":
         print(readable(text))
@@ -140,7 +188,8 @@ def _run(verb: str, *words: str) -> int:
 def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """Run the function `target` ("module:function") with its settings, as the one owner of their output.
 
-    The labels of its files are checked first, so that a mistake shows before torch and a model are loaded.
+    Names of models on the hub become folders, and the labels of its files are checked, so that a mistake shows before
+    torch and a model are loaded.
 
     Args:
         alone: whether the process does nothing else. The garbage collector then leaves out imported modules, which it
@@ -148,6 +197,7 @@ def work(target: str, settings: Settings, *, alone: bool = False) -> Any:
     """
     from nemo_steerlm.data import labels
 
+    hub.localise(settings)
     labels.check(settings)
     output = getattr(settings, "output", None)
     owner: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

@@ -32,7 +32,7 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / SUMS]
     own = [p for p in files if p.name == SUMS or not any(p.is_relative_to(one) for one in inner)]
     names = [p.relative_to(folder).as_posix() for p in own]
-    _write(folder, {name: (known or {}).get(name) or sha256_file(folder / name) for name in names})
+    write_list(folder, {name: (known or {}).get(name) or sha256_file(folder / name) for name in names})
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -78,13 +78,14 @@ def listing(folder: Path, name: str) -> Iterator[None]:
     """Inside, the file `name` of a complete folder is written or replaced; its list never holds a wrong sha256."""
     sums = read_sums(folder)
     if sums:
-        _write(folder, {other: digest for other, digest in sums.items() if other != name})
+        write_list(folder, {other: digest for other, digest in sums.items() if other != name})
     yield
     if sums:
-        _write(folder, {**sums, name: sha256_file(folder / name)})
+        write_list(folder, {**sums, name: sha256_file(folder / name)})
 
 
-def _write(folder: Path, sums: Mapping[str, str]) -> None:
+def write_list(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write the list of a folder: the sha256 of its files by their names."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     with atomic_writer(folder / SUMS) as file:
         file.write(f"{lines}{_END}{_digest(lines)}\n")

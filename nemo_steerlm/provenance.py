@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_steerlm import __version__
+from nemo_steerlm import __version__, hub
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.files import atomic_writer
@@ -132,18 +132,23 @@ def _run_json_of(data: Path) -> Path | None:
 
 
 def plain(config: Any) -> Any:
-    """Return a config as JSON values: mappings, dataclasses, OmegaConf nodes, sequences and paths are unfolded."""
+    """Return a config as JSON values: mappings, dataclasses, OmegaConf nodes, sequences and paths are unfolded.
+
+    A folder of the hub's cache becomes the name and commit of its model (`hub.named`).
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, AttributeSchema):
         return config.to_dict()
     if isinstance(config, Mapping):
         return {str(key): plain(value) for key, value in config.items()}
-    if config is None or isinstance(config, (str, int, float, bool)):
+    if isinstance(config, str):
+        return hub.named(config)
+    if config is None or isinstance(config, (int, float, bool)):
         return config
     if isinstance(config, Iterable):
         return [plain(value) for value in config]
-    return str(config)
+    return hub.named(str(config))
 
 
 def _files(path: Path) -> list[Path]:

@@ -39,8 +39,8 @@ Clean = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of the prompt that is tokenised on its own.
+class Span:
+    """A part of a prompt that is tokenised on its own.
 
     Attributes:
         text: The characters.
@@ -175,14 +175,14 @@ class PromptTemplate:
             parts += (self.turn_start, self._opening(turn.speaker, clean), clean(turn.text), self.end_of_turn)
         return "".join(parts) + self.label_start
 
-    def segments(
+    def spans(
         self,
         conversation: Conversation,
         schema: AttributeSchema,
         with_labels: bool | Sequence[Label] = True,
         clean: Clean | None = None,
-    ) -> list[Segment]:
-        """Return the pieces of a policy's prompt, cut before each response and after the marker that closes it.
+    ) -> list[Span]:
+        """Return the spans of a policy's prompt, cut before each response and after the marker that closes it.
 
         Loss lies on a response and its :attr:`closing` (the end-of-turn signal), for each turn that has a label; the
         first turn, masked speakers and shared turns never carry loss. With ``type`` None (plain fine-tuning) every
@@ -199,7 +199,7 @@ class PromptTemplate:
         """
         clean = clean or self.clean
         masked = conversation.masked_speakers
-        pieces: list[Segment] = []
+        found: list[Span] = []
         between = (self.end_of_turn + self.turn_start).removeprefix(self.closing)
         context = self.head(conversation.system, clean) + self.turn_start
         last = len(conversation.turns) - 1
@@ -212,9 +212,9 @@ class PromptTemplate:
             if conversation.type is not None:
                 context += self.label_line(schema, _shown(with_labels, turn, index))
             loss = index > 0 and not turn.shared and (conversation.type is None or bool(turn.label))
-            pieces += (Segment(context, False), Segment(text + self.closing, loss, index))
+            found += (Span(context, False), Span(text + self.closing, loss, index))
             context = between if index < last else ""
-        return [*pieces, Segment(context, False)] if context else pieces
+        return [*found, Span(context, False)] if context else found
 
     # -- tokens -----------------------------------------------------------------------------------------------------
 
@@ -226,9 +226,9 @@ class PromptTemplate:
     ) -> list[tuple[list[int], list[int]]]:
         """Return :meth:`encode_policy` of each conversation and its ``with_labels``; faster than one by one."""
 
-        def render(number: int, clean: Clean) -> list[Segment]:
+        def render(number: int, clean: Clean) -> list[Span]:
             row, shown = rows[number]
-            return self.segments(row, schema, shown, clean)
+            return self.spans(row, schema, shown, clean)
 
         return self._encode([row for row, _ in rows], render, tokenizer)
 
@@ -269,16 +269,16 @@ class PromptTemplate:
         row_type = VALUE_TO_TEXT if asked else conversation.type
         answered = dataclasses.replace(conversation, turns=[*conversation.turns, answer], type=row_type)
 
-        def render(_: int, clean: Clean) -> list[Segment]:
-            return self.segments(answered, schema, clean=clean)[:-1]
+        def render(_: int, clean: Clean) -> list[Span]:
+            return self.spans(answered, schema, clean=clean)[:-1]
 
         return self._encode([answered], render, tokenizer)[0][0]
 
     def encode_regressions(self, places: Sequence[tuple[Conversation, int]], tokenizer: Tokenizer) -> list[list[int]]:
         """Return :meth:`encode_regression` of each turn of a conversation; faster than one by one."""
 
-        def render(number: int, clean: Clean) -> list[Segment]:
-            return [Segment(self.render_regression(*places[number], clean), False)]
+        def render(number: int, clean: Clean) -> list[Span]:
+            return [Span(self.render_regression(*places[number], clean), False)]
 
         return [ids for ids, _ in self._encode([row for row, _ in places], render, tokenizer)]
 
@@ -294,25 +294,25 @@ class PromptTemplate:
         return _token_guard(self, tokenizer).names
 
     def _encode(
-        self, rows: Sequence[Conversation], render: Callable[[int, Clean], list[Segment]], tokenizer: Tokenizer
+        self, rows: Sequence[Conversation], render: Callable[[int, Clean], list[Span]], tokenizer: Tokenizer
     ) -> list[tuple[list[int], list[int]]]:
         """Ids and loss mask, both [sequence], of each row, rendered by `render(number, clean)`."""
         guard = _token_guard(self, tokenizer)
         prompts = [render(number, guard.clean) for number in range(len(rows))]
-        found = _encode_segments(prompts, tokenizer, guard)
+        found = _encode_spans(prompts, tokenizer, guard)
         encoded = []
         for number, row in enumerate(rows):
-            segments, pieces = prompts[number], found[number]
-            if None in pieces:
-                segments = render(number, _apart)
-                [pieces] = _encode_segments([segments], tokenizer, guard)
+            spans, tokens = prompts[number], found[number]
+            if None in tokens:
+                spans = render(number, _apart)
+                [tokens] = _encode_spans([spans], tokenizer, guard)
             ids: list[int] = []
             mask: list[int] = []
-            for segment, piece in zip(segments, pieces, strict=True):
-                if piece is None:
+            for span, span_ids in zip(spans, tokens, strict=True):
+                if span_ids is None:
                     raise DataError(f"row '{row.id}': the tokenizer takes a text of it for a marker of the template")
-                ids += piece
-                mask += [int(segment.loss)] * len(piece)
+                ids += span_ids
+                mask += [int(span.loss)] * len(span_ids)
             encoded.append((ids, mask))
         return encoded
 
@@ -354,16 +354,16 @@ def _apart(text: str) -> str:
     return " ".join(encodable(text))
 
 
-def _encode_segments(
-    prompts: Sequence[Sequence[Segment]], tokenizer: Tokenizer, guard: TokenGuard
+def _encode_spans(
+    prompts: Sequence[Sequence[Span]], tokenizer: Tokenizer, guard: TokenGuard
 ) -> list[list[list[int] | None]]:
-    """The ids of the segments of several prompts, in one call; None where a text is read as a marker."""
-    heads = iter(tokenizer.encode_batch([segments[0].text for segments in prompts]))
-    rest = iter(tokenizer.encode_continuations([s.text for segments in prompts for s in segments[1:]]))
+    """The ids of the spans of several prompts, in one call; None where a text is read as a marker."""
+    heads = iter(tokenizer.encode_batch([spans[0].text for spans in prompts]))
+    rest = iter(tokenizer.encode_continuations([s.text for spans in prompts for s in spans[1:]]))
     return [
         [
-            guard.checked(segment.text, next(rest if place else heads), continues=place > 0)
-            for place, segment in enumerate(segments)
+            guard.checked(span.text, next(rest if place else heads), continues=place > 0)
+            for place, span in enumerate(spans)
         ]
-        for segments in prompts
+        for spans in prompts
     ]

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a stand-in of the hub is asked where a test starts one: hub_server.py
 for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "HYDRA_FULL_ERROR", "SLURM_STEP_NUM_TASKS"):
     os.environ.pop(_name, None)
 # A machine's GPUs are hidden: the tests start more ranks than it has. `make test-gpu` runs those that need one.
@@ -23,8 +24,8 @@ if not ON_GPU:
 # Under pytest-xdist: long files first, one file on one worker, because its tests share what was costly to make; files
 # that share it with each other name a group of their own.
 _LONG_FIRST = (
-    "test_readme", "test_layouts", "test_quickstart", "test_kill", "test_lora", "test_steering", "test_objective",
-    "test_evaluate", "test_logs",
+    "test_readme", "test_quickstart", "test_kill", "test_layouts", "test_steering", "test_lora", "test_evaluate",
+    "test_logs", "test_objective", "test_multirun",
 )  # fmt: skip
 
 

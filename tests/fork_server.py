@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -61,6 +62,7 @@ def _serve(executable: str) -> None:
         package = importlib.import_module(f"nemo_steerlm.{room}")
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    gc.freeze()  # no process forked from here on collects, or copies, what was imported
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{Path(executable).parent}/socket")
     listener.listen(16)

@@ -7,7 +7,7 @@ import re
 
 from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
-from nemo_steerlm.config import compose
+from nemo_steerlm.config import schema
 from tests.distributed import ROOT
 
 KEY = re.compile(r"(?<![\w/.{])([a-z_]+(?:\.[a-z_]+)+)=(?!=)")
@@ -26,9 +26,9 @@ def _texts() -> list[tuple[str, str]]:
 
 
 def _exists(key: str) -> bool:
-    for _, schema, _ in VERBS.values():
+    for _, kind, _ in VERBS.values():
         try:
-            compose.find(getattr(config, schema), key)
+            schema.find(getattr(config, kind), key)
         except KeyError:
             continue
         return True

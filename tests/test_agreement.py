@@ -64,7 +64,8 @@ def test_pearson_keeps_its_digits_far_from_zero() -> None:
     x = np.arange(50.0)
     y = np.sin(x)
     assert pearson(1e8 + x, y) == pytest.approx(stats.pearsonr(x, y)[0], rel=1e-9)
-    assert pearson(np.float32([1, 2, 4]), [1, 2, 4]) == pytest.approx(1.0, rel=1e-15)  # the last bit is the BLAS's
+    few = np.array([1, 2, 4], np.float32)
+    assert pearson(few, [1, 2, 4]) == pytest.approx(1.0, rel=1e-15)  # the last bit is the BLAS's
 
 
 def test_what_does_not_exist_is_nan_and_null() -> None:

@@ -14,7 +14,7 @@ from sklearn.isotonic import IsotonicRegression
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.calibration import FILE, Calibration, apply_curve, fit, fit_curve
 from nemo_steerlm.errors import CheckpointError
-from nemo_steerlm.models.heads import make_head
+from nemo_steerlm.models.heads import DistributionHead, make_head
 
 SCHEMA = AttributeSchema.load({"quality": {"low": 0, "high": 4}, "humor": {"low": 0, "high": 4}})
 
@@ -34,7 +34,7 @@ def test_a_correction_is_the_librarys_before_and_after_the_file(method: str, tmp
     predicted, label = rows()
     there = ~np.isnan(label[:, 0])
     x, y = predicted[there, 0], label[there, 0]
-    fitted = fit(method, predicted.T, label, SCHEMA, {"rows": 200})
+    fitted = fit(method, list(predicted.T), label, SCHEMA, {"rows": 200})
     assert list(fitted.attributes) == ["quality"]  # too few labels of humor
     fitted.write(tmp_path)
     read = Calibration.read(tmp_path, SCHEMA)
@@ -53,7 +53,7 @@ def test_a_correction_is_the_librarys_before_and_after_the_file(method: str, tmp
 def test_constant_predictions_are_left_alone() -> None:
     predicted, label = rows()
     predicted[:, 0] = 2.0
-    assert fit("linear", predicted.T, label, SCHEMA).attributes == {}
+    assert fit("linear", list(predicted.T), label, SCHEMA).attributes == {}
 
 
 def test_a_temperature_makes_the_distributions_right_again(tmp_path: Path) -> None:
@@ -68,10 +68,12 @@ def test_a_temperature_makes_the_distributions_right_again(tmp_path: Path) -> No
     label[:, 0] = 1 + (random.random(5000)[:, None] > right.cumsum(1)).sum(1)
     label[0, 0] = np.nan
     head = make_head("distribution", schema)
+    assert isinstance(head, DistributionHead)
     raw = torch.tensor(np.concatenate([3 * logits, random.normal(size=(5000, 5))], axis=1))
     inputs = np.split(head.probabilities(raw).numpy(), [3], axis=1)
     fitted = fit("temperature", inputs, label, schema)
-    assert list(fitted.attributes) == ["quality"] and fitted.temperatures(schema)[1] == 1.0
+    temperatures = fitted.temperatures(schema)
+    assert list(fitted.attributes) == ["quality"] and temperatures is not None and temperatures[1] == 1.0
     temperature = fitted.attributes["quality"]["temperature"]
     assert temperature == pytest.approx(3.0, rel=0.06)
 

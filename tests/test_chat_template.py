@@ -161,13 +161,16 @@ def test_labels_stand_behind_the_first_unused_token(tmp_path: Path, caplog: pyte
     template = OWN.build(tokenizer)
     assert template.label_start == "<repo_name>"
     assert [line for line in caplog.messages if "template.label_start is '<repo_name>'" in line]
-    assert OWN.build(tokenizer, (tokenizer.token_id("<repo_name>"),)).label_start == "<file_sep>"
+    repo = tokenizer.token_id("<repo_name>")
+    assert repo is not None and OWN.build(tokenizer, (repo,)).label_start == "<file_sep>"
     assert unused_token(tokenizer, ["<repo_name> is taken"]) == "<file_sep>"
     chatml = {**template.to_dict(), "label_start": None}
     assert TemplateConfig(**chatml).build(make(tmp_path / "b", None)).label_start == "<repo_name>"
     named = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     tokenizer = make(tmp_path / "c", LLAMA3, LLAMA3_TOKENS, **named)
-    template = OWN.build(tokenizer, (tokenizer.token_id("<|end|>"),))
+    end = tokenizer.token_id("<|end|>")
+    assert end is not None
+    template = OWN.build(tokenizer, (end,))
     assert template.label_start == "<|reserved_special_token_0|>", "not <|end_of_text|>, which nothing else names"
     with pytest.raises(ConfigError, match="no special token that is not used yet.*template.label_start="):
         OWN.build(make(tmp_path / "d", SMOLLM2, TOKENS[:2]))

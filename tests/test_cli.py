@@ -10,6 +10,7 @@ import pytest
 
 import nemo_steerlm
 from nemo_steerlm import cli
+from nemo_steerlm.launch import local
 
 
 def steerlm(*words, cwd, **env):
@@ -84,8 +85,24 @@ def test_hydra_full_error_shows_the_traceback(tmp_path):
 def test_no_verb_shows_help_with_code_2(capsys):
     assert cli.main([]) == 2
     assert "verbs:" in capsys.readouterr().out
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"{nemo_steerlm.__version__}\n"
+    for word in ("--version", "version"):
+        assert cli.main([word]) == 0
+        assert capsys.readouterr().out == f"{nemo_steerlm.__version__}\n"
+
+
+def test_help_is_a_word_too(capsys):
+    for words in (["help"], ["--help"]):
+        assert cli.main(words) == 0 and "verbs:" in capsys.readouterr().out
+    said = [(cli.main(words), capsys.readouterr().out) for words in (["help", "prepare"], ["prepare", "--help"])]
+    assert said[0] == said[1] == (0, said[0][1]) and said[0][1].startswith("steerlm prepare: turn a dataset into")
+
+
+def test_cfg_prints_the_configuration_and_runs_nothing(verb, capsys):
+    verb("def main(config): raise AssertionError")
+    assert cli.main(["prepare", "--cfg", "job", "source=oasst"]) == 0
+    assert capsys.readouterr().out.startswith("source: oasst\ninput: null\n")
+    assert cli.main(["prepare", "--info", "defaults-tree"]) == 0
+    assert "  prepare:\n" in capsys.readouterr().out
 
 
 def test_a_verb_gets_its_typed_config_and_what_it_returns_is_printed(verb, capsys):
@@ -149,5 +166,5 @@ def test_a_signal_ends_a_verb_with_the_shells_code_and_is_told_once(verb, capsys
     words = ["prepare", "source=oasst", "output=o"]
     assert (cli.main(words), capsys.readouterr().err) == (code, line)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(cli.local, "alone", lambda: True)  # as a verb that runs in several processes
+    monkeypatch.setattr(local, "alone", lambda: True)  # as a verb that runs in several processes
     assert (cli.main(words), capsys.readouterr().err) == (code, "")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -177,8 +178,9 @@ def test_lone_surrogates_do_not_stop_a_run(tmp_path):
 
 def test_a_line_is_written_as_json_writes_it():
     texts = "".join(chr(code) for code in range(0x11000) if not 0xD800 <= code < 0xE000)
-    extra = {"n": [1, -2.5, 2**70, True, None, {}, []], "half a pair": "\ud800"}
-    for more in ({}, {"n": extra["n"]}, extra):
+    extra: dict[str, Any] = {"n": [1, -2.5, 2**70, True, None, {}, []], "half a pair": "\ud800"}
+    kinds: tuple[dict[str, Any], ...] = ({}, {"n": extra["n"]}, extra)
+    for more in kinds:
         conversation = Conversation([Turn("User", texts), Turn("Assistant", "b")], id="x", extra=more)
         assert conversation.to_line() == json.dumps(conversation.to_record(), ensure_ascii=False) + "\n"
     conversation.extra = {"n": [math.nan, math.inf]}

@@ -15,7 +15,7 @@ from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.guard import TokenGuard
 from nemo_steerlm.template import PromptTemplate
-from nemo_steerlm.tokenizer import load_tokenizer
+from nemo_steerlm.tokenizer import Tokenizer, load_tokenizer
 from tests import tokenizers
 from tests.prompts import CHAT_MARKERS, CHATML, LLAMA3, SCHEMA, TEMPLATE, dialogue, spans
 from tests.tokenizers import KINDS, kinds
@@ -76,6 +76,12 @@ def check_forgery(text, tokenizer):
     plain = TEMPLATE.encode_regression(expected, 3, tokenizer)
     assert markers_of(ids, tokenizer) == markers_of(plain, tokenizer), text
     assert TEMPLATE.clean(TEMPLATE.clean(text)) == TEMPLATE.clean(text)
+
+
+def _count(ids: list[int], text: str, tokenizer: Tokenizer) -> int:
+    token = tokenizer.token_id(text)
+    assert token is not None
+    return ids.count(token)
 
 
 @pytest.mark.parametrize("kind", kinds(KINDS))
@@ -193,10 +199,10 @@ def test_special_tokens_in_text_are_spelled_out(tmp_path):
         row, 1, tokenizer
     ))  # fmt: skip
     for text, count in (("<think>", 2), ("quality:4", 3), ("humor:1", 1), ("<extra_id_1>", 3)):
-        assert ids.count(tokenizer.token_id(text)) == count, text
+        assert _count(ids, text, tokenizer) == count, text
     chat = PromptTemplate(turn_start="<|im_start|>", end_of_turn="<|im_end|>\n")
     ids, _ = chat.encode_policy(dialogue("a <|im_end|> b", "c"), SCHEMA, tokenizer)
-    assert ids.count(tokenizer.token_id("<|im_end|>")) == 3 and "a < |im_end|> b<|im_end|>" in tokenizer.decode(ids)
+    assert _count(ids, "<|im_end|>", tokenizer) == 3 and "a < |im_end|> b<|im_end|>" in tokenizer.decode(ids)
 
 
 def test_the_text_of_the_token_for_unknown_characters_is_broken_up(tmp_path):

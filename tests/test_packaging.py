@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import nemo_steerlm
+from nemo_steerlm.fake_gpu import guard
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,8 +35,11 @@ def test_the_wheel_carries_the_package_with_its_conf_and_nothing_else(wheel):
     assert wheel.name == f"nemo_steerlm-{nemo_steerlm.__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"nemo_steerlm/{file.relative_to(ROOT)}" for file in (ROOT / "conf").rglob("*.yaml")}
-    code = {str(file.relative_to(ROOT)) for file in (ROOT / "nemo_steerlm").rglob("*.py")}
+    code = {
+        str(file.relative_to(ROOT)) for kind in ("py", "cpp") for file in (ROOT / "nemo_steerlm").rglob(f"*.{kind}")
+    }
     templates = {str(file.relative_to(ROOT)) for file in (ROOT / "nemo_steerlm/report/templates").iterdir()}
+    assert "nemo_steerlm/fake_gpu/guard.cpp" in code
     assert conf and len(templates) > 5 and conf | code | templates <= names
     assert {name.partition("/")[0] for name in names} == {
         "nemo_steerlm",
@@ -45,13 +49,24 @@ def test_the_wheel_carries_the_package_with_its_conf_and_nothing_else(wheel):
 
 def test_the_installed_wheel_reads_its_own_conf(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from nemo_steerlm import cli; from nemo_steerlm.config import compose; print(compose.conf_folder()); "
+    code = "from nemo_steerlm import cli; from nemo_steerlm.config import primary; print(primary.conf_folder()); "
     code += "cli.main(['train-sft', '--help'])"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(tmp_path / "site" / "nemo_steerlm" / "conf")
     assert "data.train=required" in done.stdout
+
+
+def test_the_installed_wheel_has_the_fake_gpu(wheel, tmp_path):
+    if (reason := guard.missing()) is not None:
+        pytest.skip(reason)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "from nemo_steerlm.fake_gpu import room; job = room.Room(); print(room.__file__, job.run('builtins:repr'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site")) and "FakeGpu" in done.stdout
 
 
 def test_tested_versions_lie_within_the_bounds():
@@ -71,7 +86,8 @@ def test_tested_versions_lie_within_the_bounds():
             (version,) = [exact.version for exact in pin.specifier]
             assert requirement.specifier.contains(version), f"{pin} against {requirement}"
     for python in ("3.10.0", "3.11.0", "3.12.0"):
-        markers = [pin for pin in pinned["megatron-core"] if pin.marker.evaluate({"python_full_version": python})]
+        asked = {"python_full_version": python}
+        markers = [pin for pin in pinned["megatron-core"] if pin.marker and pin.marker.evaluate(asked)]
         assert [str(pin.specifier) for pin in markers] == ["==0.19.2" if python == "3.12.0" else "==0.16.1"]
 
 

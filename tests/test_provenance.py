@@ -37,8 +37,8 @@ def test_a_missing_or_broken_run_json_is_one_clear_line(tmp_path):
 
 
 def test_dataclasses_are_unfolded(tmp_path):
-    from nemo_steerlm.data.prepare import PrepareOptions
+    from nemo_steerlm.config import PrepareConfig
 
-    write_run_json(tmp_path, "prepare", PrepareOptions(source="oasst", output=tmp_path))
+    write_run_json(tmp_path, "prepare", PrepareConfig(source="oasst", output=str(tmp_path)))
     config = json.loads((tmp_path / "run.json").read_text())["config"]
     assert config["output"] == str(tmp_path) and config["val_fraction"] == 0.05 and config["languages"] is None

@@ -25,9 +25,11 @@ def _block(page: str, mark: str) -> str:
     assert match is not None
     block = match[1]  # shorter, otherwise as it stands there
     for long, short in (
-        ("max_steps=60 ", "max_steps=3 "),
-        ("max_steps=20 ", "max_steps=2 "),
+        ("max_steps=60 ", "max_steps=2 trainer.global_batch_size=16 "),  # two micro-batches
+        ("max_steps=20 ", "max_steps=2 trainer.global_batch_size=16 "),
         ("tokens=48 ", "tokens=12 "),
+        ("output=policy ", "output=policy steering.max_new_tokens=12 "),
+        ("output=bootstrap ", "output=bootstrap steering.max_new_tokens=12 "),
     ):
         block = block.replace(long, short)
     return block

@@ -26,7 +26,7 @@ def make_tokenizer(tmp_path_factory):
 
 def test_the_layout_is_the_references():
     conversation = dialogue("Hi", "Hello", "More?", "No.", labels=({"toxicity": 0.5, "quality": 3.5}, None))
-    text = "".join(segment.text for segment in TEMPLATE.segments(conversation, SCHEMA))
+    text = "".join(span.text for span in TEMPLATE.spans(conversation, SCHEMA))
     assert text == (
         "<extra_id_0>System\nBe kind.\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\n<extra_id_2>quality:4,toxicity:0\n"
         "Hello\n<extra_id_1>User\nMore?\n<extra_id_1>Assistant\nNo.\n<extra_id_1>"
@@ -40,7 +40,7 @@ def test_the_layout_is_the_references():
 
 
 def trained(conversation, **settings):
-    return [s.text for s in TEMPLATE.segments(conversation, SCHEMA, **settings) if s.loss]
+    return [s.text for s in TEMPLATE.spans(conversation, SCHEMA, **settings) if s.loss]
 
 
 def test_where_the_loss_lies():
@@ -53,18 +53,18 @@ def test_where_the_loss_lies():
     assert trained(dialogue("a", "b", labels=(None,))) == []
     plain = dialogue("a", "b", "c", "d", labels=(None, {"quality": 1}), type=None)
     assert trained(plain) == ["b\n<extra_id_1>", "d\n<extra_id_1>"]
-    assert not any("quality" in s.text for s in TEMPLATE.segments(plain, SCHEMA))
+    assert not any("quality" in s.text for s in TEMPLATE.spans(plain, SCHEMA))
     assert trained(dialogue("a", "b", mask="User,Assistant")) == []
     assistant_first = Conversation([Turn("Assistant", "x", label={"quality": 1}), *dialogue("a", "b").turns])
     assert trained(assistant_first) == ["b\n<extra_id_1>"]
-    ends_with_user = "".join(s.text for s in TEMPLATE.segments(dialogue("a", "b", "c"), SCHEMA))
+    ends_with_user = "".join(s.text for s in TEMPLATE.spans(dialogue("a", "b", "c"), SCHEMA))
     assert ends_with_user.endswith("b\n<extra_id_1>User\nc\n")
 
 
 def test_strings_can_be_chosen_and_bad_ones_are_refused():
     other = PromptTemplate(system_start="\x00", turn_start="\x11", label_start="\x12", user="Human")
     assert PromptTemplate.from_dict(other.to_dict()) == other
-    text = "".join(s.text for s in other.segments(dialogue("x\x11Assistant", "\x12y"), SCHEMA))
+    text = "".join(s.text for s in other.spans(dialogue("x\x11Assistant", "\x12y"), SCHEMA))
     assert text == "\x00System\nBe kind.\n\x11Human\nx Assistant\n\x11Assistant\n\x12quality:4,toxicity:0\n y\n\x11"
     with pytest.raises(ConfigError, match="did you mean 'turn_start'"):
         PromptTemplate.from_dict({"turn_star": "x"})
@@ -99,18 +99,18 @@ def test_parse_response(generated, response):
 
 def test_chat_formats_are_written_as_their_models_know_them():
     row = dialogue("Hi", "Ho", "So?", "No", labels=({"quality": 4}, None))
-    assert "".join(s.text for s in CHATML.segments(row, SCHEMA)) == (
+    assert "".join(s.text for s in CHATML.spans(row, SCHEMA)) == (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         "<|label|>quality:4\nHo<|im_end|>\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>"
     )
-    assert "".join(s.text for s in LLAMA3.segments(row, SCHEMA)) == (
+    assert "".join(s.text for s in LLAMA3.spans(row, SCHEMA)) == (
         "<|begin|><|head|>system<|/head|>\n\nBe kind.<|eot|><|head|>user<|/head|>\n\nHi<|eot|>"
         "<|head|>assistant<|/head|>\n\n<|label|>quality:4<|/head|>\n\nHo<|eot|>"
         "<|head|>user<|/head|>\n\nSo?<|eot|><|head|>assistant<|/head|>\n\nNo<|eot|>"
     )
     assert CHATML.render_regression(row, 1).endswith("<|im_start|>assistant\nHo<|im_end|>\n<|label|>")
     open_end = dialogue("Hi", "Ho", "So?")
-    assert "".join(s.text for s in CHATML.segments(open_end, SCHEMA)).endswith("<|im_start|>user\nSo?<|im_end|>\n")
+    assert "".join(s.text for s in CHATML.spans(open_end, SCHEMA)).endswith("<|im_start|>user\nSo?<|im_end|>\n")
 
 
 def test_a_row_without_a_system_prompt_has_the_templates_own_or_none():
@@ -120,7 +120,7 @@ def test_a_row_without_a_system_prompt_has_the_templates_own_or_none():
     start["<extra_id_0>System\nA chat between"] = TEMPLATE
     for expected, template in start.items():
         assert template.render_regression(row, 0).startswith(expected)
-        assert "".join(s.text for s in template.segments(row, SCHEMA)).startswith(expected)
+        assert "".join(s.text for s in template.spans(row, SCHEMA)).startswith(expected)
     empty = dataclasses.replace(row, system="")
     assert CHATML.render_regression(empty, 0).startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user")
     assert LLAMA3.render_regression(empty, 0).startswith("<|begin|><|head|>user")
@@ -135,7 +135,7 @@ def test_generation_stops_where_the_loss_ends():
     assert (spaced.stops[0], spaced.closing) == ("<|im_end|>", " <|im_end|>")
     for template in (CHATML, LLAMA3, spaced):
         row = dialogue("a", "b <", "c", "d")
-        trained = [s.text for s in template.segments(row, SCHEMA) if s.loss]
+        trained = [s.text for s in template.spans(row, SCHEMA) if s.loss]
         assert trained == [f"b <{template.closing}", f"d{template.closing}"]
         for text in (trained[0], trained[0] + template.turn_start + "user\nmore"):
             assert template.parse_response(text) == "b <"
@@ -170,8 +170,8 @@ def test_text_under_the_mask_is_each_response_and_its_closing_marker(kind, respo
     for shown in (True, False, [{"quality": 1}, {"toxicity": 2}, {}, None, None, {"quality": 3}]):
         ids, mask = TEMPLATE.encode_policy(conversation, SCHEMA, tokenizer, shown)
         assert spans(ids, mask, tokenizer) == [f"{t}\n<extra_id_1>" for t in (response, "Good.", response)]
-        segments = TEMPLATE.segments(conversation, SCHEMA, shown)
-        assert tokenizer.decode(ids) == "".join(segment.text for segment in segments)
+        shown_spans = TEMPLATE.spans(conversation, SCHEMA, shown)
+        assert tokenizer.decode(ids) == "".join(span.text for span in shown_spans)
 
 
 @pytest.mark.parametrize("kind", kinds(("sentencepiece_nfkc", "tok512", "bpe_nfkc")))

@@ -52,7 +52,8 @@ def test_saved_copies_are_the_same_tokenizer(path, tmp_path):
 
 def test_ids_of_single_tokens_and_padding(tmp_path):
     tokenizer = load_tokenizer(tokenizers.bpe(tmp_path / "a", markers=True))
-    assert tokenizer.decode([tokenizer.token_id("<extra_id_1>")]) == "<extra_id_1>"
+    marker = tokenizer.token_id("<extra_id_1>")
+    assert marker is not None and tokenizer.decode([marker]) == "<extra_id_1>"
     assert tokenizer.token_id("no such token") is None and tokenizer.token_id("") is None
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id) == (0, 1, None)
     settings = tmp_path / "a" / "tokenizer_config.json"

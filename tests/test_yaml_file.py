@@ -9,7 +9,7 @@ from nemo_steerlm.yaml_file import read_yaml
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{two}: &{two} [{','.join(['*' + one] * 9)}]\n" for one, two in zip("abcdefgh", "bcdefghi")
 )
-HOSTILE = {
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "aliases": (LAUGHS, r"alias \*a, write the value out .*line 2"),
     "merge": ("base: &b {low: 0}\nhumor: {<<: *b}\n", r"alias \*b"),
     "a key twice": ("humor: {high: 9}\nquality:\nhumor:\n", r"the key 'humor' is there twice .*line 3"),

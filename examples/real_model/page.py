@@ -1,4 +1,4 @@
-"""The result page of `make real-model`: what the policies do that they are asked for, and what is not reached.
+"""The page of `make real-model`: how far policies follow requests, beside the bars set before the run.
 
     python examples/real_model/page.py outputs/real-model
 
@@ -72,7 +72,7 @@ def main(folder: Path) -> None:
     sys.stdout.write(f"{told}\n\npage: {folder / 'page' / 'report.html'}\n")
 
 
-# -- what there is ----------------------------------------------------------------------------------------------------
+# -- figures ----------------------------------------------------------------------------------------------------------
 
 
 def collect(folder: Path, schema: AttributeSchema) -> Figures:
@@ -94,7 +94,7 @@ def collect(folder: Path, schema: AttributeSchema) -> Figures:
 
 
 def grown(folder: Path, seed: str) -> dict[int, float]:
-    """What labels were worth at the validations of a policy's training, by the number of answers seen."""
+    """Label information at the validations of a policy's training, by the number of answers seen."""
     run = folder / f"policy-{seed}"
     size = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["global_batch_size"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -138,7 +138,7 @@ def costs_of(answers: Sequence[Answers], schema: AttributeSchema) -> dict[str, A
 def default_answers(
     requests: Sequence[Request], rows: Sequence[Conversation], schema: AttributeSchema
 ) -> list[dict[str, str]]:
-    """What the first policy answers where every attribute is at its default."""
+    """Answers of the first policy with all attributes at their default."""
     asked = {row.turns[-2].text: row for one, row in zip(requests, rows) if one.values == schema.defaults()}
     return [{"prompt": prompt, "answer": row.turns[-1].text} for prompt, row in list(asked.items())[:SHOWN]]
 
@@ -147,7 +147,7 @@ def default_answers(
 
 
 def check(found: Figures) -> list[Figures]:
-    """What was to be reached, and whether it was."""
+    """The lines of the table of bars."""
     steered = found["default"]["steerability"]
     lines = []
     for name in ("verbosity", "grade", best_of_the_data(steered)):
@@ -173,7 +173,7 @@ def bar(measure: str, value: float, bound: str, reached: bool) -> Figures:
 
 
 def next_command(folder: Path) -> str:
-    """Asks the first policy for a long answer."""
+    """The command that requests a long answer of the first policy."""
     asked = GenerateConfig(
         checkpoint=str(folder / "policy-1" / "model"), prompt="How do I bake bread?", attributes={"verbosity": 4.0},
         temperature=1.0, top_k=50, max_new_tokens=128,
@@ -185,14 +185,14 @@ def next_command(folder: Path) -> str:
 
 
 def parts(found: Figures, drawn: Figures) -> dict[str, Any]:
-    """What the macros of real_model.html.j2 take; a part that did not run has no section."""
+    """The arguments of the macros of real_model.html.j2; a part that did not run has no section."""
     made = {name: part(found) for name, part in _PARTS.items() if name in found or name not in PARTS}
     shared = {name: part(drawn) for name, part in (("costs", costs), ("cross_talk", cross_talk)) if drawn[name]}
     return made | shared | {"answers": found["answers"]}
 
 
 def bars(found: Figures) -> Table:
-    """What was to be reached."""
+    """Every bar, and whether it was reached."""
     rows = []
     for one in found["bars"]:
         word, look = ("reached", "reached") if one["reached"] else ("not reached", "missed")
@@ -201,7 +201,7 @@ def bars(found: Figures) -> Table:
 
 
 def steering(found: Figures) -> Table:
-    """Requested against measured."""
+    """Spearman of requested and measured, by attribute."""
     together = found["all"]["steerability"]
     rows = [
         [
@@ -217,7 +217,7 @@ def steering(found: Figures) -> Table:
 
 
 def draw_learning(curves: Sequence[Mapping[int, float]], theme: Theme) -> Any:
-    """What labels are worth to the policy of each seed, by the answers it was trained on."""
+    """Label information of the policy of each seed, over the answers it was trained on."""
     figure = new_figure(6.8, 3.2)
     axis = figure.subplots()
     colours = (theme.blue, theme.orange, theme.green, theme.pink)
@@ -231,7 +231,7 @@ def draw_learning(curves: Sequence[Mapping[int, float]], theme: Theme) -> Any:
 
 
 def listening(found: Figures) -> dict[str, Table]:
-    """What labels are worth, and how that grew."""
+    """Label information of the policies, and its growth during training."""
     rows = [
         [f"seed {seed}", *(with_interval(one[shown], "gain", sign=True) for shown in ("permuted", "none"))]
         for seed, one in enumerate(found["listening"], start=1)
@@ -255,7 +255,7 @@ def regressor(found: Figures) -> Table:
 
 
 def bootstrap(found: Figures) -> Table:
-    """What step 4 changed."""
+    """Changes of the predictions by step 4."""
     changes = found["bootstrap"]["attributes"]
     return Table(["Predicted", "#Change"], [[n, with_interval(one, "gain", sign=True)] for n, one in changes.items()])
 

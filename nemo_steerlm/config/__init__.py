@@ -18,6 +18,7 @@ from nemo_steerlm.config.model import (
     RegressorModelConfig,
     RopeScaling,
 )
+from nemo_steerlm.config.plan import PlanConfig
 from nemo_steerlm.config.prompt import AttributeOptions, AttributesConfig, TemplateConfig
 from nemo_steerlm.config.train_verbs import (
     BootstrapConfig,
@@ -32,10 +33,12 @@ from nemo_steerlm.config.training import LoggingConfig, LossConfig, OptimizerCon
 from nemo_steerlm.config.verbs import (
     PREPARE_SOURCES,
     AnnotateConfig,
+    ExperimentsConfig,
     ExportConfig,
     GenerateConfig,
     ImportConfig,
     PrepareConfig,
+    PushToHubConfig,
     QuickstartConfig,
     QuickstartRecipe,
     SampleConfig,
@@ -45,10 +48,12 @@ from nemo_steerlm.config.verbs import (
 __all__ = [
     "HEADS", "LORA_TARGETS", "OVERLONG", "PREPARE_SOURCES", "WAYS",
     "AnnotateConfig", "Architecture", "AttributeOptions", "AttributesConfig", "BootstrapConfig", "BootstrapDataConfig",
-    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExportConfig", "GenerateConfig", "ImportConfig", "InProcesses",
+    "ComputeConfig", "DataConfig", "EvaluateConfig", "ExperimentsConfig", "ExportConfig",
+    "GenerateConfig", "ImportConfig", "InProcesses",
     "LoRAConfig", "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig",
-    "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "QuickstartConfig", "QuickstartRecipe",
-    "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig", "Settings", "SteerabilityConfig",
-    "SteeringCheckConfig", "SteeringConfig", "TemplateConfig", "TrainConfig", "TrainRegressorConfig", "TrainSftConfig",
-    "TrainerConfig", "check_dropout", "check_inference", "choices", "default_rate",
+    "PlanConfig", "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "PushToHubConfig",
+    "QuickstartConfig", "QuickstartRecipe", "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig",
+    "Settings", "SteerabilityConfig", "SteeringCheckConfig", "SteeringConfig", "TemplateConfig", "TrainConfig",
+    "TrainRegressorConfig", "TrainSftConfig", "TrainerConfig", "check_dropout", "check_inference",
+    "choices", "default_rate",
 ]  # fmt: skip

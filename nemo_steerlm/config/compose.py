@@ -6,28 +6,41 @@ dataclass, which decides what keys exist and what types they have.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from nemo_steerlm.config import overrides
+from nemo_steerlm.config import overrides, primary
+from nemo_steerlm.config.aliases import unknown
+from nemo_steerlm.config.experiments import experiments
 from nemo_steerlm.config.fields import missing
+from nemo_steerlm.config.options import parse
+from nemo_steerlm.config.primary import Primary
+from nemo_steerlm.config.primary import conf_folder as conf_folder
+from nemo_steerlm.config.schema import find as find
+from nemo_steerlm.config.schema import hint
 from nemo_steerlm.errors import ConfigError, suggest
-from nemo_steerlm.terminal import shell_word
 
-
-def conf_folder() -> Path:
-    """conf/ inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+_REMOVED = object()  # the value of `~key`
+# What Hydra's own keys set, and what to use instead here.
+_HYDRA = {
+    "hydra.run": "output=FOLDER",
+    "hydra.sweep": "output=FOLDER, below which --multirun numbers its jobs",
+    "hydra.searchpath": "--config-dir FOLDER",
+    "hydra.mode": "--multirun",
+    "hydra.output_subdir": "output=FOLDER, which holds config.yaml and overrides.yaml",
+    "hydra.job.chdir": "output=FOLDER: every file a verb writes lies there",
+    "hydra.job": "logging.name=NAME",
+    "hydra.verbose": "HYDRA_FULL_ERROR=1",
+}
+#: Hydra's own words that `--multirun` takes.
+SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 
 
 def load(
@@ -36,6 +49,7 @@ def load(
     words: Sequence[str],
     config_dir: str | Path | None = None,
     values: Mapping[str, Any] | None = None,
+    config: Path | None = None,
 ) -> Any:
     """Compose the config of a verb.
 
@@ -45,6 +59,7 @@ def load(
         words: `key=value` of the command line; text is taken as typed, the rest is parsed by Hydra's grammar.
         config_dir: a folder of the user's own groups, e.g. `mine/model/small.yaml` for `model=small`.
         values: settings from Python: sections as mappings, groups by name, dotted keys.
+        config: a file of the user's own in place of the verb's root file.
 
     Returns:
         An instance of `schema`, valid.
@@ -52,16 +67,21 @@ def load(
     Raises:
         ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range or contradicts another.
     """
-    settings = draft(verb, schema, words, config_dir, values)
+    _check_experiments(verb, words, primary.folders(config_dir, config))
+    settings = draft(verb, schema, words, config_dir, values, config)
+    for word in words:
+        if word.lstrip("+~").startswith(SWEEPS):
+            raise ConfigError(f"'{word}' says how --multirun starts its jobs; give --multirun, or leave it out")
     absent = sorted(OmegaConf.missing_keys(settings))
     if absent:
         raise missing(absent[0], find(schema, absent[0]), absent[1:])
     try:
-        config: Any = OmegaConf.to_object(settings)
+        made: Any = OmegaConf.to_object(settings)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
-    config.validate()
-    return config
+    made.validate()
+    made.words = tuple(words)
+    return made
 
 
 def draft(
@@ -70,176 +90,154 @@ def draft(
     words: Sequence[str],
     config_dir: str | Path | None = None,
     values: Mapping[str, Any] | None = None,
+    config: Path | None = None,
 ) -> DictConfig:
     """As `load`, but mandatory values may still be missing and nothing is validated; `--help` shows this."""
-    folders = [conf_folder(), *([Path(config_dir).resolve()] if config_dir else [])]
-    if not folders[-1].is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder")
-    named = {key for key, value in (values or {}).items() if key in _groups(verb) and isinstance(value, str)}
+    named = {key for key, value in (values or {}).items() if key in primary.groups(verb) and isinstance(value, str)}
     words = [*words, *(f"{key}={(values or {})[key]}" for key in named)]
-    groups, typed = _sort(words, schema, _groups(verb), folders)
-    typed += [(key, overrides.literal(value)) for key, value in (values or {}).items() if key not in named]
-    search = [f"hydra.searchpath=['file://{folders[1]}']"] if config_dir else []
-    try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(config_dir=str(folders[0]), version_base="1.3"):
-            composed = compose(config_name=verb, overrides=[*search, *groups])
-        given = OmegaConf.create()
+    with composition(verb, schema, words, config_dir, config) as (found, typed):
+        composed: Any = OmegaConf.to_container(found.compose())
+        typed += [(key, overrides.literal(value)) for key, value in (values or {}).items() if key not in named]
+        given: Any = OmegaConf.create()
         for key, value in typed:
-            OmegaConf.update(given, key, value, force_add=True)
-        settings: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed), given)
-    except ConfigKeyError as error:
-        raise ConfigError(_unknown(str(error.full_key), schema)) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        key = str(getattr(error, "full_key", None) or "")
-        raise ConfigError(f"{key}: {_one_line(error)}{_expected(schema, key)}".removeprefix(": ")) from error
+            if value is _REMOVED:
+                _remove(composed, key)
+                given = OmegaConf.create(_remove(OmegaConf.to_container(given), key))
+            else:
+                OmegaConf.update(given, key, value, force_add=True)
+        settings: Any = OmegaConf.merge(OmegaConf.structured(schema), composed, given)
     return settings
 
 
-# -- looking at the schema --------------------------------------------------------------------------------------------
+def _check_experiments(verb: str, words: Sequence[str], searched: Sequence[Path]) -> None:
+    """Refuse an experiment whose header has another verb's command (ConfigError); its values mean other things."""
+    asked = {word.partition("=")[2] for word in words if word.startswith("experiment=")}
+    for found in experiments(searched) if asked else []:
+        if found.name in asked and found.verb not in ("", verb):
+            raise ConfigError(f"experiment={found.name} is for `steerlm {found.verb}`, found `steerlm {verb}`")
 
 
-def _inner(schema: type, field: dataclasses.Field) -> type | None:
-    """The dataclass a field holds, also behind `| None`."""
-    hint = overrides.hints(schema)[field.name]
-    return next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)  # type: ignore[return-value]
+def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:
+    """The words for a verb that takes those of another one: `key=value`, the folder of `--config-dir`, whether help.
+
+    Raises:
+        ConfigError: an option is unknown.
+    """
+    found = parse("", words)
+    return found.words, found.config_dir, found.help
 
 
-def find(schema: type, key: str) -> dataclasses.Field:
-    """The field a dotted key names; keys inside a free mapping give the mapping's field (raises KeyError)."""
-    name, _, rest = key.partition(".")
-    field = next((field for field in dataclasses.fields(schema) if field.name == name), None)
-    if field is None:
-        raise KeyError(key)
-    if not rest or _is_mapping(field):
-        return field
-    inner = _inner(schema, field)
-    if inner is None:
-        raise KeyError(key)
-    return find(inner, rest)
+@contextlib.contextmanager
+def composition(
+    verb: str, schema: type, words: Sequence[str], config_dir: str | Path | None = None, config: Path | None = None
+) -> Iterator[tuple[Primary, list[tuple[str, Any]]]]:
+    """Hydra set up with the groups that `words` choose, and the values they set as (key, value) pairs.
+
+    Raises:
+        ConfigError: a word is wrong, or Hydra or OmegaConf fails inside the `with`.
+    """
+    with told(schema):
+        sorted_ = _sort(words, schema, primary.groups(verb), primary.folders(config_dir, config))
+        with primary.hydra(verb, sorted_.chosen, config_dir, config) as found:
+            yield found, sorted_.typed
 
 
-def _is_mapping(field: dataclasses.Field) -> bool:
-    return str(field.type).startswith("dict[")
+@contextlib.contextmanager
+def told(schema: type) -> Iterator[None]:
+    """Errors of Hydra and OmegaConf as one line that names the key (raises ConfigError)."""
+    try:
+        yield
+    except ConfigKeyError as error:
+        raise ConfigError(unknown(str(error.full_key), schema)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        key = str(getattr(error, "full_key", None) or "")
+        raise ConfigError(f"{key}: {_one_line(error)}{_expected(schema, key)}".removeprefix(": ")) from error
 
 
-def keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a config dataclass, leaves and branches."""
-    for field in dataclasses.fields(schema):
-        yield f"{prefix}{field.name}"
-        inner = None if _is_mapping(field) else _inner(schema, field)
-        if inner is not None:
-            yield from keys(inner, f"{prefix}{field.name}.")
+def _remove(tree: Any, key: str) -> Any:
+    """Remove a dotted key from nested mappings, where it is there."""
+    *above, leaf = key.split(".")
+    branch = tree
+    for name in above:
+        branch = branch.get(name) if isinstance(branch, dict) else None
+    if isinstance(branch, dict):
+        branch.pop(leaf, None)
+    return tree
 
 
 # -- overrides --------------------------------------------------------------------------------------------------------
 
 
-def _groups(verb: str) -> list[str]:
-    """The groups a verb's root file composes."""
-    root: Any = OmegaConf.load(conf_folder() / f"{verb}.yaml")
-    return [str(name) for entry in root.get("defaults", []) if isinstance(entry, DictConfig) for name in entry]
+@dataclass(frozen=True)
+class _Words:
+    chosen: list[str]  # groups, for Hydra
+    typed: list[tuple[str, Any]]  # key and value
 
 
-def _sort(
-    words: Sequence[str], schema: type, groups: Sequence[str], folders: Sequence[Path]
-) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Split the command line into choices of groups (for Hydra) and (key, value) pairs, every key known to exist."""
-    chosen, values = [], []
+def _sort(words: Sequence[str], schema: type, groups: Sequence[str], folders: Sequence[Path]) -> _Words:
+    """Sort the command line into choices of groups and values of keys, every one of them known to exist."""
+    found = _Words([], [])
     for word in words:
-        key, equals, text = word.lstrip("+").partition("=")
-        if not equals or not key or key.startswith("~"):
+        key, equals, text = word.lstrip("+~").partition("=")
+        removed = word.startswith("~")
+        if not key or not (equals or removed):
             raise ConfigError(f"'{word}' is not of the form key=value")
-        if key in groups and not text.startswith("{"):
+        if "@" in key:
+            raise ConfigError(f"'{word}': a group fills one section here; write {key.partition('@')[0]}={text}")
+        if key.startswith(("hydra.", "hydra/")):
+            found.chosen.append(_hydra_word(word, key))
+        elif is_group(key, schema, groups, folders) and not text.startswith("{"):
             if key == "attributes" and text.endswith((".yaml", ".yml")):
-                values.append(("attributes.preset", text))
-                continue
-            options = _options(key, folders)
-            if text not in (*options, "null"):
-                hint = f"there are {', '.join(options)}{suggest(text, options)}"
-                raise ConfigError(f"{key}={text}: no such choice; {hint}")
-            chosen.append(f"~{key}" if text == "null" else f"{key}={text}")
-            continue
-        try:
-            find(schema, key)
-            kind = overrides.hint(schema, key)
-        except KeyError:
-            raise ConfigError(_unknown(key, schema, groups)) from None
-        values.append((key, overrides.value(key, text, kind)))
-    return chosen, values
-
-
-def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:
-    """Split the words after the verb: key=value words, the folder of `--config-dir`, whether help is requested."""
-    left, keys, folder, asked = list(words), [], None, False
-    while left:
-        word = left.pop(0)
-        if word in ("--help", "-h"):
-            asked = True
-        elif word.partition("=")[0] == "--config-dir":
-            folder = word.partition("=")[2] or (left.pop(0) if left else "")
-        elif word.startswith("-"):
-            raise ConfigError(f"unknown option '{word}'; there are --help and --config-dir DIR, all else is key=value")
+                found.typed.append(("attributes.preset", text))
+            else:
+                found.chosen.append(f"~{key}" if removed or text == "null" else _choice(key, text, folders))
         else:
-            keys.append(word)
-    return keys, folder, asked
+            found.typed.append((key, _value(word, key, text, schema, groups)))
+    return found
 
 
-def describe(verb: str, schema: type, words: Sequence[str], config_dir: str | None = None) -> str:
-    """The help of a verb: its keys with their defaults and meaning, after the groups that fill many at once.
-
-    Defaults are shown as they can be typed in a shell.
-    """
-    settings = draft(verb, schema, words, config_dir)
-    rows = []
-    for key in keys(schema):
-        field = find(schema, key)
-        inside = OmegaConf.select(settings, key, throw_on_missing=False)
-        if isinstance(inside, DictConfig) and not _is_mapping(field):
-            continue
-        if key.startswith("model.architecture."):
-            continue  # 20 keys that a group fills
-        above, leaf = _parent(settings, key)
-        if above is None:
-            continue  # keys of a part that is absent
-        value = "required" if OmegaConf.is_missing(above, leaf) else shell_word(overrides.typed(_plain(inside)))
-        note = f" ({' | '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
-        word = f"{key}={value}"
-        gap = "\n" + " " * 47 if len(word) > 70 else " "
-        rows.append(f"  {word:<44}{gap}{field.metadata['help']}{note}")
-    folders = [conf_folder(), *([Path(config_dir)] if config_dir else [])]
-    groups = [f"  {group}={' | '.join(_options(group, folders))}" for group in _groups(verb)]
-    return "\n".join([*(["groups:", *groups, ""] if groups else []), "keys:", *rows])
+def is_group(key: str, schema: type, groups: Sequence[str], folders: Sequence[Path]) -> bool:
+    """Whether the word chooses a file: of a group of the verb, or of a folder that only the user has."""
+    if key in groups:
+        return True
+    names = {name.partition(".")[0] for name in vars(schema)["__dataclass_fields__"]}
+    return key.partition("/")[0] not in names and any((folder / key).is_dir() for folder in folders[1:])
 
 
-def _parent(settings: Any, key: str) -> tuple[Any, str]:
-    above, _, leaf = key.rpartition(".")
-    return (OmegaConf.select(settings, above) if above else settings), leaf
+def _choice(group: str, text: str, folders: Sequence[Path]) -> str:
+    options = primary.options(group, folders)
+    for name in text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else [text]:
+        if name.strip() not in options:
+            hint = f"there are {', '.join(options)}{suggest(name, options)}"
+            raise ConfigError(f"{group}={text}: no such choice; {hint}")
+    return f"{group}={text}"
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+def _value(word: str, key: str, text: str, schema: type, groups: Sequence[str]) -> Any:
+    try:
+        find(schema, key)
+        kind = hint(schema, key)
+    except KeyError:
+        raise ConfigError(unknown(key, schema, groups)) from None
+    if not word.startswith("~"):
+        return overrides.value(key, text, kind)
+    if "=" in word:
+        raise ConfigError(f"'{word}': write ~{key}, whatever its value is")
+    return _REMOVED
 
 
-def _options(group: str, folders: Sequence[Path]) -> list[str]:
-    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+def _hydra_word(word: str, key: str) -> str:
+    """A word for Hydra itself, where it has a use here."""
+    if key.startswith(SWEEPS):
+        return word
+    instead = next((text for name, text in _HYDRA.items() if f"{key}.".startswith(f"{name}.")), None)
+    raise ConfigError(
+        f"'{word}': {f'use {instead}' if instead else 'not used here'}; of Hydra's own keys there are hydra/launcher, "
+        "hydra/sweeper and those below hydra.launcher and hydra.sweeper"
+    )
 
 
 # -- messages ---------------------------------------------------------------------------------------------------------
-
-
-def _unknown(key: str, schema: type, groups: Sequence[str] = ()) -> str:
-    known = [*keys(schema), *groups]
-    branch, _, leaf = key.rpartition(".")
-    elsewhere = {name.rpartition(".")[2]: name for name in known if "." in name}
-    if leaf in elsewhere:
-        hint = f"; did you mean '{elsewhere[leaf]}'?"
-    elif branch in known:
-        beside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == branch]
-        hint = suggest(leaf, beside).replace("'", f"'{branch}.", 1)
-    else:
-        hint = suggest(key, known)
-    return f"unknown key '{key}'{hint or '; --help lists the keys'}"
 
 
 def _expected(schema: type, key: str) -> str:

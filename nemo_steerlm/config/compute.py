@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_steerlm.config.fields import Settings, option
+from nemo_steerlm.config.gpus import GPUS
 from nemo_steerlm.errors import ConfigError
 
 
@@ -45,12 +46,24 @@ class ProcessesConfig(Settings):
 
 @dataclass(kw_only=True)
 class ComputeConfig(ProcessesConfig):
-    """Processes and number format."""
+    """Processes, number format and GPU."""
 
     precision: str | None = option(
         None, "number format of the computation; null = bf16 on a GPU, fp32 on a CPU; fp8 needs Transformer Engine",
         choices=("fp32", "bf16", "fp8"),
     )  # fmt: skip
+    gpu: str | None = option(
+        None, "the GPU that the layout is for, whose memory and speed `plan` reads; null = any", choices=tuple(GPUS)
+    )
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the GPU has the number format."""
+        super().validate(prefix)
+        if self.precision == "fp8" and self.gpu is not None and not GPUS[self.gpu].fp8:
+            raise ConfigError(
+                f"{prefix}precision=fp8: {GPUS[self.gpu].label} ({prefix}gpu={self.gpu}) has none; use "
+                f"{prefix}precision=bf16"
+            )
 
 
 class InProcesses(Settings):
@@ -60,8 +73,12 @@ class InProcesses(Settings):
     parallel: ParallelConfig
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`, and that the layout divides the processes."""
+        """As `Settings.validate`, and `check_processes`."""
         super().validate(prefix)
+        self.check_processes()
+
+    def check_processes(self) -> None:
+        """Refuse a layout that does not divide the processes (ConfigError)."""
         trainer, parallel = self.trainer, self.parallel
         world, model = trainer.num_nodes * trainer.devices, parallel.tensor * parallel.pipeline
         if world % model:

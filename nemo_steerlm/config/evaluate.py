@@ -20,7 +20,7 @@ class SteeringConfig(Settings):
     """Settings that measure whether a policy listens to its labels and does what it is asked."""
 
     scorers: list[str] | None = option(
-        None, "what measures answers: model folder of a regressor, text, oracle, MODULE:FUNCTION, http://..."
+        None, "what measures answers: model folder of a regressor, text, oracle, MODULE:FUNCTION, http://...", hub=True
     )
     measures: dict[str, str] = option(dict, "score that measures an attribute, if not of its name: {verbosity:tokens}")
     rows: int = option(200, "labelled rows whose labels are permuted; 0 = none", least=0)
@@ -87,8 +87,8 @@ class EvaluateConfig(Inference):
         example="regressor",
     )  # fmt: skip
     checkpoint: str | None = option(
-        None, "model folder of a regressor, of a policy for steerability; not needed by label_noise if the rows hold "
-        "predictions"
+        None, "model folder or name on the hub: of a regressor, of a policy for steerability; not needed by "
+        "label_noise if the rows hold predictions", hub=True,
     )  # fmt: skip
     input: Any = option(
         MISSING, "conversations with labels, a file or [ONE,TWO]; preferences", example="data/val.jsonl"

@@ -11,7 +11,7 @@ from nemo_steerlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Experiment:
-    """One file of a folder `experiment/`.
+    """One file of a folder `experiment/`, or below it, named model-task-data-hardware.
 
     Attributes:
         name: what `experiment=` takes.
@@ -25,11 +25,18 @@ class Experiment:
     command: str
     verb: str
 
+    @property
+    def model(self) -> str:
+        """The model in its name: a file of `conf/model`, for the shipped ones."""
+        return Path(self.name).name.partition("-")[0]
+
 
 def experiments(folders: Sequence[Path]) -> list[Experiment]:
     """The experiments in `folders` (conf/ and the user's own), by name; a later folder's replaces an earlier one's."""
-    files = {file.stem: file for folder in folders for file in sorted((folder / "experiment").glob("*.yaml"))}
-    return [_read(file) for _, file in sorted(files.items())]
+    files = {}
+    for folder in (folder / "experiment" for folder in folders):
+        files.update({f.relative_to(folder).with_suffix("").as_posix(): f for f in sorted(folder.rglob("*.yaml"))})
+    return [_read(name, file) for name, file in sorted(files.items())]
 
 
 def experiment(name: str, folders: Sequence[Path]) -> Experiment:
@@ -44,7 +51,7 @@ def experiment(name: str, folders: Sequence[Path]) -> Experiment:
     return known[name]
 
 
-def _read(file: Path) -> Experiment:
+def _read(name: str, file: Path) -> Experiment:
     comment = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -53,4 +60,4 @@ def _read(file: Path) -> Experiment:
     commands = [line[line.index("steerlm ") :] for line in comment if line.startswith(("steerlm ", "srun steerlm "))]
     command = commands[0] if commands else ""
     text = [line for line in comment if not line.startswith(("@package", "steerlm ", "srun "))]
-    return Experiment(file.stem, " ".join(text), command, command.split()[1] if command else "")
+    return Experiment(name, " ".join(text), command, command.split()[1] if command else "")

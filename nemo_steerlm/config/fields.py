@@ -24,6 +24,7 @@ def option(
     most: float | None = None,
     below: float | None = None,
     example: str = "",
+    hub: bool = False,
 ) -> Any:
     """A dataclass field with what `--help` shows and `Settings.validate` checks.
 
@@ -35,9 +36,10 @@ def option(
         most: largest number allowed.
         below: number that is too large already.
         example: a value to show where the user left a mandatory one out.
+        hub: whether a name on the Hugging Face hub is taken too, which `hub.localise` replaces by a folder.
     """
     ranges = {"least": least, "most": most, "below": below}
-    metadata = {"help": text, "choices": choices, **ranges, "example": example}
+    metadata = {"help": text, "choices": choices, **ranges, "example": example, "hub": hub}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -48,7 +50,12 @@ class Settings:
     """The base of every configuration dataclass: one `validate` for the command line and for Python.
 
     A dataclass adds to its `validate` the constraints between its values, a verb's those between its sections.
+
+    Attributes:
+        words: of a verb's: the words of the command line, as typed.
     """
+
+    words = ()  # type: tuple[str, ...]  # a comment, because an annotation would make it a key
 
     def validate(self, prefix: str = "") -> None:
         """Check the values of all fields, those of sections too.

@@ -90,8 +90,12 @@ class LoRAConfig(Settings):
 class ModelConfig(Settings):
     """Where the weights come from and which of them are trained."""
 
-    init: str | None = option(None, "model folder or Hugging Face folder to start from; null = random weights")
-    tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; needed for random weights")
+    init: str | None = option(
+        None, "model folder, Hugging Face folder or name on the hub to start from; null = random weights", hub=True
+    )
+    tokenizer: str | None = option(
+        None, "Hugging Face folder, name on the hub or SentencePiece file; needed for random weights", hub=True
+    )
     architecture: Architecture | None = option(None, "shape for random weights; model=llama_tiny and so on fill it")
     lora: LoRAConfig = option(LoRAConfig, "low-rank adapters; a policy's attribute tokens are trained with them")
     freeze: str = option(

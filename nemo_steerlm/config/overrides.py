@@ -6,33 +6,20 @@ Numbers, switches and lists of them follow Hydra's grammar. That grammar would t
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from nemo_steerlm.errors import ConfigError
 
 _OPEN, _CLOSE, _QUOTES = "([{", ")]}", "'\""
-hints = functools.cache(get_type_hints)
-
-
-def hint(schema: type, key: str) -> Any:
-    """The declared type of a dotted key, also inside mappings (raises KeyError)."""
-    name, _, rest = key.partition(".")
-    found = hints(schema)[name]
-    if not rest:
-        return found
-    inner: Any = next((kind for kind in (found, *get_args(found)) if dataclasses.is_dataclass(kind)), None)
-    if get_origin(found) is not dict:
-        return hint(inner, rest) if inner else Any
-    return hint(inner, rest.rpartition(".")[2]) if inner and "." in rest else get_args(found)[1]
 
 
 def value(key: str, text: str, kind: Any) -> Any:
@@ -44,13 +31,13 @@ def value(key: str, text: str, kind: Any) -> Any:
     Args:
         key: Leads error messages.
         text: What stands after the equals sign.
-        kind: The declared type, of `hint`.
+        kind: The declared type, of `schema.hint`.
 
     Raises:
         ConfigError: Hydra's grammar has no such value.
     """
     kinds = (kind, *get_args(kind))
-    if kind is Any or kind is str or (str in kinds and type(None) in kinds):
+    if _is_text(kind):
         if kind is not str and text == "null":
             return None
         if kind is Any and text[:1] + text[-1:] == "[]":
@@ -65,8 +52,44 @@ def value(key: str, text: str, kind: Any) -> Any:
     except HydraException as error:
         raise ConfigError(f"{key}={text}: {str(error).splitlines()[0]}") from error
     if override.is_sweep_override():
-        raise ConfigError(f"{key}={text}: expected one value; lists are written {key}=[{text}]")
+        raise ConfigError(
+            f"{key}={text}: expected one value; lists are written {key}=[{text}], a sweep takes --multirun"
+        )
     return override.value()
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is Any or kind is str or {str, type(None)} <= set(get_args(kind))
+
+
+_FUNCTIONS = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
+
+
+def sweep(text: str) -> str:
+    """What stands after the equals sign of a word of `--multirun`, in Hydra's grammar.
+
+    Values are separated by commas outside of brackets and quotes; quotes around a value are removed. Hydra's functions
+    (`range(1,4)`) are left to Hydra.
+    """
+    if _FUNCTIONS.fullmatch(text):
+        return text
+    return ",".join(grammar(_unquoted(part)) for part in _parts(text)) or "''"
+
+
+def grammar(text: str) -> str:
+    """Text in Hydra's grammar, in quotes where that would take it for something else; `plain` is the way back."""
+    with contextlib.suppress(HydraException):
+        override = OverridesParser.create().parse_override(f"key={text}")
+        if not override.is_sweep_override() and override.get_value_element_as_str() == text and "${" not in text:
+            return text
+    kept = f"{_RESOLVER}:{_digits(text)}" if "${" in text else text  # Hydra stores its words in a config
+    return QuotedString(kept, Quote.single).with_quotes()
+
+
+def plain(override: Override) -> str:
+    """The text of a value that Hydra's grammar has read."""
+    text = typed(override.value())
+    return _text(text.removeprefix(f"{_RESOLVER}:")) if text.startswith(f"{_RESOLVER}:") else text
 
 
 def typed(value: Any) -> str:
@@ -102,13 +125,19 @@ def literal(value: Any) -> Any:
 
 def _kept(text: str) -> str:
     """Text that OmegaConf gives back as it is: it would take `${...}` for an interpolation, escaped or not."""
-    return f"${{{_RESOLVER}:'{text.encode('utf-8', 'surrogatepass').hex()}'}}" if "${" in text else text
+    return f"${{{_RESOLVER}:'{_digits(text)}'}}" if "${" in text else text
+
+
+def _digits(text: str) -> str:
+    return text.encode("utf-8", "surrogatepass").hex()
+
+
+def _text(digits: str) -> str:
+    return bytes.fromhex(digits).decode("utf-8", "surrogatepass")
 
 
 _RESOLVER = "steerlm_text"
-OmegaConf.register_new_resolver(
-    _RESOLVER, lambda digits: bytes.fromhex(digits).decode("utf-8", "surrogatepass"), replace=True
-)
+OmegaConf.register_new_resolver(_RESOLVER, _text, replace=True)
 
 
 def _list(text: str) -> list[str]:

@@ -124,8 +124,12 @@ class BootstrapDataConfig(PolicyDataConfig):
 class BootstrapConfig(Training):
     """Settings of `steerlm bootstrap` (step 4)."""
 
-    policy: str = option(MISSING, "model folder of the policy", example="outputs/policy/model")
-    regressor: str = option(MISSING, "model folder of the regressor", example="outputs/regressor/model")
+    policy: str = option(
+        MISSING, "model folder of the policy or its name on the hub", example="outputs/policy/model", hub=True
+    )
+    regressor: str = option(
+        MISSING, "model folder of the regressor or its name on the hub", example="outputs/regressor/model", hub=True
+    )
     output: str = option(MISSING, "run folder", example="outputs/bootstrap")
     target: list[str] = option(MISSING, "attributes held at their maximum", example="[quality]")
     data: BootstrapDataConfig = option(BootstrapDataConfig, "data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -20,6 +21,9 @@ class TrainerConfig(ComputeConfig):
 
     max_steps: int | None = option(None, "optimizer steps; this or max_epochs must be given", least=1)
     max_epochs: float | None = option(None, "passes over the data, where max_steps is null", least=0.0)
+    max_time: str | None = option(
+        None, "time after which the run saves and ends, HH:MM:SS or DD:HH:MM:SS from the start of its process"
+    )
     global_batch_size: int = option(MISSING, "samples an optimizer step, over all processes", least=1, example="128")
     micro_batch_size: int = option(
         MISSING, "samples a process handles at once; a preference pair is one", least=1, example="1"
@@ -31,6 +35,9 @@ class TrainerConfig(ComputeConfig):
     )
     checkpoint_every: int | None = option(None, "optimizer steps between checkpoints; null = 15 minutes", least=1)
     keep_checkpoints: int = option(2, "newest checkpoints kept", least=1)
+    checkpoint_local_dir: str | None = option(
+        None, "folder on each node's own disk: checkpoints are written there and copied to OUTPUT in the background"
+    )
     async_checkpoint: bool = option(False, "write checkpoints in the background, from copies in CPU memory")
     recompute: str = option(
         "none", "activations recomputed in the backward pass: of attention, or of whole layers",
@@ -49,6 +56,24 @@ class TrainerConfig(ComputeConfig):
             raise ConfigError(
                 "trainer.max_steps is missing; give it or trainer.max_epochs, e.g. trainer.max_steps=800"
             )
+        self.max_seconds()
+
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds; DD-HH:MM:SS, as SLURM writes it, is the same as DD:HH:MM:SS.
+
+        Raises:
+            ConfigError: it is written in another way. YAML reads 12:00:00 without quotes as a number.
+        """
+        if self.max_time is None:
+            return None
+        found = re.fullmatch(r"(?:(\d+)[:-])?(\d+):([0-5]?\d):([0-5]?\d)", self.max_time)
+        if found is None:
+            raise ConfigError(
+                f"trainer.max_time={self.max_time}: expected HH:MM:SS or DD:HH:MM:SS, in a YAML file in quotes: "
+                '"04:00:00"'
+            )
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
 
 
 #: Default peak learning rate of a fine-tuning. All weights: between the 5e-6 of SteerLM's and HelpSteer's
@@ -133,13 +158,22 @@ class LoggingConfig(Settings):
     wandb: bool = option(False, "log to Weights & Biases; needs the extra nemo_steerlm[wandb]")
     wandb_project: str = option("nemo_steerlm", "W&B project")
     wandb_offline: bool = option(True, "keep W&B files local; `wandb sync` sends them later")
+    straggler_every: int | None = option(
+        None, "optimizer steps between reports of the slowest rank; null = none, and nothing is measured", least=1
+    )
+    mlflow: bool = option(False, "log to MLflow; needs the extra nemo_steerlm[mlflow]")
+    mlflow_experiment: str = option("nemo_steerlm", "MLflow experiment")
+    mlflow_uri: str | None = option(
+        None, "MLflow server or store, e.g. http://host:5000; null = MLFLOW_TRACKING_URI, else OUTPUT/logs/mlflow.db"
+    )
     name: str | None = option(None, "name of the run; null = that of the output folder")
 
     def validate(self, prefix: str = "") -> None:
         """As `Settings.validate`, and that the loggers are installed."""
         super().validate(prefix)
-        if self.wandb and find_spec("wandb") is None:
-            raise ConfigError("logging.wandb=true needs the package wandb: pip install 'nemo_steerlm[wandb]'")
+        for name in ("wandb", "mlflow"):
+            if getattr(self, name) and find_spec(name) is None:
+                raise ConfigError(f"logging.{name}=true needs the package {name}: pip install 'nemo_steerlm[{name}]'")
 
 
 class Training(InProcesses):
@@ -151,9 +185,14 @@ class Training(InProcesses):
     def validate(self, prefix: str = "") -> None:
         """As `InProcesses.validate`, and that the data-parallel ranks share a global batch equally."""
         super().validate(prefix)
-        trainer, parallel = self.trainer, self.parallel
+        trainer = self.trainer
         if trainer.best_metric is not None and self.data.val is None:
             raise ConfigError(f"trainer.best_metric={trainer.best_metric} needs validation data: give data.val=FILE")
+        self.check_batch()
+
+    def check_batch(self) -> None:
+        """Refuse a global batch that the data-parallel ranks cannot share equally (ConfigError)."""
+        trainer, parallel = self.trainer, self.parallel
         if self.data.packing:  # the micro-batches follow from the data
             return
         ranks = trainer.num_nodes * trainer.devices // (parallel.tensor * parallel.pipeline)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from nemo_steerlm import hub
 from nemo_steerlm.config.compute import ComputeConfig, Inference, InProcesses, ParallelConfig, ProcessesConfig
 from nemo_steerlm.config.data import OVERLONG
 from nemo_steerlm.config.fields import MOST_SEED, Settings, option
@@ -35,7 +36,7 @@ class PrepareConfig(Settings):
     seed: int = option(10, "seed of the split, and of synthetic data", least=0, most=MOST_SEED)
     languages: list[str] | None = option(None, "keep only these, e.g. languages=[en,de]; null = all")
     dedupe: bool = option(True, "drop repeated conversations")
-    tokenizer: str | None = option(None, "counts the lengths in the report; null = in characters")
+    tokenizer: str | None = option(None, "counts the lengths in the report; null = in characters", hub=True)
     recipe: str = option(
         "default", "nemo_aligner = the reference's files byte for byte", choices=("default", "nemo_aligner")
     )
@@ -60,9 +61,14 @@ class PrepareConfig(Settings):
 class ImportConfig(InProcesses):
     """Settings of `steerlm import`."""
 
-    input: str = option(MISSING, "Hugging Face folder, .gguf file, or llama2.c .bin file", example="Llama-3.1-8B")
+    input: str = option(
+        MISSING, "Hugging Face folder or name on the hub, .gguf file, or llama2.c .bin file", example="Llama-3.1-8B",
+        hub=True,
+    )  # fmt: skip
     output: str = option(MISSING, "model folder to write", example="outputs/base")
-    tokenizer: str | None = option(None, "Hugging Face folder or SentencePiece file; null = the input's own")
+    tokenizer: str | None = option(
+        None, "Hugging Face folder, name on the hub or SentencePiece file; null = the input's own", hub=True
+    )
     attributes: AttributesConfig = option(
         AttributesConfig, "names of a sequence classifier's outputs; a language model gets a token for each value"
     )
@@ -77,7 +83,7 @@ class ImportConfig(InProcesses):
 class ExportConfig(InProcesses):
     """Settings of `steerlm export`."""
 
-    checkpoint: str = option(MISSING, "model folder", example="outputs/policy/model")
+    checkpoint: str = option(MISSING, "model folder or name on the hub", example="outputs/policy/model", hub=True)
     output: str = option(MISSING, "folder to write", example="outputs/policy-hf")
     scalar: dict[str, float] = option(dict, "one weighted sum of a regressor's attributes: scalar.helpfulness=0.65")
     dtype: str | None = option(
@@ -88,10 +94,27 @@ class ExportConfig(InProcesses):
 
 
 @dataclass(kw_only=True)
+class PushToHubConfig(Settings):
+    """Settings of `steerlm push-to-hub`."""
+
+    input: str = option(MISSING, "folder that export wrote, or a model folder", example="outputs/policy-hf")
+    repository: str = option(MISSING, "OWNER/NAME on the hub; made if it is not there", example="me/policy")
+    private: bool = option(True, "whether a new repository is private; one that exists stays as it is")
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that the repository has the form of a name on the hub."""
+        super().validate(prefix)
+        if not hub.is_name(self.repository):
+            raise ConfigError(f"repository={self.repository}: expected OWNER/NAME, as on the hub")
+
+
+@dataclass(kw_only=True)
 class AnnotateConfig(Inference):
     """Settings of `steerlm annotate`."""
 
-    checkpoint: str = option(MISSING, "model folder of a regressor", example="outputs/regressor/model")
+    checkpoint: str = option(
+        MISSING, "model folder of a regressor or its name on the hub", example="outputs/regressor/model", hub=True
+    )
     input: str = option(MISSING, "conversations", example="data/train.jsonl")
     output: str = option(MISSING, "labelled conversations", example="outputs/labelled.jsonl")
     turns: str = option("all", "assistant turns to label", choices=("all", "labelled", "missing"))
@@ -143,7 +166,9 @@ class SamplingConfig(Settings):
 class SampleConfig(SamplingConfig, Inference):
     """Settings of `steerlm sample` (step 4a)."""
 
-    checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
+    checkpoint: str = option(
+        MISSING, "model folder of a policy or its name on the hub", example="outputs/policy/model", hub=True
+    )
     prompts: str = option(MISSING, "conversations whose user turns are answered", example="data/train.jsonl")
     annotated: str = option(
         MISSING, "data from which attribute combinations are drawn", example="outputs/labelled.jsonl"
@@ -160,7 +185,9 @@ class SampleConfig(SamplingConfig, Inference):
 class GenerateConfig(Inference):
     """Settings of `steerlm generate`."""
 
-    checkpoint: str = option(MISSING, "model folder of a policy", example="outputs/policy/model")
+    checkpoint: str = option(
+        MISSING, "model folder of a policy or its name on the hub", example="outputs/policy/model", hub=True
+    )
     prompt: str = option(MISSING, "what the user says", example="'Name a good book.'")
     system: str | None = option(None, "system prompt; null = that of the model's template")
     attributes: dict[str, float | None] = option(
@@ -173,6 +200,17 @@ class GenerateConfig(Inference):
     seed: int = option(1234, "seed of the draw", least=0, most=MOST_SEED)
     trainer: ComputeConfig = option(ComputeConfig, "processes")
     parallel: ParallelConfig = option(ParallelConfig, "layout")
+
+
+@dataclass(kw_only=True)
+class ExperimentsConfig(Settings):
+    """Settings of `steerlm experiments`."""
+
+    verb: str | None = option(
+        None, "only the experiments of this verb; null = all",
+        choices=("train-regressor", "annotate", "train-sft", "sample", "bootstrap"),
+    )  # fmt: skip
+    config_dir: str | None = option(None, "folder of your own groups, searched too")
 
 
 @dataclass(kw_only=True)

@@ -25,8 +25,9 @@ from typing import Any
 from nemo_steerlm.config import PreferenceConfig, choices
 from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.data.sources import hh_rlhf
+from nemo_steerlm.data.sources.rows import read_rows
 from nemo_steerlm.errors import DataError
-from nemo_steerlm.files import encodable, read_jsonl
+from nemo_steerlm.files import encodable
 from nemo_steerlm.provenance import sha256_file
 
 Row = Mapping[str, Any]
@@ -175,26 +176,16 @@ def _read(path: Path) -> Rows:
 
 
 def _read_file(file: Path) -> Rows:
-    if file.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-            for start, batch in enumerate(table.iter_batches(1024)):
-                yield from ((f"{file}: row {start * 1024 + i}", row) for i, row in enumerate(batch.to_pylist()))
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: not a readable Parquet file ({error})") from None
-    elif file.suffix == ".json":
-        try:
-            rows = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{file}: malformed JSON ({error})") from None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{file}: expected a list of objects; a file with one object a line is named .jsonl")
-        yield from ((f"{file}: row {i}", row) for i, row in enumerate(rows))
-    else:
-        yield from ((f"{file}:{number}", row) for number, row in read_jsonl(file))
+    if file.suffix != ".json":
+        yield from read_rows(file)
+        return
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: malformed JSON ({error})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file}: expected a list of objects; a file with one object a line is named .jsonl")
+    yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _detect(where: str, row: Row) -> str:

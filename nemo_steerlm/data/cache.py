@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from nemo_steerlm.data.tokenise import Counts
 from nemo_steerlm.files import sync_folder
 from nemo_steerlm.provenance import sha256_file
 
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
-Tokenised = tuple[Arrays, dict[str, Any]]  # arrays by name, and the counts that go into a report
+Tokenised = tuple[Arrays, Counts]
 FOLDER = ".steerlm-cache"
 _FORMAT = 3  # raise it when the same settings give other arrays
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nemo_steerlm import hub
 from nemo_steerlm.errors import ConfigError, DataError
 
 #: Files that `sources.rows` reads.
 READABLE = (".jsonl", ".jsonl.gz", ".parquet", ".csv", ".csv.gz", ".yaml", ".yml")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def input_files(
@@ -41,8 +40,8 @@ def input_files(
             raise ConfigError(f"output={output} is the input folder; choose another one")
         return _in_folder(path, patterns)
     if not path.is_file():
-        hub = "; for a dataset on the Hugging Face hub add revision=COMMIT" if _HUB_NAME.fullmatch(str(name)) else ""
-        raise DataError(f"{path}: no such file or folder{hub}")
+        hint = "; for a dataset on the Hugging Face hub add revision=COMMIT" if hub.is_name(str(name)) else ""
+        raise DataError(f"{path}: no such file or folder{hint}")
     return [path]
 
 
@@ -66,21 +65,6 @@ def download(name: str, revision: str, patterns: Sequence[str]) -> Path:
         ConfigError: Not the name of a dataset.
         DataError: No such dataset or revision, or no network.
     """
-    if not _HUB_NAME.fullmatch(name):
+    if not hub.is_name(name):
         raise ConfigError(f"input={name} with revision={revision}: expected the name of a hub dataset, OWNER/NAME")
-    from huggingface_hub import errors, snapshot_download
-
-    asked = f"{name} at revision {revision}"
-    patterns = list(patterns) or [f"*{suffix}" for suffix in READABLE]
-    try:
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise DataError(
-            f"the Hugging Face hub cannot be reached and {asked} is not in its cache; where there is a network "
-            f"run `hf download {name} --repo-type dataset --revision {revision} --local-dir DIR`, then give input=DIR"
-        ) from None
-    except (errors.HfHubHTTPError, OSError) as error:  # no such dataset or revision, no permission, a full disk
-        raise DataError(f"the Hugging Face hub does not give {asked}: {' '.join(str(error).split()):.200}") from None
-    if not folder.is_dir():  # nothing matched, nothing was written
-        raise DataError(f"{asked} on the Hugging Face hub holds no file of {', '.join(patterns)}")
-    return folder
+    return hub.download(name, revision, list(patterns) or [f"*{suffix}" for suffix in READABLE], "dataset")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from nemo_steerlm.data.policy_dataset import PolicyDataset
 from nemo_steerlm.data.regression_dataset import RegressionDataset
+from nemo_steerlm.data.tokenise import Counts
 from nemo_steerlm.data.units import EMPTY, unit_lengths
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ class Mixture:
         unit_lengths: tokens of each unit, int64 [units].
         shares: of each part the number of its units and its weight.
         datasets: names of the data sets in regression data, each once; an item's ``dataset`` is an index into it.
-        report: that of the only part, or of each part under the name of its file.
+        counts: what became of the conversations of each part.
+        report: the counts of the only part, or of each part under the name of its file.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Mixture:
         own = [getattr(part, "datasets", []) for part in parts]
         self.datasets = list(dict.fromkeys(name for names in own for name in names))
         self._dataset = [np.array([self.datasets.index(name) for name in names], np.int64) for names in own]
-        self.report: dict[str, Any] = (
-            parts[0].report if len(parts) == 1 else {n: p.report for n, p in zip(names, parts, strict=True)}
+        self.counts = [part.report for part in parts]
+        self.report: Counts | dict[str, Counts] = (
+            self.counts[0] if len(parts) == 1 else dict(zip(names, self.counts, strict=True))
         )
-        for name, part in zip(names, parts):
-            _announce(name, part.report)
+        for name, counts in zip(names, self.counts):
+            _announce(name, counts)
 
     @property
     def labels(self) -> np.ndarray:
@@ -75,7 +77,7 @@ class Mixture:
         return item
 
 
-def _announce(name: str, report: Mapping[str, Any]) -> None:
+def _announce(name: str, report: Counts) -> None:
     if hidden := report.get("labels_not_shown"):
         _log.warning(
             '%s: %d labelled rows have "type": null, so they are trained on without their labels; "VALUE_TO_TEXT" '

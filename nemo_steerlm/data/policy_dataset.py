@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -20,10 +18,21 @@ from nemo_steerlm.data.cache import Arrays, TokenCache, Tokenised
 from nemo_steerlm.data.parts import batched
 from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
 from nemo_steerlm.data.sources.tally import Tally
-from nemo_steerlm.data.tokenise import BATCH, cache_settings, check_limit, require_items, too_long, without_oldest
+from nemo_steerlm.data.tokenise import (
+    BATCH,
+    Counts,
+    cache_settings,
+    check_limit,
+    require_items,
+    too_long,
+    without_oldest,
+)
 from nemo_steerlm.data.units import EMPTY
 from nemo_steerlm.template import Label, PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
+
+#: Ids and loss mask of each conversation, given the labels that it shows.
+Encode = Callable[[Sequence[Conversation], Sequence[bool | list[Label]]], list[tuple[list[int], list[int]]]]
 
 
 class PolicyDataset:
@@ -31,16 +40,14 @@ class PolicyDataset:
 
     Attributes:
         lengths: Tokens of each item with its full labels, int64 [items]; dropout only ever shortens an item.
-        report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (conversations), turns_lost
-            (trained responses cut off with the history), labels_not_shown (labelled conversations whose type is null:
-            plain fine-tuning), unused_keys (of turns, by name), tokens, loss_tokens.
+        report: What became of the conversations.
     """
 
     def __init__(
         self,
         arrays: Arrays,
-        report: dict[str, Any],
-        encode: Any,
+        report: Counts,
+        encode: Encode,
         dropout: tuple[float, float],
         seed: int,
     ) -> None:
@@ -87,7 +94,9 @@ class PolicyDataset:
         check_limit(max_length, overlong)
         check_dropout(attribute_dropout, label_dropout)
 
-        def encode(rows: Sequence[Conversation], shown: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
+        def encode(
+            rows: Sequence[Conversation], shown: Sequence[bool | list[Label]]
+        ) -> list[tuple[list[int], list[int]]]:
             return [_trim(*pair) for pair in template.encode_policies(list(zip(rows, shown)), schema, tokenizer)]
 
         keep = attribute_dropout + label_dropout > 0
@@ -102,11 +111,13 @@ class PolicyDataset:
 
     @staticmethod
     def _tokenise(
-        conversations: Iterable[Conversation], encode: Any, max_length: int, overlong: str, keep_rows: bool
+        conversations: Iterable[Conversation], encode: Encode, max_length: int, overlong: str, keep_rows: bool
     ) -> Tokenised:
         tokens, masks, kept = RaggedBuilder("i"), RaggedBuilder("B"), RaggedBuilder("B")
-        names = "conversations kept dropped_overlong truncated unlabelled turns_lost labels_not_shown".split()
-        report: Counter[str] = Counter(dict.fromkeys(names, 0))
+        report = Counts(
+            conversations=0, kept=0, dropped_overlong=0, truncated=0, unlabelled=0, turns_lost=0, labels_not_shown=0,
+            loss_tokens=0,
+        )  # fmt: skip
         tally = Tally()
         for batch in batched(conversations, BATCH):
             report["conversations"] += len(batch)
@@ -122,7 +133,10 @@ class PolicyDataset:
                         raise too_long(row, None, len(ids), max_length)
                     lost, (row, ids, mask) = _shorten(row, encode, max_length, overlong)
                     report["turns_lost"] += lost
-                    report["truncated" if ids else "dropped_overlong"] += 1
+                    if ids:
+                        report["truncated"] += 1
+                    else:
+                        report["dropped_overlong"] += 1
                 if ids:
                     tokens.append(ids)
                     masks.append(mask)
@@ -133,7 +147,8 @@ class PolicyDataset:
         require_items(len(tokens), report)
         arrays = tokens.arrays("tokens") | masks.arrays("masks") | kept.arrays("conversations")
         report["tokens"] = len(arrays["tokens"])
-        return arrays, {**report, "unused_keys": dict(tally.unused)}
+        report["unused_keys"] = dict(tally.unused)
+        return arrays, report
 
     @property
     def units(self) -> np.ndarray:
@@ -183,7 +198,7 @@ def _trim(ids: list[int], mask: list[int]) -> tuple[list[int], list[int]]:
 
 
 def _shorten(
-    row: Conversation, encode: Any, limit: int, overlong: str
+    row: Conversation, encode: Encode, limit: int, overlong: str
 ) -> tuple[int, tuple[Conversation, list[int], list[int]]]:
     before = len(trained_turns(row))
     while overlong == "truncate_history" and (shorter := without_oldest(row, max(trained_turns(row), default=0))):
@@ -195,7 +210,7 @@ def _shorten(
 
 
 def trained_turns(row: Conversation) -> list[int]:
-    """Indices of the responses that carry loss (`PromptTemplate.segments`)."""
+    """Indices of the responses that carry loss (`PromptTemplate.spans`)."""
     return [
         index
         for index in row.response_indices

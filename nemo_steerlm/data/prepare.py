@@ -20,8 +20,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,81 +44,10 @@ _OUTPUTS = ("train.jsonl", "val.jsonl", "train_reg.jsonl", "val_reg.jsonl", "rep
 _VAL_NAMES = ("val", "valid", "validation", "test", "dev")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """Settings of ``prepare``.
-
-    Attributes:
-        source: What the input is: a key of SOURCES, or "synthetic".
-        input: A file (.jsonl, .parquet or .csv, also .gz), a folder of such files, or with ``revision`` the name of a
-            dataset on the Hugging Face hub (none for synthetic).
-        output: Folder for the results (none for check).
-        revision: Commit, tag or branch of the dataset on the hub.
-        dataset: Name that each row gets under "dataset", unless it has one; None takes the source's.
-        columns: source=table only: "prompt", "response", attributes and so on, each to the name of its column.
-        val_fraction: Share of the prompts that go to val.jsonl, at least 0 and below 1; None keeps the dataset's own
-            split, given by its rows or its file names.
-        seed: Seed of the split.
-        languages: Keep rows in these languages, by the dataset's own field ("en", "pt-BR", "french"), ignoring case;
-            None keeps all.
-        dedupe: Train on each response with the same history once, and on each preference pair once.
-        tokenizer: The report counts lengths in its tokens; None: in characters.
-        check: Read everything and report, but write nothing.
-        recipe: "default", or "nemo_aligner" for the exact bytes of its preprocessing scripts (OASST only).
-        attributes: Schema: preset, YAML file or mapping. None: the source's own (SOURCES), "helpsteer" for most.
-    """
-
-    source: str
-    output: str | Path | None = None
-    input: str | Path | None = None
-    revision: str | None = None
-    dataset: str | None = None
-    columns: Mapping[str, str] | None = None
-    val_fraction: float | None = 0.05
-    seed: int = 10
-    languages: Sequence[str] | None = None
-    dedupe: bool = True
-    tokenizer: str | Path | None = None
-    check: bool = False
-    recipe: str = "default"
-    attributes: Any = None
-
-    def __post_init__(self) -> None:
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        PrepareConfig(**{name: value for name, value in own.items() if name != "attributes"}).validate()
-
-    @classmethod
-    def from_config(cls, config: Any) -> PrepareOptions:
-        """Take the settings from a mapping or an object with such attributes; other keys are ignored."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if isinstance(config, Mapping):
-            values = {name: config[name] for name in names if name in config}
-        else:
-            values = {name: getattr(config, name) for name in names if hasattr(config, name)}
-        if values.get("source") is None:
-            raise ConfigError("source= is missing")
-        if isinstance(values.get("languages"), str):
-            values["languages"] = [values["languages"]]
-        return cls(**values)
-
-    def load_schema(self) -> AttributeSchema:
-        """Return the attribute schema, the source's own one when none is set."""
-        helpsteer = AttributeSchema.load("helpsteer")
-        if self.recipe == "nemo_aligner":
-            if self.attributes is not None and AttributeSchema.load(self.attributes) != helpsteer:
-                raise ConfigError("recipe=nemo_aligner writes attributes=helpsteer; set that or leave attributes out")
-            return helpsteer
-        default = "synthetic" if self.source == "synthetic" else SOURCES[self.source].preset
-        return AttributeSchema.load(default if self.attributes is None else self.attributes)
-
-
-def prepare(config: Any) -> dict[str, Any]:
+def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Write ``train.jsonl``, ``val.jsonl``, ``report.json`` and ``run.json`` into the output folder.
 
     ``recipe=nemo_aligner`` adds ``train_reg.jsonl`` and ``val_reg.jsonl``; with ``check`` nothing is written.
-
-    Args:
-        config: The keys of :class:`PrepareOptions`, as a mapping or an object.
 
     Returns:
         The content of ``report.json``: what was read, dropped (by reason) and kept, and figures about it
@@ -129,32 +57,44 @@ def prepare(config: Any) -> dict[str, Any]:
         ConfigError: A setting is wrong.
         DataError: The input is missing, malformed or empty, or holds no label though the source has some.
     """
-    options = PrepareOptions.from_config(config)
-    schema = options.load_schema()
+    config.validate()
+    schema = _schema(config)
     with _patient_collector():
-        return _prepare(options, schema)
+        return _prepare(config, schema)
 
 
-def _prepare(options: PrepareOptions, schema: AttributeSchema) -> dict[str, Any]:
-    files = _files(options)
-    if options.check:
+def _schema(config: PrepareConfig) -> AttributeSchema:
+    """The attribute schema, the source's own one where none is set."""
+    given = config.attributes.load()
+    if config.recipe == "nemo_aligner":
+        helpsteer = AttributeSchema.load("helpsteer")
+        if given not in (None, helpsteer):
+            raise ConfigError("recipe=nemo_aligner writes attributes=helpsteer; set that or leave attributes out")
+        return helpsteer
+    own = "synthetic" if config.source == "synthetic" else SOURCES[config.source].preset
+    return AttributeSchema.load(own) if given is None else given
+
+
+def _prepare(config: PrepareConfig, schema: AttributeSchema) -> dict[str, Any]:
+    files = _files(config)
+    if config.check:
         with tempfile.TemporaryDirectory(prefix="steerlm-check-") as scratch:
-            return {"source": options.source, **_write_default(files, Path(scratch), schema, options)}
-    with _staged(Path(options.output or "")) as folder:
-        if options.source == "synthetic":
+            return {"source": config.source, **_write_default(files, Path(scratch), schema, config)}
+    with _staged(Path(config.output or "")) as folder:
+        if config.source == "synthetic":
             synthetic = importlib.import_module("nemo_steerlm.data.sources.synthetic")
-            report = synthetic.write(dataclasses.replace(options, output=folder), schema)
-        elif options.recipe == "nemo_aligner":
+            report = synthetic.write(dataclasses.replace(config, output=str(folder)), schema)
+        elif config.recipe == "nemo_aligner":
             from nemo_steerlm.data.sources import nemo_aligner
 
-            assert options.val_fraction is not None, "PrepareConfig.validate refuses that"
-            report = nemo_aligner.write(files, folder, schema, options.val_fraction, options.seed)
+            assert config.val_fraction is not None, "PrepareConfig.validate refuses that"
+            report = nemo_aligner.write(files, folder, schema, config.val_fraction, config.seed)
         else:
-            report = _write_default(files, folder, schema, options)
-        report = {"source": options.source, "recipe": options.recipe, **report}
+            report = _write_default(files, folder, schema, config)
+        report = {"source": config.source, "recipe": config.recipe, **report}
         (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_run_json(folder, "prepare", options, files, schema)
-    logger.info("wrote %s", options.output)
+        write_run_json(folder, "prepare", {**vars(config), "attributes": config.attributes.load()}, files, schema)
+    logger.info("wrote %s", config.output)
     return report
 
 
@@ -169,16 +109,16 @@ def _patient_collector() -> Iterator[None]:
         gc.set_threshold(*thresholds)
 
 
-def _files(options: PrepareOptions) -> list[Path]:
-    if options.source == "synthetic":
+def _files(config: PrepareConfig) -> list[Path]:
+    if config.source == "synthetic":
         return []
-    if options.input is None:
-        raise ConfigError(f"input= is missing: name the file or folder that source={options.source} reads")
-    files = input_files(options.input, SOURCES[options.source].files, options.revision, options.output)
-    if options.output and not options.check:
-        results = {(Path(options.output) / name).resolve() for name in _OUTPUTS}
+    if config.input is None:
+        raise ConfigError(f"input= is missing: name the file or folder that source={config.source} reads")
+    files = input_files(config.input, SOURCES[config.source].files, config.revision, config.output)
+    if config.output and not config.check:
+        results = {(Path(config.output) / name).resolve() for name in _OUTPUTS}
         if lost := [file for file in files if file.resolve() in results]:
-            raise ConfigError(f"output={options.output} would replace the input {lost[0]}; choose another folder")
+            raise ConfigError(f"output={config.output} would replace the input {lost[0]}; choose another folder")
     return files
 
 
@@ -257,17 +197,17 @@ def _plain(text: str) -> str:
 
 
 def _write_default(
-    files: Sequence[Path], folder: Path, schema: AttributeSchema, options: PrepareOptions
+    files: Sequence[Path], folder: Path, schema: AttributeSchema, config: PrepareConfig
 ) -> dict[str, Any]:
-    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
-    border = options.val_fraction
+    tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    border = config.val_fraction
     while True:
         with contextlib.closing(Report(schema, folder, tokenizer)) as report:
-            positions = _split(_read(files, folder, schema, options, report), folder, border, options, report)
-            _check_what_is_left(report, schema, options)
+            positions = _split(_read(files, folder, schema, config, report), folder, border, config, report)
+            _check_what_is_left(report, schema, config)
             moved = _moved_border(border, positions, report)
             if moved == border:
-                return {"seed": options.seed, "val_fraction": options.val_fraction, **report.content()}
+                return {"seed": config.seed, "val_fraction": config.val_fraction, **report.content()}
         border = moved
 
 
@@ -285,37 +225,37 @@ def _moved_border(border: float | None, positions: tuple[float, float], report: 
     return border
 
 
-def _check_what_is_left(report: Report, schema: AttributeSchema, options: PrepareOptions) -> None:
+def _check_what_is_left(report: Report, schema: AttributeSchema, config: PrepareConfig) -> None:
     """Raise DataError when no row is left, or no label of a dataset that has some."""
     if not report.rows.total():
         dropped = {reason: count for reason, count in report.tally.dropped.items() if count}
         others = [language for language, _ in report.tally.other_languages.most_common(20)]
         hint = f"; there are the languages {', '.join(others)}" if others else ""
-        raise DataError(f"{options.input}: no conversation is left; dropped: {dropped}{hint}")
-    known = SOURCES[options.source].attributes
+        raise DataError(f"{config.input}: no conversation is left; dropped: {dropped}{hint}")
+    known = SOURCES[config.source].attributes
     if known and not report.trained.total():
         raise DataError(
-            f"{options.input}: all labels are missing for the attributes {', '.join(schema.names)}; "
-            f"source={options.source} has {', '.join(known)}"
+            f"{config.input}: all labels are missing for the attributes {', '.join(schema.names)}; "
+            f"source={config.source} has {', '.join(known)}"
         )
 
 
 def _read(
-    files: Sequence[Path], folder: Path, schema: AttributeSchema, options: PrepareOptions, report: Report
+    files: Sequence[Path], folder: Path, schema: AttributeSchema, config: PrepareConfig, report: Report
 ) -> Iterator[tuple[Conversation, Path]]:
     """Stream the kept rows, each with its file."""
-    reader = SOURCES[options.source].read
-    if options.source == "table":
-        reader = functools.partial(table.read, columns=options.columns)
-    dataset = options.dataset or options.source
+    reader = SOURCES[config.source].read
+    if config.source == "table":
+        reader = functools.partial(table.read, columns=config.columns)
+    dataset = config.dataset or config.source
     row = 0
     with contextlib.closing(Seen(folder, "seen")) as seen:
         for file in files:
-            for conversation in without_empty(reader(file, schema, options.languages, report.tally), report.tally):
+            for conversation in without_empty(reader(file, schema, config.languages, report.tally), report.tally):
                 if conversation.id is None:
                     conversation.id = str(row)
                 row += 1
-                if options.dedupe and _repeated(conversation, seen, report):
+                if config.dedupe and _repeated(conversation, seen, report):
                     continue
                 conversation.extra.setdefault("dataset", dataset)
                 yield conversation, file
@@ -339,19 +279,19 @@ def _split(
     rows: Iterable[tuple[Conversation, Path]],
     folder: Path,
     border: float | None,
-    options: PrepareOptions,
+    config: PrepareConfig,
     report: Report,
 ) -> tuple[float, float]:
     """Write the two files (nothing for check); return the lowest and highest split position seen."""
     lowest, highest = 1.0, 0.0
-    names = [os.devnull if options.check else folder / f"{side}.jsonl" for side in ("train", "val")]
+    names = [os.devnull if config.check else folder / f"{side}.jsonl" for side in ("train", "val")]
     with open_text(names[0]) as train, open_text(names[1]) as val:
         for conversation, file in rows:
             own = _own_side(conversation, file)
             if border is None:
                 side = own or _no_side(file)
             else:
-                position = split_position(conversation, options.seed)
+                position = split_position(conversation, config.seed)
                 lowest, highest = min(lowest, position), max(highest, position)
                 side = "val" if position < border else "train"
             report.own_sides[own, side] += 1

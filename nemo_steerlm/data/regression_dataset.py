@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,15 @@ from nemo_steerlm.data.label_string import LabelString
 from nemo_steerlm.data.parts import batched
 from nemo_steerlm.data.ragged import RaggedArray, RaggedBuilder
 from nemo_steerlm.data.sources.tally import Tally
-from nemo_steerlm.data.tokenise import BATCH, cache_settings, check_limit, require_items, too_long, without_oldest
+from nemo_steerlm.data.tokenise import (
+    BATCH,
+    Counts,
+    cache_settings,
+    check_limit,
+    require_items,
+    too_long,
+    without_oldest,
+)
 from nemo_steerlm.data.units import EMPTY, PreferencePairs, no_pair, unit_lengths
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer
@@ -35,12 +41,10 @@ class RegressionDataset:
         units: Items that stay together, int64 [units, 2]: an item and `EMPTY`, or the chosen and the rejected item of
             a preference pair.
         datasets: Names of the datasets that the items are from.
-        report: Counts: conversations, kept, dropped_overlong, truncated, unlabelled (responses), tokens, items of each
-            of the `datasets`, unused_keys (of turns, by name); where pairs are asked for also pairs and
-            incomplete_pairs (one half is missing).
+        report: What became of the conversations.
     """
 
-    def __init__(self, arrays: Arrays, report: dict[str, Any], name: str) -> None:
+    def __init__(self, arrays: Arrays, report: Counts, name: str) -> None:
         self._tokens = RaggedArray(arrays, "tokens")
         self._dataset, self._strength, self._counts = (
             arrays[key] for key in ("dataset", "strength", "label_count")
@@ -111,7 +115,7 @@ class RegressionDataset:
         tokens, labels, counts, dataset = RaggedBuilder("i"), array("f"), array("f"), array("i")
         names: dict[str, int] = {}
         halves, tally = PreferencePairs(), Tally()
-        report = Counter(dict.fromkeys(("conversations", "kept", "dropped_overlong", "truncated", "unlabelled"), 0))
+        report = Counts(conversations=0, kept=0, dropped_overlong=0, truncated=0, unlabelled=0)
         for batch in batched(conversations, BATCH):
             report["conversations"] += len(batch)
             jobs = []
@@ -132,7 +136,10 @@ class RegressionDataset:
                     if overlong == "error":
                         raise too_long(conversation, index, len(ids) + len(answer), max_length)
                     ids = _shorten(conversation, index, template, tokenizer, room, overlong)
-                    report["truncated" if ids else "dropped_overlong"] += 1
+                    if ids:
+                        report["truncated"] += 1
+                    else:
+                        report["dropped_overlong"] += 1
                 if ids:
                     ids = [*ids, *answer]
                     if pairs and conversation.pair and index == conversation.response_indices[-1]:
@@ -154,8 +161,11 @@ class RegressionDataset:
         }  # fmt: skip
         report["tokens"] = int(unit_lengths(np.asarray(arrays["tokens_lengths"]), units).sum())
         shares = np.bincount(arrays["dataset"][used], minlength=len(names)).tolist()
-        about = {**report, **(found if pairs else {}), "datasets": dict(zip(names, shares, strict=True))}
-        return arrays, {**about, "unused_keys": dict(tally.unused)}
+        if pairs:
+            report.update(found)
+        report["datasets"] = dict(zip(names, shares, strict=True))
+        report["unused_keys"] = dict(tally.unused)
+        return arrays, report
 
     def __len__(self) -> int:
         return len(self.labels)

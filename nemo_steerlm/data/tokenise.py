@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,40 @@ from nemo_steerlm.tokenizer import Tokenizer
 T = TypeVar("T")
 
 BATCH = 256  # conversations tokenised in one call
+
+
+class Counts(TypedDict, total=False):
+    """What became of the conversations of a file.
+
+    Attributes:
+        conversations: those read.
+        kept: items.
+        dropped_overlong: samples that are too long.
+        truncated: samples that lost the beginning of their history.
+        unlabelled: without a label: conversations of a policy's data, responses of a regressor's.
+        turns_lost: trained responses that were cut off with the history (policy).
+        labels_not_shown: labelled conversations whose type is null: plain fine-tuning (policy).
+        loss_tokens: tokens under the loss mask (policy).
+        tokens: tokens of all items.
+        pairs: complete preference pairs, where pairs are asked for (regressor).
+        incomplete_pairs: those of which one half is missing.
+        datasets: items of each dataset (regressor).
+        unused_keys: keys of turns that nothing reads, by name.
+    """
+
+    conversations: int
+    kept: int
+    dropped_overlong: int
+    truncated: int
+    unlabelled: int
+    turns_lost: int
+    labels_not_shown: int
+    loss_tokens: int
+    tokens: int
+    pairs: int
+    incomplete_pairs: int
+    datasets: dict[str, int]
+    unused_keys: dict[str, int]
 
 
 def cache_settings(
@@ -67,7 +101,7 @@ def too_long(conversation: Conversation, turn: int | None, length: int, max_leng
     )
 
 
-def require_items(count: int, report: Mapping[str, int]) -> None:
+def require_items(count: int, report: Counts) -> None:
     """Raise DataError, with the reason, where none of the counted conversations became an item."""
     if count:
         return

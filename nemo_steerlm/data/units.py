@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from nemo_steerlm.conversation import Conversation
+from nemo_steerlm.data.tokenise import Counts
 from nemo_steerlm.errors import DataError
 
 EMPTY = -1  # in place of a missing item
@@ -35,7 +35,7 @@ class PreferencePairs:
         if row.pair.role == "chosen":
             self._strengths[row.pair.id] = row.pair.strength
 
-    def units(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    def units(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counts]:
         """The units `[units, 2]`, the strength at each chosen item `[items]`, and counts.
 
         The incomplete half of a pair is a unit of its own where it has a label, and is left out where it has none.
@@ -49,13 +49,12 @@ class PreferencePairs:
                 alone[chosen], alone[rejected] = True, False
         firsts = np.flatnonzero(alone)
         complete = int((other != EMPTY).sum())
-        counts = {"pairs": complete, "incomplete_pairs": len(self._items) - complete}
+        counts: Counts = {"pairs": complete, "incomplete_pairs": len(self._items) - complete}
         return np.stack((firsts, other[firsts]), axis=1), strength, counts
 
 
-def require_pairs(report: Mapping[str, Any]) -> None:
-    """Refuse data (its `Mixture.report`) without any complete preference pair (raises DataError)."""
-    files = [report] if "conversations" in report else list(report.values())
+def require_pairs(files: Sequence[Counts]) -> None:
+    """Refuse files without any complete preference pair (raises DataError)."""
     if not sum(file["pairs"] for file in files):
         conversations = sum(file["conversations"] for file in files)
         raise no_pair(conversations, sum(file["incomplete_pairs"] for file in files))

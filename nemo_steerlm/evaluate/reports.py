@@ -128,7 +128,43 @@ class DatasetReport(TypedDict):
     attributes: dict[str, dict[str, Any]]
 
 
+# -- step 4 -----------------------------------------------------------------------------------------------------------
+
+
+class ArmChange(Change):
+    """The change by one arm of step 4: of the mean of the target attributes, and of each attribute."""
+
+    attributes: dict[str, Change]
+
+
+class BootstrapReport(ArmChange, total=False):
+    """The report.json of a bootstrap: its change, that of the control arm, and the counts of each round."""
+
+    rounds: list[dict[str, Any]]
+    control: ArmChange
+
+
 # -- a page of results ------------------------------------------------------------------------------------------------
+
+
+class Bar(TypedDict):
+    """A line about a bar.
+
+    Attributes:
+        name: of the figure.
+        detail: the attribute that decided.
+        value: the figure.
+        text: the figure as shown.
+        wanted: the bar as shown.
+        reached: None for a figure that is shown without a bar.
+    """
+
+    name: str
+    detail: str
+    value: Figure
+    text: str
+    wanted: str
+    reached: bool | None
 
 
 class Results(Steering, total=False):
@@ -143,8 +179,7 @@ class Results(Steering, total=False):
         scales: the score that measures an attribute, where it has another scale.
         quality: the score whose change `costs` are.
         label_source: steerability by the source of the labels: none, permuted, human, predicted.
-        bootstrap: {gain, interval, attributes: {NAME: Change}, control: {the same}}; its other top-level values
-            (rounds, sampled, kept, ...) are shown in a line.
+        bootstrap: its numbers and texts other than the change are shown in a line.
         preference: {rows: [{name, level, n, model | longer | tfidf: {accuracy, interval, ties, strict}}],
             notes: [text]}.
         seconds: of each step, and "total".
@@ -165,11 +200,11 @@ class Results(Steering, total=False):
     scales: dict[str, str]
     quality: str | None
     label_source: dict[str, dict[str, Response]]
-    bootstrap: dict[str, Any]
+    bootstrap: BootstrapReport
     preference: dict[str, Any]
     seconds: dict[str, float]
     settings: dict[str, Any]
     seed: int
     versions: dict[str, str]
-    bars: list[dict[str, Any]]
+    bars: list[Bar]
     arrays: dict[str, Any]

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_steerlm import integrity
+from nemo_steerlm import hub, integrity
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture
 from nemo_steerlm.errors import CheckpointError
@@ -106,9 +106,10 @@ def read(folder: Path | str) -> ModelCard:
             f"{folder}: a file, expected a model folder; `steerlm import input={folder} output=FOLDER` makes one"
         )
     if not path.is_file():
+        where = hub.named(str(folder))
         raise CheckpointError(
-            f"{folder}: not a model folder (no model_config.yaml); expected the model/ of a run or what "
-            f"`steerlm import` wrote"
+            f"{where}: not a model folder (no model_config.yaml); expected the model/ of a run or what "
+            f"`steerlm import{f' input={where}' if where != str(folder) else ''}` wrote"
         )
     integrity.check(folder)
     try:

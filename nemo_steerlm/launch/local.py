@@ -21,7 +21,8 @@ from nemo_steerlm.errors import ConfigError
 
 _ERRORS, _PARENT = "STEERLM_ERRORS", "STEERLM_PARENT"
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+#: Signals that a starter passes on to what it started.
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GRACE = 10.0  # seconds between asking the other processes to end and killing them
 
 
@@ -128,7 +129,7 @@ def run(command: Sequence[str], devices: int) -> int:
         probe.close()
         processes: list[subprocess.Popen] = []
         pending: list[int] = []
-        before = {number: signal.signal(number, lambda received, _: pending.append(received)) for number in _FORWARDED}
+        before = {number: signal.signal(number, lambda received, _: pending.append(received)) for number in FORWARDED}
         try:
             for rank in range(devices):
                 own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}

@@ -32,7 +32,7 @@ from nemo_steerlm import integrity
 from nemo_steerlm.errors import CheckpointError
 from nemo_steerlm.files import sync_folder
 from nemo_steerlm.megatron import patches
-from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_rank_zero
+from nemo_steerlm.megatron.parallel import barrier, broadcast_object, device, is_first_of_node, is_rank_zero
 from nemo_steerlm.megatron.reading import reading
 from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import sha256_file
@@ -97,19 +97,14 @@ def save(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = 
     host memory for the largest tensor of the share.
     """
     if background_fits():
-        PendingSave(folder, sharded, common or {}, background=False).finish()
+        PendingSave(folder, sharded, common, background=False).finish()
         return
-    partial = _empty_partial(folder)
+    partial = empty_partial(folder, is_rank_zero())
     dist_checkpointing.save({**sharded, "common": _plain(common or {})}, str(partial), _strategy())
     barrier()
     if is_rank_zero():
         integrity.write_sums(partial)
     replace_folder(partial, folder)
-
-
-def save_in_background(folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None) -> PendingSave:
-    """As `save`, but only the copying of this rank's share to CPU memory happens now; see `PendingSave`."""
-    return PendingSave(folder, sharded, common or {}, background=True)
 
 
 def background_fits() -> bool:
@@ -123,14 +118,19 @@ def background_fits() -> bool:
         signature(dist_checkpointing.save).bind_partial(async_sharded_save=True)
     except (AttributeError, TypeError) as error:
         part = f"{FileSystemWriterAsync.__module__}.{FileSystemWriterAsync.__qualname__}"
-        patches.leave(part, error, "trainer.async_checkpoint=true has no effect, training waits for its checkpoints")
+        patches.leave(
+            part,
+            error,
+            "trainer.async_checkpoint and checkpoint_local_dir have no effect, training waits for its checkpoints",
+        )
         return False
     return True
 
 
-def _empty_partial(folder: Path) -> Path:
+def empty_partial(folder: Path, makes: bool) -> Path:
+    """Where the content of `folder` is written until it is complete: made by the rank with `makes`, others wait."""
     partial = folder.with_name(folder.name + UNFINISHED)
-    if is_rank_zero():
+    if makes:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
@@ -156,11 +156,21 @@ class PendingSave:
     thread.
 
     Every rank makes the same calls in the same order.
+
+    Args:
+        folder: where it goes.
+        sharded, common: as of `save`.
+        background: whether a thread writes it; only the copying of this rank's share to CPU memory happens at once.
+        local: whether each node has a `folder` of its own, which gets the files of its ranks and the list of all.
     """
 
-    def __init__(self, folder: Path, sharded: dict[str, Any], common: dict[str, Any], background: bool) -> None:
-        self.folder, self._partial = folder, _empty_partial(folder)
-        state = {**sharded, "common": _plain(common)}
+    def __init__(
+        self, folder: Path, sharded: dict[str, Any], common: dict[str, Any] | None = None, background: bool = True,
+        local: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder, self._local, self._makes = folder, local, is_first_of_node() if local else is_rank_zero()
+        self._partial = empty_partial(folder, self._makes)
+        state = {**sharded, "common": _plain(common or {})}
         # From 0.18 on the default is a separate package; only the plan is used here, not the writer.
         own = {"async_strategy": "mcore"} if "async_strategy" in signature(dist_checkpointing.save).parameters else {}
         request: Any = dist_checkpointing.save(state, str(self._partial), _strategy(), async_sharded_save=True, **own)
@@ -182,12 +192,10 @@ class PendingSave:
 
     def poll(self) -> bool:
         """End the save if every rank has written its part; returns whether it did."""
-        writing = torch.tensor(float(self._thread is not None and self._thread.is_alive()), device=device())
-        if dist.get_world_size() > 1:
-            dist.all_reduce(writing)
-        if not writing:
+        done = ended_everywhere(self._thread)
+        if done:
             self.finish()
-        return not writing
+        return done
 
     def finish(self) -> None:
         """Wait for the writing, then give the folder its name.
@@ -201,9 +209,22 @@ class PendingSave:
             function()
         sums: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(sums, self._sums)
+        known = {name: digest for part in sums for name, digest in part.items()}
         if is_rank_zero():
-            integrity.write_sums(self._partial, {name: digest for part in sums for name, digest in part.items()})
-        replace_folder(self._partial, self.folder)
+            integrity.write_sums(self._partial, known)
+        if self._local:  # files of other nodes are not in rank 0's folder, those of megatron-core in no other
+            listed: Any = broadcast_object({**known, **integrity.read_sums(self._partial)})
+            if self._makes:
+                integrity.write_list(self._partial, listed)
+        replace_folder(self._partial, self.folder, self._makes)
+
+
+def ended_everywhere(thread: threading.Thread | None) -> bool:
+    """Whether the thread of every rank has ended."""
+    running = torch.tensor(float(thread is not None and thread.is_alive()), device=device())
+    if dist.get_world_size() > 1:
+        dist.all_reduce(running)
+    return not running
 
 
 def _on_cpu(tensors: list[tuple[Any, torch.Tensor]], copy: bool = False) -> Iterator[tuple[Any, torch.Tensor]]:
@@ -317,10 +338,10 @@ def _stored(folder: Path) -> dict[str, Any]:
         return dist_checkpointing.load_tensors_metadata(str(folder))
 
 
-def replace_folder(partial: Path, folder: Path) -> None:
-    """Rank 0 gives a complete folder its final name, replacing what was there; the others wait."""
+def replace_folder(partial: Path, folder: Path, renames: bool | None = None) -> None:
+    """Give a complete folder its final name, replacing what was there: rank 0, or the ranks with `renames`, does."""
     barrier()
-    if is_rank_zero():
+    if is_rank_zero() if renames is None else renames:
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():

@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_steerlm.config import Architecture, ParallelConfig, TrainerConfig, choices
 from nemo_steerlm.config.families import family_of
+from nemo_steerlm.config.layout import check_layout, last_stage_layers, padded_vocabulary
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import patches
 from nemo_steerlm.megatron.layers import (
@@ -23,53 +24,6 @@ from nemo_steerlm.megatron.layers import (
     squared_relu,
     transformer_engine_available,
 )
-
-
-def padded_vocabulary(architecture: Architecture) -> int:
-    """Rows of the embedding: the true vocabulary rounded up to `pad_vocab_to`, the same for every layout."""
-    return math.ceil(architecture.vocab_size / architecture.pad_vocab_to) * architecture.pad_vocab_to
-
-
-def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
-    """Refuse a layout that does not divide the model.
-
-    Raises:
-        ConfigError: with the key that does not divide and values that do.
-    """
-    tensor, chunks = parallel.tensor, parallel.pipeline * (parallel.virtual_pipeline or 1)
-    for name, size in (
-        ("num_attention_heads", architecture.num_attention_heads),
-        ("num_query_groups", architecture.key_value_heads),
-        ("ffn_hidden_size", architecture.ffn_hidden_size),
-        ("padded vocabulary", padded_vocabulary(architecture)),
-    ):
-        if size % tensor:
-            raise ConfigError(
-                f"parallel.tensor={tensor} does not divide the model's {name}={size}; "
-                f"use one of {[t for t in range(1, size + 1) if size % t == 0][:8]}"
-            )
-    if parallel.virtual_pipeline and architecture.num_layers % chunks:
-        raise ConfigError(
-            f"parallel.pipeline={parallel.pipeline} x parallel.virtual_pipeline={parallel.virtual_pipeline} does not "
-            f"divide the model's num_layers={architecture.num_layers}"
-        )
-    if architecture.num_layers < parallel.pipeline:
-        raise ConfigError(
-            f"parallel.pipeline={parallel.pipeline} exceeds the model's num_layers={architecture.num_layers}"
-        )
-
-
-def last_stage_layers(architecture: Architecture, parallel: ParallelConfig) -> int | None:
-    """Layers of the last pipeline stage where an even split is impossible (None where it is possible).
-
-    The other stages hold equally many; the last one, which also has the vocabulary, fewer if possible.
-    """
-    layers, others = architecture.num_layers, parallel.pipeline - 1
-    if layers % parallel.pipeline == 0:
-        return None
-    each = math.ceil(layers / parallel.pipeline)
-    return layers - others * (each if others * each < layers else each - 1)
-
 
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},

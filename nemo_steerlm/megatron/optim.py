@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from nemo_steerlm.config import OptimizerConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import optimizer_state, patches, token_adapter
+from nemo_steerlm.megatron.phases import Phases
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
@@ -44,8 +46,12 @@ def schedule(optimizer: Any, config: OptimizerConfig, step: int, max_steps: int)
     return rate
 
 
-def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataParallel]:
-    """Put each model chunk into megatron-core's data-parallel wrapper, which owns the gradient buffers (fp32)."""
+def wrap(chunks: list[Any], config: OptimizerConfig, phases: Phases | None = None) -> list[DistributedDataParallel]:
+    """Put each model chunk into megatron-core's data-parallel wrapper, which owns the gradient buffers (fp32).
+
+    Args:
+        phases: measures the reduction of gradients as "reduction".
+    """
     transformer = chunks[0].config
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -55,7 +61,7 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     )
     wrapped = [DistributedDataParallel(transformer, ddp, chunk) for chunk in chunks]
     _fuse_weight_gradients(chunks)
-    transformer.finalize_model_grads_func = _finalise
+    transformer.finalize_model_grads_func = _finalising(phases or Phases())
     no_sync = [model.no_sync for model in wrapped]
     transformer.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     if config.overlap:
@@ -65,10 +71,14 @@ def wrap(chunks: list[Any], config: OptimizerConfig) -> list[DistributedDataPara
     return wrapped
 
 
-def _finalise(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
-    """megatron-core's own, and the gradients it does not know."""
-    finalize_model_grads(chunks, *args, **kwargs)
-    token_adapter.sum_copies(chunks)
+def _finalising(phases: Phases) -> Callable[..., None]:
+    def finalise(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
+        """megatron-core's own, and the gradients it does not know."""
+        with phases("reduction"):
+            finalize_model_grads(chunks, *args, **kwargs)
+            token_adapter.sum_copies(chunks)
+
+    return finalise
 
 
 def _fuse_weight_gradients(chunks: list[Any]) -> None:

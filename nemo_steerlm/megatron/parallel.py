@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from nemo_steerlm import hub
 from nemo_steerlm.config import ComputeConfig, InProcesses, ParallelConfig
 from nemo_steerlm.errors import ConfigError, SteerLMError
 from nemo_steerlm.megatron import cpu
@@ -126,14 +127,28 @@ def start(config: InProcesses, seed: int = 1234) -> None:
         seed: as of `initialize`.
 
     Raises:
-        ConfigError: as its `validate`, and as `initialize`.
+        ConfigError: as its `validate`, as `initialize`, or the processes have models of the hub at different commits.
     """
     trainer = config.trainer
     trainer.devices = max(1, int(os.environ.get("WORLD_SIZE", 1)) // max(1, trainer.num_nodes))
     config.validate()
     initialize(config.parallel, seed, timedelta(minutes=trainer.timeout_minutes))
+    _same_commits(config)
     if isinstance(trainer, ComputeConfig):  # conversions compute nothing
         trainer.precision = resolve_precision(trainer.precision)
+
+
+def _same_commits(config: InProcesses) -> None:
+    """Refuse a job of torchrun or srun whose processes saw a branch of the hub before and after a push."""
+    mine = hub.commits(config)
+    if mine and dist.get_world_size() > 1:
+        all_commits: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(all_commits, mine)
+        for name, commit in sorted({pair for one in all_commits for pair in one} - set(mine)):
+            raise ConfigError(
+                f"the processes read {name} at different commits: it was changed on the hub just now; start again, or "
+                f"give {name}@{commit}"
+            )
 
 
 def initialize(parallel: ParallelConfig | None = None, seed: int = 1234, timeout: timedelta | None = None) -> None:
@@ -213,6 +228,11 @@ def shutdown() -> None:
 def is_rank_zero() -> bool:
     """Whether this process writes files and logs for the job."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def is_first_of_node() -> bool:
+    """Whether this process works on the disk of its node for the other processes there."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def data_parallel() -> tuple[int, int]:

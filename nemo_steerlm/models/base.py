@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_steerlm import hub
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import Architecture, ParallelConfig, check_inference
 from nemo_steerlm.errors import CheckpointError
@@ -96,6 +97,8 @@ class MegatronModel(TrainableModel):
     ) -> Model:
         """Load a model folder (or a `.nemo` archive of one) for inference, at any layout.
 
+        The path may be a name on the Hugging Face hub, `OWNER/NAME` or `OWNER/NAME@REVISION` (`hub.folder`).
+
         The precision is "fp32" or "bf16"; None: bf16 on a GPU, fp32 on a CPU.
 
         Sequence parallelism and virtual stages are for training only and dropped from the layout.
@@ -105,7 +108,7 @@ class MegatronModel(TrainableModel):
             ConfigError: a precision that is for training only.
         """
         check_inference(precision)
-        path = Path(path)
+        path = hub.folder(path)
         if path.suffix == ".nemo" and path.is_file():
             return cls.restore_from(path, parallel=parallel, precision=precision)
         card = model_folder.read(path)

@@ -148,7 +148,12 @@ class AttributeConditionedGPT(MegatronModel):
     def generate(self, prompt: str | Conversation, attributes: Asked = None, **settings: Any) -> str: ...
 
     @overload
-    def generate(self, prompt: list[str | Conversation], attributes: Asked = None, **settings: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompt: list[str] | list[Conversation] | list[str | Conversation],
+        attributes: Asked = None,
+        **settings: Any,
+    ) -> list[str]: ...
 
     def generate(  # type: ignore[misc]  # the overloads leave the settings to this signature
         self,

@@ -17,6 +17,7 @@ from nemo_steerlm.config import LoRAConfig, OptimizerConfig, Settings
 from nemo_steerlm.megatron import checkpoint, finite, gpt, lora, optim, parallel
 from nemo_steerlm.megatron.average import WeightAverage
 from nemo_steerlm.megatron.layers import Segments
+from nemo_steerlm.megatron.phases import Phases
 from nemo_steerlm.megatron.reductions import sum_over_ranks, totals
 
 Section = TypeVar("Section", bound=Settings)
@@ -49,6 +50,7 @@ class TrainableModel(ModelPT):
         self.validation_batches: Any = None
         self.beside: dict[str, Any] = {}
         self.bad_steps: Any = None
+        self.phases = Phases()
         self._first_step = 0
 
     def build(self, *, initialise: bool = True) -> None:
@@ -113,7 +115,7 @@ class TrainableModel(ModelPT):
         self.build()
         if not hasattr(self, "_wrapped"):
             self._wrapped = (
-                optim.wrap(self.chunks, self._optimizer_config),
+                optim.wrap(self.chunks, self._optimizer_config, self.phases),
             )  # a tuple hides it from torch's registry
 
     def _gather(self) -> None:
@@ -194,7 +196,8 @@ class TrainableModel(ModelPT):
         for model in self._wrapped[0]:
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        kept = self.run(batch, forward_only=False)
+        with self.phases("run"):
+            kept = self.run(batch, forward_only=False)
         gradients = optim.gradient_norm(self.optimizer)
         total, count, tokens, computed, norm = sum_over_ranks(
             *totals(kept),
@@ -204,11 +207,13 @@ class TrainableModel(ModelPT):
             beside=gradients,
         )
         good = self.bad_steps.judge(step + 1, total, norm, batch, kept)
-        shim.step(norm=gradients if good else None)  # type: ignore[union-attr,call-arg]
+        with self.phases("optimizer"):
+            shim.step(norm=gradients if good else None)  # type: ignore[union-attr,call-arg]
         if good and self.average is not None:
             self._gather()
             self.average.update()
         elapsed = time.perf_counter() - started
+        self.phases.add("step", elapsed)
         metrics = {
             "step": float(
                 self.trainer.global_step

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.reports import Asked, Bar, BootstrapReport, Matrix, Response
 from nemo_steerlm.evaluate.steerability import mean_spearman
 from nemo_steerlm.report.tables import NOTHING, interval, number
 
@@ -35,7 +36,7 @@ class Bars:
     permuted: float = 0.15
 
 
-def check_bars(data: Mapping[str, Any], bars: Bars | None = None) -> list[dict[str, Any]]:
+def check_bars(data: Mapping[str, Any], bars: Bars | None = None) -> list[Bar]:
     """Compares a report with the bars; bars of absent parts are left out.
 
     Args:
@@ -43,19 +44,17 @@ def check_bars(data: Mapping[str, Any], bars: Bars | None = None) -> list[dict[s
         bars: limits that differ from the usual ones.
 
     Returns:
-        One dict a line: name, detail (which attribute decided), value, text (the value as shown), wanted, reached
-        (True, False, or None for figures that are shown without a bar). A figure that could not be computed counts
-        as not reached.
+        The lines. A figure that could not be computed counts as not reached.
     """
     bars, data = bars or Bars(), json_ready(data)
-    lines: list[dict[str, Any]] = []
+    lines: list[Bar] = []
     for key, check in _CHECKS.items():
         if data.get(key):
             lines += check(data[key], bars)
     return lines
 
 
-def bar_rows(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def bar_rows(lines: Sequence[Bar]) -> list[list[str]]:
     """Rows for a table with the columns measure, value, bar, result; the result in words, never by colour alone."""
     words = {True: "reached", False: "missed", None: "no bar"}
     return [[line["name"], line["text"], line["wanted"], words[line["reached"]]] for line in lines]
@@ -63,12 +62,12 @@ def bar_rows(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _bar(
     name: str, detail: str, value: float | None, wanted: str, reached: bool | None, text: str | None = None
-) -> dict[str, Any]:
+) -> Bar:
     shown = number(value) if text is None else text
     return {"name": name, "detail": detail, "value": value, "text": shown, "wanted": wanted, "reached": reached}
 
 
-def _regressor(regressor: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
+def _regressor(regressor: dict[str, Any], bars: Bars) -> list[Bar]:
     where, lowest = _lowest({name: one["pearson"] for name, one in regressor.items()})
     name = "Regressor: lowest Pearson"
     lines = [_bar(name, where, lowest, f"≥ {bars.pearson:g}", _at_least(lowest, bars.pearson))]
@@ -80,7 +79,7 @@ def _regressor(regressor: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
     return lines
 
 
-def _steerability(steerability: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
+def _steerability(steerability: dict[str, Response], bars: Bars) -> list[Bar]:
     where, lowest = _lowest({name: one["spearman"] for name, one in steerability.items()})
     mean, count = mean_spearman(steerability), len(steerability)
     bent = [name for name, one in steerability.items() if not one["monotone"]]
@@ -93,7 +92,7 @@ def _steerability(steerability: dict[str, Any], bars: Bars) -> list[dict[str, An
     ]
 
 
-def _cross_talk(cross_talk: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
+def _cross_talk(cross_talk: Matrix, bars: Bars) -> list[Bar]:
     slopes = {f"{i} → {j}": slope for i, row in cross_talk.items() for j, slope in row.items() if i != j}
     if not slopes:
         return []
@@ -104,14 +103,14 @@ def _cross_talk(cross_talk: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
     return [_bar(name, where, largest, wanted, reached, number(largest, sign=True))]
 
 
-def _requests(requests: list[dict[str, Any]], bars: Bars) -> list[dict[str, Any]]:
+def _requests(requests: list[Asked], bars: Bars) -> list[Bar]:
     shares = {row["asked"]: row["empty"] / row["n"] for row in requests}
     where = max(shares, key=lambda name: shares[name])
     name, wanted = "Answers: largest share of empty ones", f"≤ {bars.empty:g}"
     return [_bar(name, f"asked for {where}", shares[where], wanted, shares[where] <= bars.empty)]
 
 
-def _label_source(sources: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
+def _label_source(sources: dict[str, dict[str, Response]], bars: Bars) -> list[Bar]:
     mean = {source: mean_spearman(figures) for source, figures in sources.items()}
     lines = []
     if {"none", "human", "predicted"} <= mean.keys():
@@ -131,7 +130,7 @@ def _label_source(sources: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
     return lines
 
 
-def _bootstrap(bootstrap: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
+def _bootstrap(bootstrap: BootstrapReport, bars: Bars) -> list[Bar]:
     lines = []
     for name, arm in (("Step 4: gain", bootstrap), ("Step 4: gain of the control arm", bootstrap.get("control"))):
         if arm:
@@ -140,7 +139,7 @@ def _bootstrap(bootstrap: dict[str, Any], bars: Bars) -> list[dict[str, Any]]:
     return lines
 
 
-_CHECKS: dict[str, Callable[[Any, Bars], list[dict[str, Any]]]] = {
+_CHECKS: dict[str, Callable[[Any, Bars], list[Bar]]] = {
     "regressor": _regressor,
     "steerability": _steerability,
     "requests": _requests,

@@ -8,6 +8,7 @@ from typing import Any
 
 from nemo_steerlm.conversation import Conversation
 from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.reports import BootstrapReport
 from nemo_steerlm.report.page import Commands, Table, render, settings_part, write_folder
 from nemo_steerlm.report.pictures import draw
 from nemo_steerlm.report.results_page import asked_levels, change_table
@@ -20,7 +21,7 @@ _WORDS = {"overlong": "prompt too long", "unjudged": "not scored"}  # of counts 
 
 def write_report(
     folder: str | Path,
-    change: Mapping[str, Any],
+    change: BootstrapReport,
     about: Mapping[str, Any],
     answers: tuple[Sequence[Conversation], Sequence[Conversation]],
     trainings: Mapping[str, Losses],
@@ -30,8 +31,7 @@ def write_report(
 
     Args:
         folder: where to.
-        change: {gain, interval, n, attributes: {NAME: the same}, rounds: [counts], control: as the whole}; this is
-            report.json.
+        change: the content of report.json.
         about: `policy`, `target` (names), `attributes` (the schema's dict), `settings`, `seed`, `versions`.
         answers: to the same prompts before and after, by id, with their measured values in `label_predicted`.
         trainings: their losses by name.
@@ -40,7 +40,7 @@ def write_report(
     Raises:
         OSError: the folder cannot be written.
     """
-    report: dict[str, Any] = json_ready(change)
+    report: BootstrapReport = json_ready(change)
     parts = {
         "change": change_table(report),
         "answers": _answers(*answers, about["attributes"], about["target"]),

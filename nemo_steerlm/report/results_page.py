@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.evaluate.metrics import json_ready
-from nemo_steerlm.evaluate.reports import Results, Sample
+from nemo_steerlm.evaluate.reports import BootstrapReport, Results, Sample
 from nemo_steerlm.evaluate.steerability import mean_spearman
 from nemo_steerlm.report import steering_page
 from nemo_steerlm.report.bars import bar_rows, check_bars
@@ -100,7 +100,7 @@ def _bootstrap(data: Results) -> dict[str, Any]:
     return {"facts": "; ".join(facts).capitalize(), "change": change_table(step)}
 
 
-def change_table(step: Mapping[str, Any]) -> Table:
+def change_table(step: BootstrapReport) -> Table:
     """The change by step 4, and by the control arm if there is one: all targets together, and each attribute."""
     arms = {"Step 4": step, "Control arm": step.get("control")}
     there = {title: {"together": arm, **(arm.get("attributes") or {})} for title, arm in arms.items() if arm}

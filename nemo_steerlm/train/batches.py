@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemo_steerlm.data.units import EMPTY
+from nemo_steerlm.megatron.phases import ON_HOST, Phases
 from nemo_steerlm.models.training import MicroBatch
 from nemo_steerlm.train.global_batches import GlobalBatches
 from nemo_steerlm.train.packing import pack
@@ -129,11 +130,16 @@ class StepBatches(Dataset):
         self.units = units
         self.plan, self.item, self.lengths, self.collate = plan, item, lengths, collate
         self.cutting, self.steps = cutting, steps
+        self.phases = Phases()
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[MicroBatch]:
+        with self.phases(ON_HOST):
+            return self._of_step(step)
+
+    def _of_step(self, step: int) -> list[MicroBatch]:
         cuts = self._cuts(self.plan(step))
         common = None
         if self.cutting.equal_lengths:

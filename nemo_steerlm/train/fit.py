@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from nemo.lightning.callback_group import CallbackGroup
 from nemo_steerlm.config import DataConfig, LoggingConfig, TrainConfig, TrainerConfig
 from nemo_steerlm.data.mixture import Mixture
 from nemo_steerlm.errors import ConfigError
+from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import checkpoint, cpu, gpt, lora, parallel
 from nemo_steerlm.megatron.checkpoint import CheckpointFolder
+from nemo_steerlm.megatron.local_disk import LocalDisk
 from nemo_steerlm.models.base import MegatronModel
 from nemo_steerlm.train.bad_steps import BadSteps
 from nemo_steerlm.train.batches import MicroBatching, StepBatches, once_through, shuffled
@@ -27,7 +30,8 @@ from nemo_steerlm.train.best import BestStep, check_metric
 from nemo_steerlm.train.global_batches import GlobalBatches
 from nemo_steerlm.train.logs import JSONLLogger, ShowProgress, add_loggers
 from nemo_steerlm.train.run_folder import enter_run_folder
-from nemo_steerlm.train.saving import Checkpoints
+from nemo_steerlm.train.saving import Checkpoints, TimeLimit
+from nemo_steerlm.train.stragglers import Stragglers
 from nemo_steerlm.train.strategy import DistributedCheckpointIO, MegatronStrategy
 from nemo_steerlm.train.tasks import Task
 
@@ -74,15 +78,7 @@ def train(
     if trainer.best_metric is not None:
         check_metric(trainer.best_metric, task.metric_names())
     enter_run_folder(output, config)
-    cutting = MicroBatching(
-        micro_batch_size=trainer.micro_batch_size,
-        rank=parallel_state.get_data_parallel_rank(),
-        ranks=parallel_state.get_data_parallel_world_size(),
-        multiple=gpt.row_multiple(model.chunks[0].config),
-        equal_lengths=config.parallel.pipeline > 1,
-        pack_length=_row_length(config.data, (training, validation, *(beside or {}).values())),
-        count_multiple=config.parallel.pipeline if config.parallel.virtual_pipeline else 1,
-    )
+    cutting = micro_batching(config, model, _row_length(config.data, (training, validation, *(beside or {}).values())))
 
     def batches(data: Mixture, plan: Any, steps: int) -> StepBatches:
         return StepBatches(plan, data.item, data.lengths, task.collate, cutting, steps, data.units)
@@ -104,6 +100,20 @@ def train(
     return best.best
 
 
+def micro_batching(config: TrainConfig, model: MegatronModel, pack_length: int | None) -> MicroBatching:
+    """How this rank's share of a global batch is cut into micro-batches for a built model; see `MicroBatching`."""
+    layout = config.parallel
+    return MicroBatching(
+        micro_batch_size=config.trainer.micro_batch_size,
+        rank=parallel_state.get_data_parallel_rank(),
+        ranks=parallel_state.get_data_parallel_world_size(),
+        multiple=gpt.row_multiple(model.chunks[0].config),
+        equal_lengths=layout.pipeline > 1,
+        pack_length=pack_length,
+        count_multiple=layout.pipeline if layout.virtual_pipeline else 1,
+    )
+
+
 def _row_length(data: DataConfig, sets: Sequence[Mixture | None]) -> int | None:
     """Most tokens of a packed row, None without packing; both responses of a preference pair go into one row."""
     length = data.row_length()
@@ -123,6 +133,31 @@ def _steps_of(trainer: TrainerConfig, items: int) -> int:
     return max(1, math.ceil(trainer.max_epochs * items / trainer.global_batch_size))
 
 
+def _local_disk(directory: str | None, folder: CheckpointFolder, name: str) -> LocalDisk | None:
+    """The folder of this run below `trainer.checkpoint_local_dir`.
+
+    Its name is drawn once and kept beside the checkpoints, so that another run at the same place has another folder.
+    """
+    if directory is None:
+        return None
+
+    def drawn() -> str:
+        path = folder.folder / "local_folder"
+        if not path.is_file():
+            with atomic_writer(path) as file:
+                file.write(uuid.uuid4().hex)
+        return "".join(filter(str.isalnum, path.read_text(encoding="utf-8")))
+
+    return LocalDisk(Path(directory) / f"{name}-{parallel.on_rank_zero(drawn)}", folder)
+
+
+def _reports(config: LoggingConfig, model: MegatronModel) -> list[Callback]:
+    if config.straggler_every is None:
+        return []
+    model.training_batches.phases = model.phases
+    return [Stragglers(config.straggler_every, model.phases)]
+
+
 def fit(
     model: MegatronModel, trainer_config: TrainerConfig, logging_config: LoggingConfig, output: Path, resume: bool
 ) -> BestStep | None:
@@ -134,7 +169,7 @@ def fit(
         The callback that kept the best step's weights, with `trainer.best_metric`.
 
     Raises:
-        Stopped: by a signal; the state after the last step is saved.
+        Stopped: by a signal or `trainer.max_time`; the state after the last step is saved.
         DataError: `trainer.max_bad_steps` in a row had a loss or gradient norm that is not finite.
         CheckpointError: the weights are not finite; they are not saved.
     """
@@ -142,10 +177,13 @@ def fit(
     trained, total = lora.count_parameters(model.chunks)
     _log.info("trained parameters: %s of %s (%.2f%%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
     folder = CheckpointFolder(output / "checkpoints", keep=trainer_config.keep_checkpoints)
+    local = _local_disk(trainer_config.checkpoint_local_dir, folder, output.name)
+    if local is not None:
+        local.recover()
     start = folder.latest() if resume else None
     step = int(start.name.removeprefix("step-")) if start is not None else 0
     validates = model.validation_batches is not None
-    io = DistributedCheckpointIO(background=trainer_config.async_checkpoint)
+    io = DistributedCheckpointIO(trainer_config.async_checkpoint, local)
     best = None
     if trainer_config.best_metric is not None:
         best = BestStep(trainer_config.best_metric, output, io, resume)
@@ -164,7 +202,8 @@ def fit(
                 best.consider(model, last, model.validated)
         return best
     metrics.rewind(step)
-    checkpoints = Checkpoints(folder, trainer_config.checkpoint_every, last, io)
+    limit = TimeLimit(trainer_config.max_seconds())
+    checkpoints = Checkpoints(folder, trainer_config.checkpoint_every, last, io, limit)
     trainer = lightning.Trainer(
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         strategy=MegatronStrategy(io),  # knows accelerator and devices
@@ -174,6 +213,7 @@ def fit(
         callbacks=[
             checkpoints,
             *([best] if best is not None else []),
+            *_reports(logging_config, model),
             ShowProgress(output.name, trainer_config, step, last),
             _ReturnMemory(),
         ],

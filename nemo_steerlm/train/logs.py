@@ -1,4 +1,4 @@
-"""Logs of a training: `metrics.jsonl`, TensorBoard and W&B, progress on the terminal."""
+"""Logs of a training: `metrics.jsonl`, TensorBoard, W&B and MLflow, progress on the terminal."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from nemo.utils import logging as nemo_log
 from nemo.utils.exp_manager import exp_manager
 
 from nemo_steerlm.config import LoggingConfig, TrainerConfig
+from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.progress import Progress
+from nemo_steerlm.yaml_file import read_yaml
 
 nemo_log.setLevel(nemo_log.ERROR)  # dozens of lines about their own set-up
 # exp_manager logs an error for every multi-node run that SLURM did not start through Lightning; such runs are tested.
@@ -68,7 +70,7 @@ class JSONLLogger(Logger):
                 row = json.loads(line)
             except ValueError:
                 continue  # the half line of a killed run
-            if row["step"] < step or (row["step"] == step and "train/loss" in row):
+            if row["step"] < step or (row["step"] == step and ("train/loss" in row or "straggler/rank" in row)):
                 kept.append(line + "\n")
         with atomic_writer(self.path) as file:
             file.writelines(kept)
@@ -118,7 +120,7 @@ class ShowProgress(Callback):
 
 
 def add_loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
-    """TensorBoard and W&B through NeMo's exp_manager, under `output/logs`."""
+    """TensorBoard and W&B through NeMo's exp_manager, and MLflow, in `output/logs`; all show `output/config.yaml`."""
     if config.wandb and config.wandb_offline:
         os.environ.setdefault("WANDB_MODE", "offline")
     exp_manager(
@@ -135,5 +137,21 @@ def add_loggers(trainer: Any, config: LoggingConfig, output: Path) -> None:
             "log_step_timing": False,
             "files_to_copy": None,
             "disable_validation_on_resume": False,
+            "seconds_to_sleep": 0,  # 5 on every rank but the first, for files that it moves with resume_if_exists
         },
     )  # fmt: skip
+    if config.mlflow:
+        trainer.loggers = [*trainer.loggers, _mlflow(config, output)]
+    config_file = output / "config.yaml"
+    if config_file.is_file():  # `fit` called from Python may have none
+        for logger in trainer.loggers:
+            logger.log_hyperparams(read_yaml(config_file, ConfigError))
+
+
+def _mlflow(config: LoggingConfig, output: Path) -> MLFlowLogger:
+    """Lightning's logger itself: nemo_toolkit 3.0.0's exp_manager passes the name of the run twice, a TypeError."""
+    folder = (output / "logs").absolute()
+    place = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    own = {} if place else {"artifact_location": f"file:{folder}/mlflow"}
+    place = place or f"sqlite:///{folder}/mlflow.db"
+    return MLFlowLogger(config.mlflow_experiment, config.name or output.name, place, **own)

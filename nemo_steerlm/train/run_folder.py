@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped,unused-ignore]
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import TrainConfig
@@ -39,7 +40,11 @@ def _first_difference(one: Any, two: Any, key: str) -> str | None:
 
 
 def enter_run_folder(output: Path, config: TrainConfig) -> None:
-    """Write config.yaml, or check that the one in the folder describes the same run."""
+    """Write config.yaml and overrides.yaml (the words of the command line, none of Python's).
+
+    Raises:
+        ConfigError: config.yaml is there and describes another run.
+    """
     mine = OmegaConf.create(plain(config))
     path = output / "config.yaml"
     if config.resume and path.is_file():
@@ -76,4 +81,6 @@ def enter_run_folder(output: Path, config: TrainConfig) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             file.write(OmegaConf.to_yaml(mine))
+        with atomic_writer(output / "overrides.yaml") as file:
+            yaml.safe_dump(list(config.words), file, allow_unicode=True)
     parallel.barrier()

@@ -46,7 +46,7 @@ def start_model(cls: type[Model], config: TrainConfig, schema: AttributeSchema) 
         architecture, tokenizer = _random(config.model)
         template = config.template.build(tokenizer)
         card = ModelCard(kind=cls.kind, architecture=architecture, template=template, schema=schema)
-        model = _make(cls, config, _with_head(card, config), tokenizer)
+        model = make_model(cls, config, card, tokenizer)
         model.build()
     else:
         theirs = hf_folder.is_folder(Path(source))
@@ -66,7 +66,7 @@ def start_model(cls: type[Model], config: TrainConfig, schema: AttributeSchema) 
                     source, template.turn_start,
                 )  # fmt: skip
         card = dataclasses.replace(origin, kind=cls.kind, schema=schema, template=template)
-        model = _make(cls, config, _with_head(card, config), tokenizer)
+        model = make_model(cls, config, card, tokenizer)
         if theirs:
             model.build(initialise=False)
             fresh, outputs = model.fresh_parameters(origin), hf_folder.outputs_of(origin)
@@ -91,7 +91,14 @@ def _random(model: ModelConfig) -> tuple[Architecture, Tokenizer]:
     return dataclasses.replace(model.architecture, vocab_size=size), tokenizer
 
 
-def _make(cls: type[Model], config: TrainConfig, card: ModelCard, tokenizer: Tokenizer) -> Model:
+def make_model(cls: type[Model], config: TrainConfig, card: ModelCard, tokenizer: Tokenizer) -> Model:
+    """A model of class `cls`, or of the variant for its head, with the training settings of `config`; not built yet.
+
+    Raises:
+        ConfigError: packed rows with dropout on attention weights.
+        CheckpointError: the tokenizer has more ids than the model has rows.
+    """
+    card = _with_head(card, config)
     check_vocabulary(tokenizer, card.architecture.vocab_size, config.model.init or "of random weights")
     dropout = card.architecture.attention_dropout
     if dropout and config.data.row_length() is not None:

@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 
 from nemo_steerlm.megatron import checkpoint as distributed_checkpoint
 from nemo_steerlm.megatron import finite, parallel
+from nemo_steerlm.megatron.local_disk import LocalDisk, PendingCopy
 
 
 class DistributedCheckpointIO(CheckpointIO):
@@ -22,31 +23,60 @@ class DistributedCheckpointIO(CheckpointIO):
 
     Args:
         background: write them in a thread while training goes on, one at a time.
+        local: write them there; they are copied out in the background, one at a time.
     """
 
-    def __init__(self, background: bool = False) -> None:
-        self.background = background
+    def __init__(self, background: bool = False, local: LocalDisk | None = None) -> None:
+        self.background, self.local = background, local
         self.pending: distributed_checkpoint.PendingSave | None = None
+        self.copying: PendingCopy | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written or copied."""
+        return self.pending is not None or self.copying is not None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` ({"sharded": ..., "common": ...}) to the folder `path`."""
-        if self.background and distributed_checkpoint.background_fits():
-            self.finish()
-            save = distributed_checkpoint.save_in_background
-            self.pending = save(Path(path), checkpoint["sharded"], checkpoint["common"])
+        self._end_writing()
+        if (self.background or self.local) and distributed_checkpoint.background_fits():
+            folder = Path(path) if self.local is None else self.local.folder / Path(path).name
+            save, content = distributed_checkpoint.PendingSave, (checkpoint["sharded"], checkpoint["common"])
+            self.pending = save(folder, *content, background=self.background, local=self.local is not None)
+            if not self.background:
+                self._end_writing()
         else:
             distributed_checkpoint.save(Path(path), checkpoint["sharded"], checkpoint["common"])
 
     def poll(self) -> None:
-        """End the pending save if it is written; every rank calls it between two steps."""
+        """End what is written or copied by now; every rank calls it between two steps."""
         if self.pending is not None and self.pending.poll():
-            self.pending = None
+            self._copy_out()
+        if self.copying is not None and self.copying.poll():
+            self.copying = None
 
     def finish(self) -> None:
-        """Wait for the pending save and end it."""
+        """Wait until nothing is being written or copied."""
+        self._end_writing()
+        self._end_copying()
+
+    def _end_writing(self) -> None:
         if self.pending is not None:
             self.pending.finish()
-            self.pending = None
+            self._copy_out()
+
+    def _copy_out(self) -> None:
+        """After a checkpoint is written: begin to copy it out, once the one before is."""
+        assert self.pending is not None
+        name, self.pending = self.pending.folder.name, None
+        if self.local is not None:
+            self._end_copying()
+            self.copying = self.local.copy_out(name)
+
+    def _end_copying(self) -> None:
+        if self.copying is not None:
+            self.copying.finish()
+            self.copying = None
 
     def load_checkpoint(self, path: Any, map_location: Any = None) -> dict[str, Any]:
         """Not used: loading needs the sharded state, which `MegatronStrategy.load_checkpoint` has."""

@@ -30,7 +30,7 @@ from nemo_steerlm.config import (
 from nemo_steerlm.conversation import Conversation, read_conversations, write_conversations
 from nemo_steerlm.errors import CheckpointError, DataError
 from nemo_steerlm.evaluate.metrics import paired_difference
-from nemo_steerlm.evaluate.reports import Change
+from nemo_steerlm.evaluate.reports import ArmChange, BootstrapReport, Change
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import checkpoint, parallel
@@ -58,7 +58,7 @@ def main(config: BootstrapConfig) -> None:
     check(dataclasses.replace(config, steering=steering), config.data.train_files(), held)
 
 
-def bootstrap(config: BootstrapConfig, measure: Measure | None = None) -> dict[str, Any]:
+def bootstrap(config: BootstrapConfig, measure: Measure | None = None) -> BootstrapReport:
     """Run all rounds; returns the report (`report.json`).
 
     Args:
@@ -97,7 +97,7 @@ class _Bootstrap:
         for name in config.target:
             policy.schema[name]
 
-    def run(self, measure: Measure | None) -> dict[str, Any]:
+    def run(self, measure: Measure | None) -> BootstrapReport:
         """All rounds, then the measurement."""
         config, policy = self.config, self.config.policy
         counts: list[dict[str, Any]] = []
@@ -111,7 +111,10 @@ class _Bootstrap:
         answers = {name: self._answers(name, model) for name, model in arms.items()}
         measure = measure or (lambda path: list(read_conversations(self._annotated(path))))
         values = {name: measure(path) for name, path in answers.items()}
-        report = {"rounds": counts, **_change(values["before"], values["after"], list(config.target), config.seed)}
+        report: BootstrapReport = {
+            "rounds": counts,
+            **_change(values["before"], values["after"], list(config.target), config.seed),
+        }
         if config.control:
             report["control"] = _change(values["before"], values["control"], list(config.target), config.seed)
         self._finish(policy, report, values)
@@ -203,7 +206,7 @@ class _Bootstrap:
         self._sample(policy, self.change_prompts, path, self.config.seed, responses=1)
         return path
 
-    def _finish(self, policy: str, report: dict[str, Any], answers: Mapping[str, list[Conversation]]) -> None:
+    def _finish(self, policy: str, report: BootstrapReport, answers: Mapping[str, list[Conversation]]) -> None:
         partial = self.output / ("model" + UNFINISHED)
         if parallel.is_rank_zero():
             shutil.rmtree(partial, ignore_errors=True)
@@ -216,13 +219,14 @@ class _Bootstrap:
             write_run_json(self.output, "bootstrap", self.config, inputs, model_folder.read(policy).schema)
         parallel.barrier()
 
-    def _write_page(self, policy: str, report: dict[str, Any], answers: Mapping[str, list[Conversation]]) -> None:
+    def _write_page(self, policy: str, report: BootstrapReport, answers: Mapping[str, list[Conversation]]) -> None:
         config, schema = self.config, model_folder.read(policy).schema
         runs = {f"round {n}": self.output / f"round-{n}" / "policy" for n in range(1, config.rounds + 1)}
         if config.control:
             runs["control"] = self.output / "control"
         about = {
-            "policy": config.policy, "target": list(config.target), "attributes": schema.to_dict() if schema else {},
+            "policy": plain(config.policy), "target": list(config.target),
+            "attributes": schema.to_dict() if schema else {},
             "settings": plain(config), "seed": config.seed, "versions": versions(),
         }  # fmt: skip
         trainings = {name: losses(run) for name, run in runs.items()}
@@ -283,7 +287,7 @@ def _with_replay(
     return best + [rows[i] for i in sorted(chosen.tolist())]
 
 
-def _change(before: list[Conversation], after: list[Conversation], target: list[str], seed: int) -> dict[str, Any]:
+def _change(before: list[Conversation], after: list[Conversation], target: list[str], seed: int) -> ArmChange:
     """Gain with its interval of the mean of the targets, and of every attribute; prompts are the units."""
 
     def scores(rows: list[Conversation], names: list[str]) -> list[float]:
@@ -300,7 +304,7 @@ def _change(before: list[Conversation], after: list[Conversation], target: list[
     return {**compared(target), "attributes": {name: compared([name]) for name in measured}}
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: BootstrapReport) -> str:
     """The change as a table for the terminal."""
     rows = []
     for arm, values in (("bootstrap", report), ("control", report.get("control"))):

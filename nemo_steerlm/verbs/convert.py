@@ -28,6 +28,7 @@ from nemo_steerlm.ownership import UNFINISHED
 from nemo_steerlm.provenance import write_run_json
 from nemo_steerlm.template import PromptTemplate
 from nemo_steerlm.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from nemo_steerlm.verbs.describe import readme
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def export_main(config: ExportConfig) -> str:
 
     A regressor becomes a sequence classifier: stock transformers predicts what `annotate` does, with the chat template
     in the folder. A linear head cannot hold the regressor's calibration: it is written as `calibration.json`, and
-    transformers predicts what `annotate calibrated=false` does.
+    transformers predicts what `annotate calibrated=false` does. README.md describes the model, for the hub too.
 
     Args:
         config: `checkpoint` (a model folder), `output`, `dtype` ("float32", "bfloat16" or "float16"; None: as stored),
@@ -195,6 +196,8 @@ def export_main(config: ExportConfig) -> str:
             raise
         if calibration is not None and weights is None:
             calibration.write(partial)
+        text = readme(".", card, tokenizer, folder, partial, _remarks(config, card, calibration))
+        (partial / "README.md").write_text(text, encoding="utf-8")
         write_run_json(partial, "export", config, inputs=[folder], schema=card.schema)
 
     parallel.on_rank_zero(describe)
@@ -207,6 +210,18 @@ def export_main(config: ExportConfig) -> str:
         return said
     where = f"apply {CORRECTION} to them" if weights is None else "the sum is of raw values"
     return f"{said}; its values are those before the stored {calibration.method} calibration: {where}"
+
+
+def _remarks(config: ExportConfig, card: ModelCard, calibration: Calibration | None) -> list[str]:
+    """What README.md says of an exported regressor's values."""
+    found = []
+    if config.scalar:
+        terms = " + ".join(f"{weight:g} × {name}" for name, weight in config.scalar.items()).replace("+ -", "- ")
+        found.append(f"Its one output is {terms}; the figures below are of the single attributes.")
+    if calibration is not None:
+        where = "which is not part of the sum" if config.scalar else f"which is in `{CORRECTION}`"
+        found.append(f"Its values are those before the regressor's {calibration.method} calibration, {where}.")
+    return found
 
 
 def _check_expressible(folder: Path, card: ModelCard) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_steerlm import calibration
+from nemo_steerlm import calibration, hub
 from nemo_steerlm.agreement import Floats
 from nemo_steerlm.calibration import Calibration
 from nemo_steerlm.config import EvaluateConfig
@@ -36,8 +36,9 @@ def regressor(model: AttributeRegressor, config: EvaluateConfig) -> str:
     """
     if config.calibrate == "temperature":
         model.level_head()
-    if config.calibrate and not Path(config.checkpoint or "").is_dir():
-        raise ConfigError(f"calibrate={config.calibrate} writes into the model folder; {config.checkpoint} is none")
+    where = hub.named(config.checkpoint or "")  # the cache of the hub is not the user's folder
+    if config.calibrate and not Path(where).is_dir():
+        raise ConfigError(f"calibrate={config.calibrate} writes into the model folder; {where} is none")
     stored, model.calibration = model.calibration, None  # raw values are calibrated
     samples, schema = predict(model, config), model.schema
     model.calibration, corrected, sentence = _calibrated(model, config, samples, stored)

@@ -167,7 +167,7 @@ def evaluate(config: EvaluateConfig) -> str:
     write_report(
         config.output,
         {
-            "title": f"Steering of {config.checkpoint}", "summary": f"The policy {told['words']}.",
+            "title": f"Steering of {plain(config.checkpoint)}", "summary": f"The policy {told['words']}.",
             "attributes": model.schema.to_dict(), "verdict": told, "listening": heard, **found,
             "measured_by": ", ".join(names), "scales": scales, "quality": quality,
             "seconds": {"total": round(time.perf_counter() - started, 1)}, "seed": config.seed,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.config import PrepareConfig
-from nemo_steerlm.data.prepare import PrepareOptions, prepare
+from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.data.sources.registry import SOURCES
 from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.report.data_page import data_page
@@ -25,7 +24,7 @@ _IN_FILE_ONLY = (
 
 def main(config: PrepareConfig) -> str:
     """Write the files and ``report.html``, return the counts as text (raises what `prepare` raises)."""
-    report = prepared(config)
+    report = prepare(config)
     if config.output and not config.check:
         written = json.loads((Path(config.output) / "report.json").read_text(encoding="utf-8"))
         with atomic_writer(Path(config.output) / "report.html") as file:
@@ -33,12 +32,6 @@ def main(config: PrepareConfig) -> str:
     shown = {name: value for name, value in report.items() if name not in _IN_FILE_ONLY}
     place = f"{config.input}: can be read; nothing is written" if config.check else config.output
     return f"{place}:\n" + "\n".join(_counts(shown))
-
-
-def prepared(config: PrepareConfig) -> dict[str, Any]:
-    """Write all but ``report.html``, return the content of ``report.json`` (raises what `prepare` raises)."""
-    names = [field.name for field in dataclasses.fields(PrepareOptions) if field.name != "attributes"]
-    return prepare({**{name: getattr(config, name) for name in names}, "attributes": config.attributes.load()})
 
 
 def commands(config: PrepareConfig, report: Mapping[str, Any]) -> Commands:

@@ -45,7 +45,7 @@ def main(config: TrainRegressorConfig) -> None:
     training = Mixture([tokenised(path, singles) for path in files], data.weights, files)
     validation = Mixture([tokenised(path) for path in held_out], names=held_out) if held_out else None
     if pairs:
-        require_pairs(training.report)
+        require_pairs(training.counts)
     task = _task(model, config, training, validation.datasets if validation else [])
     with contextlib.closing(model):
         best = train(task, config, training, validation)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_steerlm.config import AttributeOptions, AttributesConfig, PrepareConfig
 from nemo_steerlm.conversation import read_conversations
 from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.errors import SteerLMError
@@ -23,10 +24,20 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def run(source, path, folder, **settings):
+def prepare_config(attributes: str | dict | None = None, **keys) -> PrepareConfig:
+    """Settings of `prepare`; attributes as a preset or a file, or each by name with its options."""
+    keys = {name: str(value) if isinstance(value, Path) else value for name, value in keys.items()}
+    if isinstance(attributes, dict):
+        schema = {name: AttributeOptions(**(options or {})) for name, options in attributes.items()}
+        return PrepareConfig(attributes=AttributesConfig(schema=schema), **keys)
+    return PrepareConfig(attributes=AttributesConfig(preset=attributes), **keys)
+
+
+def run(source, path, folder, val_fraction=0, **settings):
     """Prepare into a folder's `out`, all rows for training; the report and these rows."""
-    report = prepare({"source": source, "input": path, "output": folder / "out", "val_fraction": 0, **settings})
-    return report, list(read_conversations(folder / "out" / "train.jsonl"))
+    out = folder / "out"
+    report = prepare(prepare_config(source=source, input=path, output=out, val_fraction=val_fraction, **settings))
+    return report, list(read_conversations(out / "train.jsonl"))
 
 
 def refused(message, source, path, folder, **settings):
@@ -38,7 +49,7 @@ def refused(message, source, path, folder, **settings):
 
 def run_sides(source, path, output, **settings):
     """Prepare; the report and the rows of each side that has some."""
-    report = prepare({"source": source, "input": path, "output": output, **settings})
+    report = prepare(prepare_config(source=source, input=path, output=output, **settings))
     sides = [list(read_conversations(output / f"{side}.jsonl")) for side in ("train", "val") if report[side]["turns"]]
     return report, sides
 

@@ -154,10 +154,11 @@ def test_a_mixture_is_its_parts_one_after_another(tokenizer):
     assert text(mixture.item(3), tokenizer) == text(parts[1].item(1), tokenizer)
     assert mixture.labels.shape == (5, 5) and mixture.draws.tolist() == [1, 1, 2.5, 2.5, 2.5]
     assert set(mixture.report) == {"1.jsonl", "2.jsonl"} and Mixture(parts[:1]).report is parts[0].report
-    parts[0].report.update(pairs=0, incomplete_pairs=2)
-    parts[1].report["pairs"] = 0
+    one, two = mixture.counts
+    one.update({"pairs": 0, "incomplete_pairs": 2})
+    two["pairs"] = 0
     with pytest.raises(DataError, match=r"loss.preference needs pairs: none of the 5 conversations.*\(2 lack"):
-        require_pairs(mixture.report)
+        require_pairs(mixture.counts)
 
 
 # -- policy -----------------------------------------------------------------------------------------------------------
@@ -207,7 +208,9 @@ def test_dropout_of_attributes_and_labels_leaves_the_loss_alone(tokenizer):
     rows = [row("a", "b", "c", "d", labels=(FULL, {"verbosity": 4, "coherence": 0})) for _ in range(50)]
     shares = {"attribute_dropout": 0.5, "label_dropout": 0.2}
     data = build(PolicyDataset, rows, tokenizer, **shares, seed=5)
-    whole, kinds, sizes = text(build(PolicyDataset, rows, tokenizer).item(0), tokenizer), Counter(), Counter()
+    whole = text(build(PolicyDataset, rows, tokenizer).item(0), tokenizer)
+    kinds: Counter[str] = Counter()
+    sizes: Counter[int] = Counter()
     for epoch in range(20):
         for index in range(50):
             item = data.item(index, epoch)

@@ -12,7 +12,7 @@ from tests.data.trees import many_trees, write_trees
 def test_the_hub_is_asked_for_the_files_of_the_source(tmp_path, monkeypatch):
     import huggingface_hub
 
-    asked = {}
+    asked: dict[str, object] = {}
 
     def snapshot_download(name, **settings):
         asked.update(settings, name=name)

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from omegaconf import MISSING
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import PREPARE_SOURCES
 from nemo_steerlm.conversation import Conversation, Turn, write_conversations
-from nemo_steerlm.data.prepare import PrepareOptions, prepare
+from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.data.sources.registry import SOURCES
 from nemo_steerlm.errors import ConfigError, DataError, SteerLMError
 from nemo_steerlm.provenance import read_run_json
-from tests.data.helpers import FILES, refused, rows_of, run, run_sides, steer, write
+from tests.data.helpers import FILES, prepare_config, refused, rows_of, run, run_sides, steer, write
 from tests.data.trees import answer, ask, many_trees, tree, trees, write_trees
 
 
@@ -41,14 +43,14 @@ def test_without_dedupe_every_path_keeps_its_labels(fixture_trees, tmp_path):
 def test_each_response_is_trained_once_and_no_prompt_is_on_both_sides(tmp_path):
     path = write_trees(tmp_path / "t.jsonl", list(many_trees(400, prompts=150)))
     report, (train, val) = run_sides("oasst", path, tmp_path / "out", val_fraction=0.1)
-    trained = Counter()
+    trained: Counter[tuple[str, ...]] = Counter()
     for row in train + val:
         for index in row.response_indices:
             if row.turns[index].label:
                 trained[tuple(turn.text for turn in row.turns[: index + 1])] += 1
         assert row.turns[-1].label  # a row always ends with something to learn
     assert set(trained.values()) == {1}
-    expected = set()
+    expected: set[tuple[str, ...]] = set()
     for row in many_trees(400, prompts=150):
         first, nested = row["prompt"]["replies"]
         head = (row["prompt"]["text"], "Then")
@@ -83,7 +85,7 @@ def test_a_split_of_its_own_must_be_told_by_someone(tmp_path):
     path = write(tmp_path / "all.jsonl", [steer("a", "b", 1)])
     refused("does not tell one", "helpsteer", path, tmp_path, val_fraction=None)
     with pytest.raises(ConfigError, match="not known here"):
-        prepare({"source": "synthetic", "output": tmp_path / "out", "val_fraction": None})
+        prepare(prepare_config(source="synthetic", output=tmp_path / "out", val_fraction=None))
 
 
 # -- promises ---------------------------------------------------------------------------------------------------------
@@ -93,18 +95,18 @@ def test_synthetic_is_written_through_the_same_door(tmp_path, monkeypatch):
     from nemo_steerlm.data.sources import synthetic
 
     def write(config, schema):
-        write_conversations(config.output / "train.jsonl", [Conversation([Turn("User", str(config.seed))])])
+        write_conversations(Path(config.output) / "train.jsonl", [Conversation([Turn("User", str(config.seed))])])
         return {"rows": len(schema)}
 
     monkeypatch.setattr(synthetic, "write", write)
-    report = prepare({"source": "synthetic", "output": tmp_path / "out", "seed": 3})
+    report = prepare(prepare_config(source="synthetic", output=tmp_path / "out", seed=3))
     assert report == {"source": "synthetic", "recipe": "default", "rows": 5}
     assert sorted(os.listdir(tmp_path / "out")) == ["report.json", "run.json", "train.jsonl"]
 
 
 def test_run_json_and_repeatability(fixture_trees, tmp_path):
     for name in ("one", "two"):
-        prepare({"source": "oasst", "input": fixture_trees, "output": tmp_path / name, "attributes": "helpsteer"})
+        prepare(prepare_config(source="oasst", input=fixture_trees, output=tmp_path / name, attributes="helpsteer"))
     assert sorted(os.listdir(tmp_path / "one")) == FILES
     for file in ("train.jsonl", "val.jsonl", "report.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -116,11 +118,11 @@ def test_run_json_and_repeatability(fixture_trees, tmp_path):
 
 def test_an_earlier_result_is_replaced_and_a_killed_one_is_swept_up(fixture_trees, tmp_path):
     out = tmp_path / "out"
-    prepare({"source": "oasst", "input": fixture_trees, "output": out, "recipe": "nemo_aligner"})
+    prepare(prepare_config(source="oasst", input=fixture_trees, output=out, recipe="nemo_aligner"))
     (out / ".prepare-killed").mkdir()
     (out / ".prepare-killed" / "train.jsonl").write_text("half")
     (out / "notes.txt").write_text("mine")
-    prepare({"source": "oasst", "input": fixture_trees, "output": out})
+    prepare(prepare_config(source="oasst", input=fixture_trees, output=out))
     assert sorted(os.listdir(out)) == sorted([*FILES, "notes.txt"])
 
 
@@ -132,7 +134,7 @@ def test_the_input_is_never_replaced_by_the_output(way, tmp_path):
     with pytest.raises(ConfigError, match="would replace the input"):
         run("helpsteer", tmp_path / "link.jsonl" if way == "link.jsonl" else path, tmp_path)
     assert path.read_bytes() == before
-    report = prepare({"source": "helpsteer", "input": path, "output": tmp_path / "out", "check": True})
+    report = prepare(prepare_config(source="helpsteer", input=path, output=tmp_path / "out", check=True))
     assert report["train"]["conversations"] + report["val"]["conversations"] == 2
 
 
@@ -141,7 +143,7 @@ def test_memory_does_not_grow_with_the_file(recipe, tmp_path):
     def peak(count):
         path = write_trees(tmp_path / f"{count}.jsonl", many_trees(count, padding=" word" * 1000))
         tracemalloc.start()
-        prepare({"source": "oasst", "input": path, "output": tmp_path / str(count), "recipe": recipe})
+        prepare(prepare_config(source="oasst", input=path, output=tmp_path / str(count), recipe=recipe))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found, path.stat().st_size
@@ -154,8 +156,9 @@ def test_memory_does_not_grow_with_the_file(recipe, tmp_path):
 def test_resident_memory_stays_flat_with_the_set_on_disk(tmp_path):
     """The set of histories is SQLite's memory, which Python does not trace: ask the system instead."""
     code = (
-        "import re, sys\nfrom nemo_steerlm.data.prepare import prepare\n"
-        "prepare({'source': 'oasst', 'input': sys.argv[1], 'output': sys.argv[2]})\n"
+        "import re, sys\n"
+        "from nemo_steerlm.config import PrepareConfig\nfrom nemo_steerlm.data.prepare import prepare\n"
+        "prepare(PrepareConfig(source='oasst', input=sys.argv[1], output=sys.argv[2]))\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
 
@@ -167,14 +170,6 @@ def test_resident_memory_stays_flat_with_the_set_on_disk(tmp_path):
 
     (small, small_file), (large, large_file) = resident(50), resident(2000)
     assert large_file - small_file > 15e6 and large - small < 5e6, (small, large)
-
-
-def test_options_are_read_from_mappings_and_objects():
-    class Config:
-        source, output, languages = "oasst", "x", "en"
-
-    options = PrepareOptions.from_config(Config())
-    assert options.languages == ["en"] and options.seed == 10 and options.val_fraction == 0.05
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -212,7 +207,7 @@ def test_a_damaged_gzip_file_is_named(recipe, tmp_path):
     for content in (packed[:-200], packed[:500] + b"\xff" * 200 + packed[700:]):  # cut off, changed
         (tmp_path / "a.jsonl.gz").write_bytes(content)
         with pytest.raises(DataError, match="a.jsonl.gz.*damaged"):
-            prepare({"source": "oasst", "input": tmp_path / "a.jsonl.gz", "output": tmp_path / "o", "recipe": recipe})
+            run("oasst", tmp_path / "a.jsonl.gz", tmp_path, recipe=recipe)
 
 
 BAD_FOR_BOTH = [("nemo_aligner", *bad) for bad in BAD_INPUTS if bad[0] == "oasst" and "is left" not in bad[2]]
@@ -226,13 +221,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(recipe, source, content, messa
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
         prepare(
-            {
-                "source": source,
-                "input": path,
-                "output": tmp_path / "new" / "out",
-                "recipe": recipe,
-                "attributes": "helpsteer",
-            }
+            prepare_config(
+                source=source, input=path, output=tmp_path / "new" / "out", recipe=recipe, attributes="helpsteer"
+            )
         )
     if recipe == "default" or "no row" not in message:
         assert message in str(error.value)
@@ -248,7 +239,7 @@ def test_no_label_for_the_schema_names_what_there_is(fixture_trees, tmp_path):
 
 BAD_SETTINGS = [
     ({"source": "oast"}, "did you mean 'oasst'?"),
-    ({"source": None}, "source= is missing"),
+    ({"source": MISSING}, "source is missing; give it on the command line, e.g. source="),
     ({"output": None}, "output is missing; give it on the command line, e.g. output="),
     ({"input": None}, "input= is missing"),
     ({"input": "/no/such/file"}, "no such file or folder"),
@@ -264,5 +255,5 @@ BAD_SETTINGS = [
 @pytest.mark.parametrize(("change", "message"), BAD_SETTINGS)
 def test_bad_settings(change, message, fixture_trees, tmp_path):
     with pytest.raises(SteerLMError) as error:
-        prepare({"source": "oasst", "input": fixture_trees, "output": tmp_path / "out", **change})
+        prepare(prepare_config(**{"source": "oasst", "input": fixture_trees, "output": tmp_path / "out", **change}))
     assert message in str(error.value) and not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from nemo_steerlm.data.report import LabelFigures
 from nemo_steerlm.errors import DataError
 from nemo_steerlm.report.data_page import data_page
 from nemo_steerlm.verbs import prepare as pipeline
-from tests.data.helpers import run
+from tests.data.helpers import prepare_config, run
 from tests.tokenizers import bpe
 
 
@@ -69,7 +69,7 @@ def test_what_looks_wrong_is_counted_and_named(tmp_path):
         row("i \ufffd", "j", id="bytes"),
         {"conversations": [{"from": "User", "value": "k"}, *row("l", "m")["conversations"]], "id": "twice"},
     ]
-    report = prepare({"source": "steerlm", "input": write(tmp_path / "a.jsonl", rows), "output": tmp_path / "o"})
+    report = prepare(prepare_config(source="steerlm", input=write(tmp_path / "a.jsonl", rows), output=tmp_path / "o"))
     assert report["suspicious"] == {
         name: {"rows": len(where.split()), "examples": where.split()}
         for name, where in sorted({
@@ -83,13 +83,13 @@ def test_what_looks_wrong_is_counted_and_named(tmp_path):
 def test_lengths_in_characters_and_in_tokens(tmp_path):
     rows = [row("x" * 3000, "y" * 3000, system=""), row("x", "y" * 64, system=""), row("z", "y" * 65, system="")]
     settings = {"source": "steerlm", "input": write(tmp_path / "a.jsonl", rows), "output": tmp_path / "o"}
-    report = prepare(settings)
+    report = prepare(prepare_config(**settings))
     assert report["response_lengths"]["histogram"] == {
         "64": 1, "128": 1, "256": 0, "512": 0, "1024": 0, "2048": 0, "4096": 1
     }  # fmt: skip
     over = report["conversation_lengths"]["share_over"]
     assert over == {"4096": round(1 / 3, 4), "8192": 0.0, "16384": 0.0, "32768": 0.0}
-    report = prepare({**settings, "tokenizer": bpe(tmp_path / "bpe", markers=True)})
+    report = prepare(prepare_config(**settings, tokenizer=bpe(tmp_path / "bpe", markers=True)))
     assert report["conversation_lengths"]["unit"] == "tokens"
     assert report["conversation_lengths"]["share_over"]["1024"] == round(1 / 3, 4)
 
@@ -98,7 +98,7 @@ def test_prompts_on_both_sides_of_a_datasets_own_split(tmp_path, caplog):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "train.jsonl", [row("The same  prompt", "a"), row("another", "b")])
     write(tmp_path / "in" / "validation.jsonl", [row("the same prompt", "c"), row("third", "d")])
-    report = prepare({"source": "steerlm", "input": tmp_path / "in", "output": tmp_path / "o", "val_fraction": None})
+    report = prepare(prepare_config(source="steerlm", input=tmp_path / "in", output=tmp_path / "o", val_fraction=None))
     assert {key: report["prompts"][key] for key in ("train", "val", "in_both")} == {"train": 2, "val": 2, "in_both": 1}
     assert "1 prompts stand in train and in val" in caplog.text
 
@@ -107,12 +107,12 @@ def test_rows_that_the_dataset_holds_out_are_told(tmp_path, caplog):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "test.jsonl", [row("a", "b"), row("c", "d")])
     settings = {"source": "steerlm", "input": tmp_path / "in", "output": tmp_path / "o", "val_fraction": 0}
-    assert prepare(settings)["held_out_rows_in_train"] == 0  # whoever gives only these knows
+    assert prepare(prepare_config(**settings))["held_out_rows_in_train"] == 0  # whoever gives only these knows
     write(tmp_path / "in" / "all.jsonl", [row("e", "f", split="train"), row("g", "h", split="validation")])
-    assert prepare(settings)["held_out_rows_in_train"] == 3
+    assert prepare(prepare_config(**settings))["held_out_rows_in_train"] == 3
     assert "3 rows that the dataset holds out itself" in caplog.text and "val_fraction=null" in caplog.text
     (tmp_path / "in" / "all.jsonl").write_text(json.dumps(row("e", "f", split="train")) + "\n")
-    assert prepare({**settings, "val_fraction": None})["held_out_rows_in_train"] == 0
+    assert prepare(prepare_config(**{**settings, "val_fraction": None}))["held_out_rows_in_train"] == 0
 
 
 def test_a_sample_tells_what_share_of_all_has_twins():
@@ -127,6 +127,7 @@ def test_a_sample_tells_what_share_of_all_has_twins():
         for prompt in given:
             sample.add(prompt)
     found = leaks(train, val)
+    assert found is not None
     assert found["train_prompts_compared"] == 600 and 40 < found["val_prompts_compared"] < 90
     assert 0.35 < found["val_prompts_with_a_near_twin"] / found["val_prompts_compared"] < 0.65  # it is half
 
@@ -146,6 +147,7 @@ def test_near_twins_are_found_and_strangers_are_not():
     for prompt in twins + distant:
         val.add(prompt)
     found = leaks(train, val)
+    assert found is not None
     assert found["train_prompts_compared"] == 300 and found["val_prompts_compared"] == 120
     assert 36 <= found["val_prompts_with_a_near_twin"] <= 40 and len(found["examples"]) == 5
     assert all(pair["val"] == pair["train"] for pair in found["examples"])  # as far as they are shown

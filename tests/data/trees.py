@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def message(name: str, role: str, text: str, *replies: dict, scores: dict | None = None, **more: Any) -> dict:
+def message(name: str, role: str, text: str, *replies: dict | str, scores: dict | None = None, **more: Any) -> dict:
     labels = scores and {
         key: {"value": value, "count": 2 + len(scores) - place}  # the least comes last
         for place, (key, value) in enumerate(scores.items())
@@ -22,7 +22,7 @@ def ask(name: str, text: str, *replies: dict, **more: Any) -> dict:
     return message(name, "prompter", text, *replies, scores={"quality": 0.5}, **more)
 
 
-def answer(name: str, text: str, *replies: dict, scores: dict | None = None, **more: Any) -> dict:
+def answer(name: str, text: str, *replies: dict | str, scores: dict | None = None, **more: Any) -> dict:
     return message(name, "assistant", text, *replies, scores=GOOD if scores is None else scores, **more)
 
 

@@ -134,6 +134,19 @@ def test_a_row_that_does_not_fit_is_named(row: dict, layout: str, message: str, 
         read_benchmark(write(tmp_path / "x.jsonl", [row]), layout)
 
 
+def test_rows_of_parquet_and_of_a_json_list_are_named_by_their_number(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows: list[dict] = [{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}]
+    rows.append({"chosen": "no dialogue", "rejected": "none"})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    for name in ("x.parquet", "x.json"):
+        with pytest.raises(DataError, match=f"{name}: row 2: chosen is not a dialogue"):
+            read_benchmark(tmp_path / name, "hh")
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"chosen": "a"}')
     (tmp_path / "x.parquet").write_text("nothing")

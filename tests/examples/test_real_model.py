@@ -177,6 +177,6 @@ def test_the_page_tells_what_was_reached_and_what_was_not(tmp_path: Path, capsys
     html = (tmp_path / "page" / "report.html").read_text()
     assert "7 of its own answers" in html and "+0.250<small>+0.100 to +0.400</small>" in html
     assert "Question 3?" in html and "&lt;b&gt;2&lt;/b&gt; words" in html
-    assert "transformers" not in html.partition("What the bootstrap changed")[2]  # a part that did not run
+    assert "transformers" not in html.partition("Step 4: bootstrap")[2]  # a part that did not run
     assert "not reached" in capsys.readouterr().out and (tmp_path / "page" / "steerability.png").is_file()
     assert (tmp_path / "page" / "learning.png").is_file()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fake_gpu import guard
-from tests.fake_gpu.room import Room
+from nemo_steerlm.fake_gpu import guard
+from nemo_steerlm.fake_gpu.room import Room
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +16,5 @@ def room() -> Iterator[Room]:
     reason = guard.missing()
     if reason is not None:
         pytest.skip(reason)
-    made = Room()
-    yield made
-    made.close()
+    with Room() as made:
+        yield made

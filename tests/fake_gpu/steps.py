@@ -1,15 +1,18 @@
-"""What the jobs of this room share: a model at a layout, batches for it, and steps without Lightning's loop."""
+"""What the jobs of these tests share: a small model at a layout, and batches for it."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from nemo_steerlm.config import Architecture, ParallelConfig
-from tests.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu import steps
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.steps import speak_for_the_last_stage, train
 from tests.models.helpers import ARCHITECTURE, make_batches, make_model, make_task
+
+__all__ = ["speak_for_the_last_stage", "train"]
 
 
 def build(
@@ -56,20 +59,9 @@ def begin(model: Any, micro_batches: list[Any] | None = None, task: Any = None) 
 
 
 def prepare(model: Any, micro_batches: list[Any] | None = None, task: Any = None) -> None:
-    """Make the model ready to be trained, as `fit` and Lightning do; see `begin`."""
+    """Make the model ready to be trained; see `begin`."""
     begin(model, micro_batches, task)
-    model.configure_model()
-    shim = model.configure_optimizers()
-    model.train()
-    model.optimizers = lambda: SimpleNamespace(optimizer=shim, step=shim.step)  # Lightning's wrapper
-    model.log = model.log_dict = lambda *_, **__: None
-    model._trainer = SimpleNamespace(global_step=0)
-
-
-def train(model: Any, micro_batches: list[Any]) -> None:
-    """One optimizer step."""
-    model.training_step(micro_batches, model.trainer.global_step)
-    model.trainer.global_step += 1
+    steps.prepare(model)
 
 
 def validate(model: Any, micro_batches: list[Any]) -> dict[str, float]:
@@ -80,16 +72,6 @@ def validate(model: Any, micro_batches: list[Any]) -> dict[str, float]:
     model.on_validation_epoch_end()
     model.train()
     return model.validated  # type: ignore[no-any-return]
-
-
-def speak_for_the_last_stage() -> None:
-    """Let the sums over ranks be those of this stage: the last one, which knows them, is absent."""
-    from nemo_steerlm.models import training
-    from nemo_steerlm.train import tasks
-
-    real = training.sum_over_ranks
-    for module in (training, tasks):
-        module.sum_over_ranks = lambda *values, **rest: real(*values, **{**rest, "on_last_stage": True})
 
 
 def waits_per_micro_batch(gpu: FakeGpu, model: Any, micro_batch: Any) -> dict[str, int]:

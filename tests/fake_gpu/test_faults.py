@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.room import JobFailed, Room
 from tests.fake_gpu import steps
-from tests.fake_gpu.mode import FakeGpu
-from tests.fake_gpu.room import JobFailed, Room
 
 TP = dict(tensor=2, sequence=True)
 

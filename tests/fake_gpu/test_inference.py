@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.room import Room
 from tests.fake_gpu import steps
-from tests.fake_gpu.mode import FakeGpu
-from tests.fake_gpu.room import Room
 
 TEXTS = [list(range(1, 50)), list(range(1, 30)), [*range(1, 45), 7]]
 TP, PP = dict(tensor=2), dict(pipeline=2)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.room import Room
 from tests.fake_gpu import steps
-from tests.fake_gpu.mode import FakeGpu
-from tests.fake_gpu.room import Room
 
 PP = dict(pipeline=2)
 VPP = dict(pipeline=2, virtual_pipeline=2)

@@ -14,11 +14,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import Architecture
+from nemo_steerlm.config.families import family_of
+from nemo_steerlm.fake_gpu.memory import GIB
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.room import Room
 from tests.distributed import ROOT
 from tests.fake_gpu import steps
-from tests.fake_gpu.memory import GIB
-from tests.fake_gpu.mode import FakeGpu
-from tests.fake_gpu.room import Room
 
 SEQUENCE = 4096
 
@@ -46,8 +47,18 @@ def two_steps(gpu: FakeGpu, name: str, layout: dict[str, Any], count: int, **set
 def parameters(it: Architecture, tensor: int, layers: int, ends: int) -> int:
     """Of one rank: its share of every matrix of `layers` layers and of `ends` tables of the vocabulary."""
     h, f = it.hidden_size, it.ffn_hidden_size
-    matrices = layers * (4 * h * h + 3 * h * f) + ends * it.vocab_size * h
-    return matrices // tensor + 2 * layers * h
+    matrices = layers * (4 * h * h + feed_forward(it) * h * f) + ends * it.vocab_size * h
+    return matrices // tensor + 2 * layers * norm(it)
+
+
+def feed_forward(it: Architecture) -> int:
+    """Matrices of the feed-forward block, which are as many as the tensors that it keeps: a gate is one more."""
+    return 3 if family_of(it).gated else 2
+
+
+def norm(it: Architecture) -> int:
+    """Of one norm: LayerNorm has a bias too."""
+    return it.hidden_size * (2 if family_of(it).layernorm1p else 1)
 
 
 def layer(it: Architecture, tensor: int) -> int:
@@ -55,9 +66,9 @@ def layer(it: Architecture, tensor: int) -> int:
 
     In bf16: the inputs of both norms and what the norms make of them (4 h); queries, keys and values as they come, of
     which the values are needed, and rotated queries and keys (5 h); attention's output in the order of the kernel and
-    in that of the next product (2 h); gate and up, and their product (3 f).
+    in that of the next product (2 h); gate and up, and their product (3 f), or without a gate 2 f.
     """
-    return SEQUENCE * 2 * (11 * it.hidden_size + 3 * it.ffn_hidden_size) // tensor
+    return SEQUENCE * 2 * (11 * it.hidden_size + feed_forward(it) * it.ffn_hidden_size) // tensor
 
 
 def activations(it: Architecture, tensor: int, layers: int, recompute: str) -> tuple[int, int]:
@@ -72,14 +83,14 @@ def activations(it: Architecture, tensor: int, layers: int, recompute: str) -> t
 
 @pytest.mark.parametrize(
     ("name", "tensor", "pipeline", "data", "recompute"),
-    [("llama2_13b", 4, 1, 2, "none"), ("gpt_43b", 8, 2, 1, "full")],
+    [("llama2_13b", 4, 1, 2, "none"), ("nemotron_43b", 8, 2, 1, "full")],
 )
 def test_two_steps(room: Room, name: str, tensor: int, pipeline: int, data: int, recompute: str) -> None:
     it, layers = shape(name), shape(name).num_layers // pipeline
     layout = dict(tensor=tensor, sequence=True, **({"pipeline": pipeline} if pipeline > 1 else {}))
     job = dict(name=name, layout=layout, count=2 * pipeline, recompute=recompute)
     found = room.run(two_steps, world=tensor * pipeline * data, **job)
-    weights = parameters(it, tensor, layers, ends=3 - pipeline) + (it.hidden_size if pipeline == 1 else 0)
+    weights = parameters(it, tensor, layers, ends=3 - pipeline) + (norm(it) if pipeline == 1 else 0)
     expected = {"parameters": 2 * weights, "gradient buffers": 4 * weights, "optimizer": 12 * weights // data}
     least, most = activations(it, tensor, layers, recompute)
     for part, size in [*expected.items(), ("activations", least)]:

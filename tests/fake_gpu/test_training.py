@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from nemo_steerlm.config import ParallelConfig
+from nemo_steerlm.fake_gpu.mode import FakeGpu
+from nemo_steerlm.fake_gpu.room import Room
 from tests.fake_gpu import steps
-from tests.fake_gpu.mode import FakeGpu
-from tests.fake_gpu.room import Room
 from tests.models.helpers import OPTIMIZER
 
 TP = dict(tensor=2, sequence=True)
@@ -71,3 +71,29 @@ def test_fit_on_two_data_parallel_ranks(room: Room, tmp_path: Path, kind: str, l
     settings = dict(head_init=False, resume=False, pack_length=64)
     lines = room.run(fit, world=4, kind=kind, folder=str(tmp_path), layout=layout, **settings)
     assert sum("train/loss" in line for line in lines) == 2 and (tmp_path / "checkpoints/step-00000002").is_dir()
+
+
+def measure_phases(gpu: FakeGpu) -> list[Any]:
+    """Waits for the device of a step that is not measured, of one that is, and of taking the times."""
+    model = steps.build("policy", {})
+    micro_batches = steps.batches("policy", {}, count=3)
+    steps.prepare(model)
+    steps.train(model, micro_batches)  # makes the optimizer's state
+    found: list[Any] = []
+
+    def count(function: Any) -> Any:
+        before = gpu.waits.copy()
+        result = function()
+        found.append((gpu.waits - before).total())
+        return result
+
+    count(lambda: steps.train(model, micro_batches))
+    model.phases.on = True
+    count(lambda: steps.train(model, micro_batches))
+    steps.train(model, micro_batches)
+    return [*found, sorted(count(model.phases.take)), found[-1]]
+
+
+def test_measuring_phases_waits_for_the_device_once_a_report(room: Room) -> None:
+    off, on, phases, taking = room.run(measure_phases, world=1)
+    assert on == off and phases == ["optimizer", "reduction", "run", "step"] and taking == 1

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemo_steerlm.config import ExportConfig, ImportConfig, ParallelConfig
+from nemo_steerlm.config.layout import padded_vocabulary
 from nemo_steerlm.formats import model_folder
 from nemo_steerlm.megatron import gpt, inference, parallel
 from nemo_steerlm.verbs import convert
@@ -100,7 +101,7 @@ def megatron_logits(folder: Path, tokens: torch.Tensor, layout: ParallelConfig) 
     chunks = gpt.build(architecture, layout)
     model_folder.load_weights(folder, chunks)
     output = forward(chunks[0].eval(), tokens)
-    logits = torch.empty(*tokens.shape, gpt.padded_vocabulary(architecture))
+    logits = torch.empty(*tokens.shape, padded_vocabulary(architecture))
     if parallel_state.is_pipeline_last_stage():
         logits = gather_from_tensor_model_parallel_region(output).contiguous()
     return inference.broadcast_from_last_stage(logits)

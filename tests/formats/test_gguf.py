@@ -154,7 +154,7 @@ def test_words_are_cut_as_the_original_cuts_them(pre: str, tmp_path: Path) -> No
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
         r"\s+(?!\S)|\s+"
     )
-    cut = {"gpt-2": whole}.get(pre)
+    cut: Any = {"gpt-2": whole}.get(pre)
     if pre == "llama-bpe":
         bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         cut = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(llama3), "isolated"), bytes_alone])
@@ -208,7 +208,7 @@ def test_sentencepiece_vocabulary_reads_as_sentencepiece(tmp_path: Path) -> None
 def test_refusals(tmp_path: Path, case: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = bpe_fields(tmp_path / "original", "klingon" if case == "unknown cut" else "smollm")
     model = make_model(len(fields["ggml.tokens"]))
-    keys: dict[str, Any] = {
+    changes: dict[str, dict[str, Any]] = {
         "qwen2": {"general__architecture": "qwen2"},
         "experts": {"llama__expert_count": 8},
         "parts": {"split__count": 3},
@@ -216,7 +216,8 @@ def test_refusals(tmp_path: Path, case: str, message: str, monkeypatch: pytest.M
         "half rotated": {"llama__rope__dimension_count": 8},
         "lists": {"llama__feed_forward_length": [96, 96, 64]},
         "no size": {"llama__block_count": None},
-    }.get(case, {})
+    }
+    keys = changes.get(case, {})
     path = tmp_path / "tiny.gguf"
     if case == "tensor of another":
         model.model.layers[0].register_module("attn_q_norm", torch.nn.LayerNorm(16, bias=False))

@@ -41,7 +41,7 @@ from tests.formats.helpers import (
 )
 
 SCALAR = {"quality": 0.65, "humor": -0.3}
-LAYOUTS: dict[str, dict[str, int]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": dict(tensor=2),
     "pp2": dict(pipeline=2),
     "tp2xpp2": dict(tensor=2, pipeline=2),
@@ -163,7 +163,7 @@ def test_ids_beyond_the_true_vocabulary_are_refused_everywhere(models: dict[str,
 
     def train(init: Path | None) -> None:
         shape, tokenizer = (None, None) if init else (card.architecture, str(source))
-        start = ModelConfig(init=init and str(init), architecture=shape, tokenizer=tokenizer)
+        start = ModelConfig(init=str(init) if init else None, architecture=shape, tokenizer=tokenizer)
         config = TrainSftConfig(
             output="unused", data=PolicyDataConfig(train="unused"), model=start, optimizer=OptimizerConfig(lr=1e-3),
             trainer=TrainerConfig(max_steps=1, global_batch_size=1, micro_batch_size=1),

@@ -40,7 +40,7 @@ KINDS += [pytest.param("tok512", marks=pytest.mark.real_data)]
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_alone_computes_the_same(tmp_path: Path, kind: str) -> None:
     others = {"plain": PromptTemplate(label_start="<|value|>", user="Human"), **CHAT_FORMATS}
-    custom = {"template": others[kind]} if kind in others else {}
+    custom: dict[str, Any] = {"template": others[kind]} if kind in others else {}
     folder = make_regressor(tmp_path / "model", make_tokenizer(tmp_path / "tokenizer", kind), **custom)
     said = export(folder, tmp_path / "hf")
     assert "Hugging Face regressor" in said

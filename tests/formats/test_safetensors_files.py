@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from nemo_steerlm.config import ParallelConfig
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.formats import hf
+from nemo_steerlm.formats.hf_config import HEAD
 from nemo_steerlm.formats.safetensors_files import INDEX
 from nemo_steerlm.megatron import gpt, parallel
 from nemo_steerlm.verbs import convert
@@ -87,7 +88,7 @@ def _break_files(folder: Path, case: str) -> None:
     elif case == "gptq":
         save_file({n.replace("q_proj.weight", "q_proj.qweight"): t for n, t in load_file(weights).items()}, weights)
     elif case == "headless":
-        save_file({n.removeprefix("model."): t for n, t in load_file(weights).items() if n != hf.HEAD}, weights)
+        save_file({n.removeprefix("model."): t for n, t in load_file(weights).items() if n != HEAD}, weights)
     elif case == "no config":
         (folder / "config.json").unlink()
     elif case == "broken config":

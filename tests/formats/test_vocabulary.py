@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from tests.formats.helpers import SHAPES, all_tensors, differing, make_model, me
 from tests.tokenizers import sentencepiece_model
 from tests.verbs.helpers import make_world, policy_config, weights_of
 
-MINE = {"quality": {"low": 0, "high": 4}, "humor": {"low": -1, "high": 1}}
+MINE: dict[str, dict[str, Any]] = {"quality": {"low": 0, "high": 4}, "humor": {"low": -1, "high": 1}}
 TOKENS = [f"quality:{n}" for n in range(5)] + [f"humor:{n}" for n in (-1, 0, 1)]
 
 
@@ -113,9 +114,9 @@ def train_rows(folder: str, tensor: int = 1, steps: int = 3) -> None:
     if tensor == 1:
         make_world(world)
         first = policy_config(world, steps=1)
-        first.model.architecture = dataclasses.replace(
-            first.model.architecture, hidden_dropout=0.0, attention_dropout=0.0
-        )
+        architecture = first.model.architecture
+        assert architecture is not None
+        first.model.architecture = dataclasses.replace(architecture, hidden_dropout=0.0, attention_dropout=0.0)
         train_sft.train(first)
     start = ModelConfig(init=str(world / "policy/model"), freeze="trunk")
     rate = OptimizerConfig(lr=1e-2, warmup_steps=1)
@@ -129,7 +130,8 @@ def test_the_rows_of_attribute_tokens_are_trained_alone(tmp_path: Path) -> None:
     run_distributed(train_rows, 2, folder=str(tmp_path), tensor=2)
     before, after, cut = (weights_of(tmp_path / name / "model") for name in ("policy", "rows-1", "rows-2"))
     tokenizer = model_folder.read_tokenizer(tmp_path / "policy/model")
-    tokens = [tokenizer.token_id(token) for token in AttributeSchema.load("synthetic").tokens]
+    named = [tokenizer.token_id(token) for token in AttributeSchema.load("synthetic").tokens]
+    tokens = [token for token in named if token is not None]
     [embedding] = [name for name, one in after.items() if torch.is_tensor(one) and not torch.equal(one, before[name])]
     moved = (after[embedding] != before[embedding]).any(1).nonzero().flatten().tolist()
     assert "word_embeddings" in embedding and set(moved) <= set(tokens) and len(moved) > len(tokens) / 2

@@ -25,7 +25,7 @@ def save_in_background(folder: str) -> dict:
     run = CheckpointFolder(Path(folder), keep=2)
     at_save = {name: p.detach().clone() for name, p in model.chunks[0].named_parameters()}
     state = {"model": checkpoint.training_state(model.chunks)}
-    pending = checkpoint.save_in_background(run.path(2), state, {"step": 2})
+    pending = checkpoint.PendingSave(run.path(2), state, {"step": 2})
     with torch.no_grad():
         for parameter in model.chunks[0].parameters():
             parameter.zero_()
@@ -36,7 +36,7 @@ def save_in_background(folder: str) -> dict:
     found["after"] = run.steps()
 
     # a kill while step 4 is written: its thread is done, nobody ends the save
-    checkpoint.save_in_background(run.path(4), {"model": checkpoint.training_state(model.chunks)})._thread.join()
+    checkpoint.PendingSave(run.path(4), {"model": checkpoint.training_state(model.chunks)})._thread.join()
     parallel.barrier()
     latest = run.latest()
     found["after a kill"] = [run.steps(), latest.name, sorted(p.name for p in Path(folder).iterdir())]
@@ -46,7 +46,7 @@ def save_in_background(folder: str) -> dict:
     found["equal"] = all(torch.equal(p, at_save[name]) for name, p in model.chunks[0].named_parameters())
 
     try:  # the error of one rank's thread reaches every rank
-        pending = checkpoint.save_in_background(run.path(6), {"model": checkpoint.training_state(model.chunks)})
+        pending = checkpoint.PendingSave(run.path(6), {"model": checkpoint.training_state(model.chunks)})
         pending._thread.join()
         _fail_writing(pending, checkpoint)
         pending.finish()

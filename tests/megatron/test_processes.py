@@ -209,3 +209,20 @@ from megatron.core.extensions import transformer_engine
 print(optimizer.Adam.__module__.split(".")[0], transformer_engine.HAVE_TE)
 """
     assert _python(code, PYTHONPATH=str(tmp_path)).split() == ["torch", "False"]
+
+
+def start_at_commits() -> str:
+    rank = os.environ["RANK"]
+    with tempfile.TemporaryDirectory() as cache:
+        checkpoint = f"{cache}/models--org--name/snapshots/{rank * 40}"
+        try:
+            parallel.start(GenerateConfig(checkpoint=checkpoint, prompt="x"))
+        except ConfigError as error:
+            return str(error)
+    return ""
+
+
+def test_a_model_that_changed_on_the_hub_while_the_processes_started_is_refused() -> None:
+    said = run_distributed(start_at_commits, 2)
+    assert said.startswith("the processes read org/name at different commits: ")
+    assert said.endswith(f"start again, or give org/name@{'1' * 40}")

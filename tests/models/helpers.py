@@ -186,6 +186,7 @@ def train(
     pack_length: int | None = None,
     async_checkpoint: bool = False,
     pairs: int = 0,
+    straggler_every: int | None = None,
     prepare: Callable[[Any], None] | None = None,
     make_task: Callable[[Any], Any] = make_task,
     inspect: Callable[[Any], None] | None = None,
@@ -226,7 +227,7 @@ def train(
         max_steps=steps, val_every=2, checkpoint_every=checkpoint_every, async_checkpoint=async_checkpoint,
         progress_bar=False,
     )  # fmt: skip
-    fit(model, config, LoggingConfig(tensorboard=False), output, resume=resume)
+    fit(model, config, LoggingConfig(tensorboard=False, straggler_every=straggler_every), output, resume=resume)
     if inspect is not None:
         inspect(model)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

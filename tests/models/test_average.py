@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nemo_steerlm.config import ParallelConfig
 from tests.distributed import run_distributed
@@ -36,7 +38,8 @@ def train_with_average(folder: str) -> dict:
     """In one process: two steps and their averages; the second step again from the first's checkpoint."""
     import torch
 
-    root, found = Path(folder), {}
+    root = Path(folder)
+    found: dict[str, Any] = {}
     settings = {**initial_weights(root), "checkpoint_every": 1}
 
     def write(model) -> None:
@@ -78,13 +81,17 @@ def test_the_average_is_written_kept_and_resumed(tmp_path: Path) -> None:
     assert found["kept"] and found["restored"] and found["resumed"] and found["reopened"]
 
 
+def _save(folder: Path, model: Any) -> None:
+    model.save_pretrained(folder)
+
+
 def train_on_two(folder: str) -> dict:
     """Two data-parallel ranks, with the gathering of weights overlapped and not: what the runs leave on disk."""
     root, stored = Path(folder), {}
     settings = initial_weights(root)
     for name, extra in {"plain": {}, "overlap": {"overlap": True}}.items():
         settings["optimizer"] |= extra
-        train("policy", root / name, inspect=lambda m, name=name: m.save_pretrained(root / name / "model"), **settings)
+        train("policy", root / name, inspect=partial(_save, root / name / "model"), **settings)
         for part in ("checkpoints/step-00000002", "model/weights"):
             stored[name, part] = stored_tensors(root / name / part)
     plain, overlap = ({k[1]: v for k, v in stored.items() if k[0] == name} for name in ("plain", "overlap"))

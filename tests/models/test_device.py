@@ -95,7 +95,7 @@ def test_a_batch_is_moved_once_and_by_run_alone(monkeypatch: pytest.MonkeyPatch)
         seen.append({"tokens": tokens, **given})
         return tokens
 
-    def schedule(forward_step_func: Any, data_iterator: Any, model: Any, num_microbatches: int, **_: Any) -> list:
+    def schedule(forward_step_func: Any, data_iterator: Any, model: Any, num_microbatches: int, **others: Any) -> list:
         for iterator, one in zip(data_iterator, model, strict=True):
             for _ in range(num_microbatches):
                 forward_step_func(iterator, one)

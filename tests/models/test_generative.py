@@ -88,7 +88,8 @@ def alone(folder: str) -> dict[str, Any]:
             ids.append(levels[int(np.argmax(part))])
         by_hand.append(shares)
     refused = {}
-    for name, settings in {"pooling": {"pooling": "mean"}, "freeze": {"freeze": "trunk"}}.items():
+    unusable: dict[str, dict[str, Any]] = {"pooling": {"pooling": "mean"}, "freeze": {"freeze": "trunk"}}
+    for name, settings in unusable.items():
         try:
             make_model("regressor", ParallelConfig(), head="generative", **settings)
         except ConfigError as error:
@@ -112,8 +113,8 @@ def _predicted(model: Any) -> dict[str, Any]:
 def in_two(folder: str) -> dict[str, Any]:
     """In two processes: training and prediction at other layouts."""
     found: dict[str, Any] = {name: _run(folder, name, ParallelConfig(**layout)) for name, layout in LAYOUTS.items()}
-    for name, layout in {"tp2": dict(tensor=2), "pp2": dict(pipeline=2)}.items():
-        found[f"{name} predicted"] = _predicted(_model(folder, ParallelConfig(**layout)))
+    for name, layout in {"tp2": ParallelConfig(tensor=2), "pp2": ParallelConfig(pipeline=2)}.items():
+        found[f"{name} predicted"] = _predicted(_model(folder, layout))
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.config import LossConfig
 from nemo_steerlm.errors import ConfigError
-from nemo_steerlm.models.heads import make_head
+from nemo_steerlm.models.heads import LevelHead, make_head
 from nemo_steerlm.train.losses import Objective, attribute_weights, mean_target
 
 SCHEMA = AttributeSchema.load({"quality": {"high": 4}, "humor": {"low": 1, "high": 3}, "refusal": {"high": 1}})
@@ -73,6 +73,7 @@ def run(objective: Objective, raw: np.ndarray, labels: np.ndarray, **batch) -> t
     total, count, _ = objective(leaf, {"labels": torch.tensor(labels), **batch})
     total.backward()
     assert count.dtype == torch.int
+    assert leaf.grad is not None
     return float(total.detach()), int(count), leaf.grad.numpy()
 
 
@@ -99,6 +100,7 @@ def test_loss_and_gradient(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_values_are_the_means_of_proper_distributions(kind: str) -> None:
     head = make_head(kind, SCHEMA)
+    assert isinstance(head, LevelHead)
     raw, _ = example(kind)
     probabilities = np.split(head.probabilities(torch.tensor(raw)).numpy(), np.cumsum([5, 3])[:2], axis=1)
     for row in range(len(raw)):
@@ -137,12 +139,18 @@ def test_huber() -> None:
     check(objective, lambda x: reference("regression", x, labels, delta=0.7), raw, labels)
 
 
+def _weights(loss: LossConfig, labels: np.ndarray, draws: np.ndarray | None = None) -> torch.Tensor:
+    weights = attribute_weights(loss, SCHEMA, labels, draws)
+    assert weights is not None
+    return weights
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_move_attention_and_keep_the_size(kind: str) -> None:
     head = make_head(kind, SCHEMA)
     raw, labels = example(kind)
     counts = np.isfinite(labels).sum(0)
-    weights = attribute_weights(LossConfig(weights={"humor": 3.0}), SCHEMA, labels).double()
+    weights = _weights(LossConfig(weights={"humor": 3.0}), labels).double()
     assert weights[1] == pytest.approx(3 * float(weights[0])) and weights[0] == weights[2]
     assert float((weights * torch.tensor(counts)).sum()) == pytest.approx(counts.sum(), rel=1e-6)
     objective = Objective(head, weights=weights)
@@ -153,11 +161,11 @@ def test_balanced_attributes_weigh_the_same_however_many_labels_they_have() -> N
     labels = np.full((12, 3), np.nan)
     labels[:, 0], labels[:2, 1] = 1, 1  # 12, 2 and 0 labels
     balance = LossConfig(balance="inverse_frequency")
-    assert (attribute_weights(balance, SCHEMA, labels) * torch.tensor([12, 2, 0])).tolist() == pytest.approx([7, 7, 0])
+    assert (_weights(balance, labels) * torch.tensor([12, 2, 0])).tolist() == pytest.approx([7, 7, 0])
     draws = np.array([3.0] * 2 + [1.0] * 10)  # the rows with humor are drawn three times an epoch
-    weights = attribute_weights(balance, SCHEMA, labels, draws)
+    weights = _weights(balance, labels, draws)
     assert (weights * torch.tensor([16, 6, 0])).tolist() == pytest.approx([11, 11, 0])
-    double = attribute_weights(LossConfig(balance="inverse_frequency", weights={"humor": 2}), SCHEMA, labels)
+    double = _weights(LossConfig(balance="inverse_frequency", weights={"humor": 2}), labels)
     assert (double * torch.tensor([12, 2, 0])).tolist() == pytest.approx([14 / 3, 28 / 3, 0])
     assert attribute_weights(LossConfig(), SCHEMA, labels) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.models.helpers import ARCHITECTURE, make_batches, make_model, random_
 
 KINDS = ("regressor", "policy")
 NAMES = ("quality", "humor", "verbosity")
-VALIDATED = {"dp2": {}, "dp2 packed": {}, "tp2": dict(tensor=2), "pp2": dict(pipeline=2)}
+VALIDATED: dict[str, dict[str, Any]] = {"dp2": {}, "dp2 packed": {}, "tp2": dict(tensor=2), "pp2": dict(pipeline=2)}
 LAYOUTS: dict[str, dict] = {
     "tp1": dict(),
     "tp2+sp": dict(tensor=2, sequence=True),
@@ -44,7 +45,8 @@ def _validate(folder: Path) -> dict:
     from nemo_steerlm.megatron import checkpoint, parallel
     from nemo_steerlm.train.tasks import RegressionTask
 
-    items, result, init = _held_out(), {}, folder / "init-validation"
+    items, init = _held_out(), folder / "init-validation"
+    result: dict[str, Any] = {}
     for name, layout in VALIDATED.items():
         config = ParallelConfig(**layout)
         parallel.initialize(config, seed=1)
@@ -124,7 +126,7 @@ def test_loss_and_gradient_norm_are_those_of_one_process(curves: dict, kind: str
 
 
 def _expected(predicted: np.ndarray, labels: np.ndarray, prefix: str) -> dict[str, float]:
-    result = {}
+    result: dict[str, float] = {}
     for k, name in enumerate(NAMES):
         there = ~np.isnan(labels[:, k])
         x, y = predicted[there, k], labels[there, k]
@@ -149,7 +151,7 @@ def test_every_layout_counts_each_sample_once_as_scikit_learn_does(curves: dict,
     labels = np.stack([item["labels"] for item in _held_out()]).astype(np.float64)
     assert np.isnan(labels).any() and predicted.std(axis=0).min() > 0.3
     expected = _expected(predicted, labels, "")
-    expected["val/loss"] = np.nanmean((predicted - labels) ** 2)
+    expected["val/loss"] = float(np.nanmean((predicted - labels) ** 2))
     assert figures[layout] == pytest.approx(expected, rel=1e-4, nan_ok=True)
     for start, name in enumerate(("even/", "odd/")):
         expected |= _expected(predicted[start::2], labels[start::2], name)
@@ -157,8 +159,8 @@ def test_every_layout_counts_each_sample_once_as_scikit_learn_does(curves: dict,
 
 
 def test_a_layout_that_does_not_divide_is_refused() -> None:
+    from nemo_steerlm.config.layout import check_layout
     from nemo_steerlm.errors import ConfigError
-    from nemo_steerlm.megatron.gpt import check_layout
 
     with pytest.raises(ConfigError, match=r"parallel.tensor=3 does not divide the model's num_attention_heads=8"):
         check_layout(ARCHITECTURE, ParallelConfig(tensor=3))

@@ -22,7 +22,7 @@ KINDS = ("regressor", "policy")
 LORA = {"rank": 4, "alpha": 16.0, "targets": list(LORA_TARGETS)}
 OPTIMIZER = {"lr": 1e-2, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.1}
 ONE = ParallelConfig()
-LAYOUTS = {"tp2": dict(tensor=2), "tp2+sp": dict(tensor=2, sequence=True), "pp2": dict(pipeline=2)}
+LAYOUTS: dict[str, dict] = {"tp2": dict(tensor=2), "tp2+sp": dict(tensor=2, sequence=True), "pp2": dict(pipeline=2)}
 TIED = dataclasses.replace(ARCHITECTURE, num_layers=2, tie_word_embeddings=True)
 DEEP = dataclasses.replace(TIED, num_layers=4)  # a layer for each of two virtual stages of two ranks
 # What is trained beside frozen weights.
@@ -52,7 +52,8 @@ def train_alone(folder: str) -> dict:
     """In one process: reference runs of both models, and everything that one process can show."""
     from nemo_steerlm.megatron import checkpoint, parallel
 
-    root, found = Path(folder), {}
+    root = Path(folder)
+    found: dict[str, Any] = {}
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -169,7 +170,8 @@ def _look(model: Any, base: dict[str, torch.Tensor], folder: Path) -> dict:
 
 def train_on_two(folder: str) -> dict:
     """In two processes: the same training at other layouts, and from the one-process checkpoint."""
-    root, found = Path(folder), {}
+    root = Path(folder)
+    found: dict[str, Any] = {}
     for kind in KINDS:
         for name, layout in LAYOUTS.items():
             merged = partial(_merged, root / "model-tp2", found) if (kind, name) == ("policy", "tp2") else None

@@ -160,7 +160,7 @@ def _trained_parts(folder: str, case: str) -> tuple[list[str], list[str]]:
     def inspect(model: Any) -> None:
         names.append([n for n, p in model.chunks[0].named_parameters() if p.requires_grad and p.abs().sum() > 0])
 
-    common = dict(parallel=ONE, validate=False, inspect=inspect)
+    common: dict[str, Any] = dict(parallel=ONE, validate=False, inspect=inspect)
     _run(folder, case, "frozen", freeze="trunk", **common)
     lora = {"rank": 2, "alpha": 4.0, "targets": ["linear_qkv"]}
     _run(folder, case, "adapted", lora=lora, **common)
@@ -179,7 +179,8 @@ def _reopened(folder: Path, head: str) -> dict:
     _wake(model)
     model.save_pretrained(folder / head)
     card = model_folder.read(folder / head)
-    again = regressor.AttributeRegressor(model_config(card), NumberTokenizer())
+    tokenizer: Any = NumberTokenizer()
+    again = regressor.AttributeRegressor(model_config(card), tokenizer)
     again.load_weights(folder / head)
     texts = [item["tokens"].tolist() for item in random_items("regressor", 9)]
     single = [torch.tensor(_raw(again, np.array(text)))[None] for text in texts]

@@ -8,6 +8,7 @@ import math
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,12 +54,14 @@ def _compare(groups: int, device: str, dtype: torch.dtype, tolerance: float) -> 
     leaves = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     found = _attention(4, groups, 16)(*leaves, None, packed_seq_params=Segments(LENGTHS, torch.device(device)))
-    expected = _by_hand(*exact, LENGTHS)
+    query, key, value = exact
+    expected = _by_hand(query, key, value, LENGTHS)
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     weight = torch.randn_like(found)
     (found * weight).sum().backward()
     (expected * weight.double()).sum().backward()
     for leaf, reference in zip(leaves, exact, strict=True):
+        assert leaf.grad is not None
         torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=tolerance, atol=tolerance)
 
 
@@ -103,7 +106,7 @@ def in_one_process(folder: str) -> dict:
 
 def _resumed(folder: Path) -> dict:
     """Metrics of four packed steps, and of the last two after a restart."""
-    settings = dict(init=None, parallel=ParallelConfig(), checkpoint_every=2, pack_length=64)
+    settings: dict[str, Any] = dict(init=None, parallel=ParallelConfig(), checkpoint_every=2, pack_length=64)
     whole = train("policy", folder / "whole", **settings)
     shutil.copytree(folder / "whole/checkpoints/step-00000002", folder / "again/checkpoints/step-00000002")
     again = train("policy", folder / "again", **settings)
@@ -243,8 +246,8 @@ def test_the_verbs_pack_and_nothing_changes(alone: dict) -> None:
             for key in reference.keys() - {"train/tokens_per_second", "train/pack_efficiency"}:
                 # Correlations of near-constant predictions magnify rounding, and may be near zero themselves.
                 differences = "pearson" in key or "information" in key  # of numbers that are near each other
-                near = dict(rel=1e-3, abs=1e-4) if differences else dict(rel=1e-5, abs=1e-6)
-                assert row[key] == pytest.approx(reference[key], **near), key
+                relative, absolute = (1e-3, 1e-4) if differences else (1e-5, 1e-6)
+                assert row[key] == pytest.approx(reference[key], rel=relative, abs=absolute), key
         key = "train/pack_efficiency"
         efficiency = [[row[key] for row in rows if key in row] for rows in (packed, unpacked)]
         assert min(efficiency[0]) > 0.95 and np.mean(efficiency[0]) > np.mean(efficiency[1])

@@ -24,7 +24,8 @@ def train_alone(folder: str) -> dict:
     """One step of a model whose embedding is the projection too, and of one where it is not."""
     from nemo_steerlm.megatron import checkpoint, parallel
 
-    root, found = Path(folder), {}
+    root = Path(folder)
+    found: dict[str, Any] = {}
     for name, architecture in (("tied", TIED), ("untied", UNTIED)):
         parallel.initialize(ParallelConfig(), seed=1)
         chunks = make_built("policy", architecture)
@@ -46,7 +47,7 @@ def train_alone(folder: str) -> dict:
             if "output_layer.weight" in base:
                 found[f"{name} projection"] = torch.equal(now["output_layer.weight"], base["output_layer.weight"])
 
-        settings = dict(lora=LORA, optimizer={**OPTIMIZER, "lr": RATE}, architecture=architecture)
+        settings: dict[str, Any] = dict(lora=LORA, optimizer={**OPTIMIZER, "lr": RATE}, architecture=architecture)
         train("policy", root / name, init=root / f"init-{name}", parallel=ParallelConfig(), steps=1, validate=False,
               inspect=inspect, **settings)  # fmt: skip
     found["curve"] = curve(folder, "one", ParallelConfig())

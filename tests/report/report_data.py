@@ -12,6 +12,7 @@ import numpy as np
 from nemo_steerlm.agreement import attribute_metrics
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.evaluate.metrics import paired_difference
+from nemo_steerlm.evaluate.reports import ArmChange, Change
 from nemo_steerlm.evaluate.steerability import label_information, plan_requests, setting_costs, steerability
 
 SCHEMA = AttributeSchema.load("synthetic")
@@ -37,14 +38,14 @@ def heard(worth: float, seed: int) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     true = random.gamma(20, 3, 200)
 
-    def lost(share: float) -> dict[str, Any]:
+    def lost(share: float) -> Change:
         return label_information(true, true + random.normal(share * worth, 2, 200), np.ones(200), seed=0)
 
     each = {name: lost((k + 1) / 8) for k, name in enumerate(NAMES)}
     return {"rows": 200, "loss": float(true.mean()), "permuted": lost(1), "none": lost(0.7), "attributes": each}
 
 
-def step_four(shift: float, seed: int) -> dict[str, Any]:
+def step_four(shift: float, seed: int) -> ArmChange:
     random = np.random.default_rng(seed)
     before = random.normal(3.0, 0.6, (120, 2))
     after = before + random.normal(shift, 0.5, before.shape)
@@ -62,13 +63,13 @@ def _report_data() -> dict[str, Any]:
     predicted = 0.9 * target + 0.2 + random.normal(0, [0.5, 0.35, 0.3, 0.4, 0.35], target.shape)
     human = np.clip(target + random.normal(0, 0.8, target.shape), 0, 4).round()
     human[random.random(human.shape) < 0.2] = math.nan
-    regressor = attribute_metrics(predicted, target, SCHEMA)
+    regressor: dict[str, dict[str, Any]] = attribute_metrics(predicted, target, SCHEMA)
     for name, figures in attribute_metrics(human, target, SCHEMA).items():
         regressor[name]["human"] = figures
     policy = sweep(0.62, 0.95, 0)
     sources = {"none": (1.2, 0.0), "permuted": (1.2, 0.02), "human": (0.95, 0.8), "predicted": (0.62, 0.95)}
     prompt = "User: How long should I bake the bread?\nContext: the oven is an old one."
-    samples = [
+    samples: list[dict[str, Any]] = [
         {
             "prompt": prompt,
             "requested": {**DEFAULTS, "humor": level},
@@ -128,6 +129,6 @@ def _report_data() -> dict[str, Any]:
     }
 
 
-def report_data() -> dict[str, Any]:
-    """The structure `write_report` takes; a copy of your own."""
+def report_data() -> Any:
+    """The `Results` that `write_report` takes, with more keys than its type has; a copy of your own."""
     return copy.deepcopy(_report_data())

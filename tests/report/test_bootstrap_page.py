@@ -12,13 +12,14 @@ import pytest
 
 from nemo_steerlm.conversation import Conversation, Turn
 from nemo_steerlm.evaluate.metrics import json_ready
+from nemo_steerlm.evaluate.reports import BootstrapReport
 from nemo_steerlm.report.bootstrap_page import write_report
 from nemo_steerlm.report.page import Commands
 from tests.report.report_data import SCHEMA, step_four
 from tests.report.test_results_page import Page
 
 BAD = "<script>alert(1)</script> & <b onclick='x'>"
-CHANGE = {
+CHANGE: BootstrapReport = {
     **step_four(0.1, 1),
     "rounds": [{"sampled": 40, "kept": 7, "mean_score_of_kept": 3.25}],
     "control": step_four(0, 2),

@@ -50,7 +50,7 @@ def test_figures_of_the_cross_talk(theme: Theme) -> None:
 
 def test_black_or_white_is_readable_on_any_colour() -> None:
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 17)] * 3), axis=-1).reshape(-1, 3)
-    assert min(contrast(rgb(readable_on(colour)), colour) for colour in grid) >= LEAST
+    assert min(contrast(rgb(readable_on(colour.tolist())), colour) for colour in grid) >= LEAST
 
 
 @pytest.mark.parametrize("colours", palettes(), ids=["light", "dark"])

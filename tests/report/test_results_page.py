@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nemo_steerlm.evaluate.reports import Results
 from nemo_steerlm.report.results_page import write_report
 from tests.report.report_data import NAMES, SCHEMA, report_data
 
@@ -49,7 +50,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Results]:
     folder = tmp_path_factory.mktemp("run") / "new"
     data = report_data()
     data["regressor"]["humor"]["pearson"] = math.nan
@@ -85,7 +86,8 @@ def test_pictures_lie_beside_the_page(written) -> None:
 def test_the_page_loads_nothing_from_outside(written) -> None:
     page = Page((written[0] / "report.html").read_text(encoding="utf-8"))
     sources = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "srcset")]
-    assert len(sources) == 2 * len(PICTURES) and all(value.startswith("data:image/png;base64,") for value in sources)
+    assert len(sources) == 2 * len(PICTURES)
+    assert all(value and value.startswith("data:image/png;base64,") for value in sources)
     links = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert links == [f"#{name}" for name in sections]
@@ -154,29 +156,27 @@ def test_hostile_names_and_settings_are_escaped_too(tmp_path: Path) -> None:
     point = {"level": 0, "mean": 1.0, "interval": [0.5, 1.5], "n": 3}
     steered = {bad: {"spearman": 0.5, "interval": None, "n": 3, "monotone": True, "curve": [point]}}
     arm = {"gain": 0.1, "interval": [0, 0.2], "attributes": {bad: {"gain": 0.1}}, "filter": bad}
-    write_report(
-        tmp_path,
-        {
-            "title": bad,
-            "summary": bad,
-            "regressor": {bad: {"pearson": 0.5}},
-            "steerability": steered,
-            "cross_talk": {bad: {bad: 1.0}},
-            "cross_talk_rank": {bad: {bad: 1.0}},
-            "scales": {bad: bad},
-            "ways": {"alone": steered},
-            "listening": {"rows": 2, "loss": 1.0, "permuted": arm | {"n": 2}, "none": arm, "attributes": {bad: arm}},
-            "costs": {bad: [{"level": 0, "gain": -0.1, "interval": [-0.2, 0.0]}]},
-            "quality": bad,
-            "measured_by": bad,
-            "label_source": {"human": steered},
-            "bootstrap": arm,
-            "seconds": {bad: 3.0},
-            "settings": {bad: bad},
-            "versions": {bad: bad},
-            "samples": [{"prompt": bad, "requested": {bad: 1}, "response": bad, "measured": {bad: 1.0}}],
-        },
-    )
+    data: Any = {
+        "title": bad,
+        "summary": bad,
+        "regressor": {bad: {"pearson": 0.5}},
+        "steerability": steered,
+        "cross_talk": {bad: {bad: 1.0}},
+        "cross_talk_rank": {bad: {bad: 1.0}},
+        "scales": {bad: bad},
+        "ways": {"alone": steered},
+        "listening": {"rows": 2, "loss": 1.0, "permuted": arm | {"n": 2}, "none": arm, "attributes": {bad: arm}},
+        "costs": {bad: [{"level": 0, "gain": -0.1, "interval": [-0.2, 0.0]}]},
+        "quality": bad,
+        "measured_by": bad,
+        "label_source": {"human": steered},
+        "bootstrap": arm,
+        "seconds": {bad: 3.0},
+        "settings": {bad: bad},
+        "versions": {bad: bad},
+        "samples": [{"prompt": bad, "requested": {bad: 1}, "response": bad, "measured": {bad: 1.0}}],
+    }
+    write_report(tmp_path, data)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "b" not in {tag for tag, _ in page.tags} and page.text.count(bad) > 10
 
@@ -193,7 +193,8 @@ def test_the_bars_are_printed_as_they_are(written) -> None:
 def test_every_part_is_optional(tmp_path: Path) -> None:
     data = report_data()
     for number, key in enumerate(["regressor", "cross_talk", "seconds", "samples"]):
-        assert write_report(tmp_path / str(number), {key: data[key], "label_source": {}})
+        part: Any = {key: data[key], "label_source": {}}
+        assert write_report(tmp_path / str(number), part)
     assert not list((tmp_path / "2").glob("*.png"))
     assert write_report(tmp_path / "none", {}) == {"bars": []}
 
@@ -218,7 +219,7 @@ def test_no_value_anywhere_still_draws(tmp_path: Path) -> None:
 
 
 def test_twice_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
-    data = {
+    data: Any = {
         key: value for key, value in report_data().items() if key in ("cross_talk", "bootstrap", "seed", "settings")
     }
     for name in ("first", "second"):

@@ -34,7 +34,7 @@ def test_interval() -> None:
 
 
 def test_table_sets_numbers_right_and_words_left() -> None:
-    rows = [["quality", 0.9144, True, 12], ["humor", None, False, 5000]]
+    rows: list[list[object]] = [["quality", 0.9144, True, 12], ["humor", None, False, 5000]]
     assert text_table(rows, ["attribute", "pearson", "rising", "n"]).split("\n") == [
         "attribute  pearson  rising     n",
         "─────────  ───────  ──────  ────",

@@ -57,3 +57,14 @@ def test_metrics_lose_a_half_line_and_nothing_else(tmp_path: Path, monkeypatch: 
     JSONLLogger(path).rewind(3)
     assert path.read_text().splitlines() == lines
     assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_resumed_run_keeps_the_reports_of_its_checkpoint_but_not_its_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 2, "straggler/rank": 1.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "val/loss": 1.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    JSONLLogger(path).rewind(2)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:2]

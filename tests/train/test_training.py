@@ -242,7 +242,7 @@ def test_policy_loss_ignores_masked_tokens_and_vocabulary_padding() -> None:
 
 
 def test_padded_vocabulary_is_the_same_for_every_layout() -> None:
-    from nemo_steerlm.megatron.gpt import padded_vocabulary
+    from nemo_steerlm.config.layout import padded_vocabulary
 
     assert padded_vocabulary(Architecture(vocab_size=500)) == 512
     assert padded_vocabulary(ARCHITECTURE) == 512

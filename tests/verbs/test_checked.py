@@ -50,7 +50,10 @@ WRONG: dict[str, tuple[c.Settings, str]] = {
     ),
     "generate": (c.GenerateConfig(checkpoint="m", prompt="Hi", temperature=-1.0), "temperature=-1.0"),
     "evaluate": (c.EvaluateConfig(task="regressor", input="i", output="o"), "task=regressor needs checkpoint="),
+    "experiments": (c.ExperimentsConfig(verb="train-sftt"), "did you mean 'train-sft'"),
+    "plan": (c.PlanConfig(gpu="h100"), "did you mean 'h100_80g'"),
     "export": (c.ExportConfig(checkpoint="m", output="o", dtype="bfloat"), "did you mean 'bfloat16'"),
+    "push-to-hub": (c.PushToHubConfig(input="i", repository="mine"), "expected OWNER/NAME, as on the hub"),
 }  # fmt: skip
 
 

@@ -22,11 +22,13 @@ from tests.formats.helpers import all_tensors
 
 
 def _start(cls: type, init: Path, names: tuple[str, ...]) -> Any:
-    regressor = cls is AttributeRegressor
-    config = (configs.TrainRegressorConfig if regressor else configs.TrainSftConfig)(
+    kinds: tuple[Any, Any, Any] = (configs.TrainSftConfig, configs.PolicyDataConfig, configs.ModelConfig)
+    if cls is AttributeRegressor:
+        kinds = configs.TrainRegressorConfig, configs.DataConfig, configs.RegressorModelConfig
+    config = kinds[0](
         output="unused",
-        data=(configs.DataConfig if regressor else configs.PolicyDataConfig)(train="unused"),
-        model=(configs.RegressorModelConfig if regressor else configs.ModelConfig)(init=str(init)),
+        data=kinds[1](train="unused"),
+        model=kinds[2](init=str(init)),
         optimizer=configs.OptimizerConfig(lr=1e-3),
         trainer=configs.TrainerConfig(max_steps=1, global_batch_size=1, micro_batch_size=1),
         template=configs.TemplateConfig(label_start="<value>"),

@@ -80,7 +80,7 @@ def run_all(folder: str) -> dict:
     noise_printed = evaluate.main(_config(folder, "noise", checkpoint=None, **noise))
     evaluate.main(_config(folder, "noise-model", **noise))
     mistakes = {}
-    for name, changes in {
+    wrong: dict[str, dict[str, Any]] = {
         "no checkpoint": dict(checkpoint=None),
         "no label": dict(input=f"{folder}/data/prompts.jsonl"),
         "archive": dict(checkpoint=f"{folder}/packed.nemo", calibrate="linear"),
@@ -91,7 +91,8 @@ def run_all(folder: str) -> dict:
         "no levels": dict(calibrate="temperature"),
         "other task": dict(task="label_noise", calibrate="linear"),
         "other keys": dict(preference=PreferenceConfig(preset="llama3_70b")),
-    }.items():
+    }
+    for name, changes in wrong.items():
         try:
             evaluate.main(_config(folder, "nothing", **changes))
         except SteerLMError as error:
@@ -206,7 +207,7 @@ def test_the_stored_correction_is_what_annotation_applies(world) -> None:
         assert np.all(corrected >= expected[0] - 1e-4) and np.all(corrected <= expected[1] + 1e-4)
     reports = [json.loads((folder / f"{name}.report.json").read_text()) for name in ("raw", "corrected")]
     assert [one["calibration"] for one in reports] == [None, "isotonic"]
-    models = []
+    models: list[str] = []
     for name in ("raw", "corrected"):
         row = next(iter(read_conversations(folder / f"{name}.jsonl")))
         models += {turn.label_model for turn in row.turns if turn.label_model}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -48,10 +52,11 @@ def _training(folder: Path) -> dict:
     from nemo_steerlm.verbs import train_regressor, train_sft
 
     result = {}
-    for name, make, main in (
-        ("regressor", regressor_config, train_regressor.main),
-        ("policy", policy_config, train_sft.train),
-    ):
+    trainings: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
+        "regressor": (regressor_config, train_regressor.main),
+        "policy": (policy_config, train_sft.train),
+    }
+    for name, (make, main) in trainings.items():
         _run(lambda: main(make(folder, f"{name}-whole")))
         run = folder / f"{name}-killed"
         checkpoints, metrics = run / "checkpoints", run / "metrics.jsonl"
@@ -220,6 +225,7 @@ def _signals(folder: Path) -> dict:
         stops.append([codes, (folder / "words").read_text(), checkpoints("signal-stopped")])
     finish(start(work("signal-stopped"), ranks=2))
 
+    timed = _timed(folder)
     config = _bootstrap_config(folder)
     run, metrics = (
         _stoppable(lambda: bootstrap.main(config), folder / "words"),
@@ -228,7 +234,36 @@ def _signals(folder: Path) -> dict:
     codes = signal_when(lambda: _lines(metrics) >= 2, start(run), 0, signal.SIGINT)
     stops.append([codes, (folder / "words").read_text(), checkpoints("boot/round-1/policy")])
     finish(start(run))
-    return {"stops": stops, "by clock": checkpoints("signal-clock"), "at the end": checkpoints("signal-whole")}
+    names = {"by clock": checkpoints("signal-clock"), "at the end": checkpoints("signal-whole")}
+    return {"stops": stops, "timed": timed, **names}
+
+
+def _timed(folder: Path) -> list:
+    """Two ranks under a limit of time, of whose clocks one is a day ahead, until the same command has done all steps.
+
+    Returns:
+        The exit codes of each start, and what the stopped ones said.
+    """
+    from nemo_steerlm.train import saving
+    from nemo_steerlm.verbs import train_sft
+
+    config = policy_config(folder, "signal-timed", steps=16)
+    config.trainer.checkpoint_every, config.trainer.max_time = None, "00:04:00"
+
+    def run() -> None:
+        ticks = itertools.count(86400.0 if os.environ["RANK"] == "1" else 0.0, 15.0)  # seconds, at each look
+        vars(saving)["time"] = SimpleNamespace(monotonic=lambda: next(ticks), time=lambda: 0.0)
+        vars(saving)["psutil"] = SimpleNamespace(Process=lambda: SimpleNamespace(create_time=lambda: 0.0))
+        saving.SECONDS = 1e9
+        train_sft.train(config)
+
+    found: list[tuple[list[int], str]] = []
+    while not found or found[-1][0] != [0, 0]:
+        children = start(_stoppable(run, folder / "words"), ranks=2)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        found.append((codes, (folder / "words").read_text()))
+        assert len(found) < 16
+    return found
 
 
 def _bootstrap_config(folder: Path) -> BootstrapConfig:
@@ -324,12 +359,21 @@ def test_a_signal_to_one_process_ends_all_with_their_step_saved(outcome: dict) -
         assert words == f"stopped at step {step} by {name}; the same command goes on"
 
 
-def test_a_stopped_training_goes_on_as_if_nothing_had_happened(outcome: dict) -> None:
+def test_time_ends_all_processes_by_the_clock_of_the_first(outcome: dict) -> None:
+    *stopped, last = outcome["signals"]["timed"]
+    assert len(stopped) > 1 and last[0] == [0, 0]
+    for codes, words in stopped:
+        assert codes == [128 + signal.SIGALRM] * 2 == [142] * 2
+        assert re.fullmatch("stopped at step \\d+ by trainer.max_time; the same command goes on", words)
+
+
+@pytest.mark.parametrize("name", ["stopped", "timed"])
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(outcome: dict, name: str) -> None:
     import torch
 
     folder = outcome["folder"]
-    assert _metrics(folder / "signal-stopped") == _metrics(folder / "signal-whole")
-    whole, stopped = (weights_of(folder / f"signal-{name}/model") for name in ("whole", "stopped"))
+    assert _metrics(folder / f"signal-{name}") == _metrics(folder / "signal-whole")
+    whole, stopped = (weights_of(folder / f"signal-{name}/model") for name in ("whole", name))
     assert all(torch.equal(value, stopped[key]) for key, value in whole.items())
 
 

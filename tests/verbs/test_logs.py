@@ -40,8 +40,8 @@ def _train(world: Path, output: str, nodes: int) -> tuple[list[str], list[str]]:
         own = dict(RANK=rank, GROUP_RANK=rank, LOCAL_RANK=0, WORLD_SIZE=nodes, LOCAL_WORLD_SIZE=1, MASTER_PORT=port)
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in own.items()}}
         command = [sys.executable, "-m", "nemo_steerlm", *words]
-        pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        ranks.append(subprocess.Popen(command, env=environment, **pipes))
+        pipe = subprocess.PIPE
+        ranks.append(subprocess.Popen(command, env=environment, stderr=pipe, stdout=pipe, text=True))
     logs = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * nodes, logs
     return [errors for _, errors in logs], [out for out, _ in logs]

@@ -36,15 +36,17 @@ def run_every_stage(folder: str) -> dict[str, Any]:
         if fresh:
             parameters.extend(map(weakref.ref, model.parameters()))
 
-    MegatronModel.build = counted  # type: ignore[method-assign]
+    MegatronModel.build = counted  # type: ignore[method-assign, assignment]
     make_world(world)
     train_regressor.main(regressor_config(world, steps=2))
     train_sft.train(policy_config(world, steps=2))
     data, annotated = world / "data", str(world / "annotated.jsonl")
     regressor, policy = (str(world / name / "model") for name in ("regressor", "policy"))
     annotate.main(c.AnnotateConfig(checkpoint=regressor, input=str(data / "unlabelled.jsonl"), output=annotated))
-    report = dict(task="regressor", input=str(data / "val.jsonl"), output=str(world / "report"))
-    evaluate.main(c.EvaluateConfig(checkpoint=regressor, **report))
+    labelled = str(data / "val.jsonl")
+    evaluate.main(
+        c.EvaluateConfig(task="regressor", checkpoint=regressor, input=labelled, output=str(world / "report"))
+    )
     bootstrap.bootstrap(
         c.BootstrapConfig(
             policy=policy, regressor=regressor, output=str(world / "bootstrap"), target=["quality"],

@@ -6,13 +6,15 @@ import contextlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from nemo_steerlm.config import AnnotateConfig, ComputeConfig, SampleConfig
+from nemo_steerlm.config import AnnotateConfig, ComputeConfig, SampleConfig, TrainConfig
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.megatron import parallel
 from nemo_steerlm.models.policy import AttributeConditionedGPT
@@ -35,12 +37,15 @@ def test_nobody_s_choice_is_bf16_on_a_gpu_and_fp32_on_a_cpu(
 
 def test_runs_and_jobs_record_what_was_decided(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_world(tmp_path)
-    for train, config in ((train_regressor.main, regressor_config), (train_sft.train, policy_config)):
+    runs: tuple[tuple[Callable[[Any], Any], Callable[..., TrainConfig]], ...] = (
+        (train_regressor.main, regressor_config), (train_sft.train, policy_config),
+    )  # fmt: skip
+    for train, make in runs:
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            train(config(tmp_path, steps=1))  # type: ignore[operator]
+            train(make(tmp_path, steps=1))
         assert caplog.messages.count(SAID) == 1
-        output = Path(config(tmp_path).output)
+        output = Path(make(tmp_path).output)
         assert json.loads((output / "run.json").read_text())["config"]["trainer"]["precision"] == "fp32"
         assert OmegaConf.load(output / "config.yaml").trainer.precision == "fp32"
 

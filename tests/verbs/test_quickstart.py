@@ -17,8 +17,8 @@ from nbclient import NotebookClient
 from tests.distributed import ROOT, run_distributed
 
 TINY = dict(
-    train_rows=160, unlabelled_rows=160, test_rows=40, regressor_steps=6, policy_steps=6, steer_prompts=2,
-    bootstrap_prompts=10, bootstrap_responses=2, bootstrap_steps=3, change_prompts=8,
+    train_rows=160, unlabelled_rows=160, test_rows=40, batch_size=8, regressor_steps=6, policy_steps=6,
+    steer_prompts=2, bootstrap_prompts=10, bootstrap_responses=2, bootstrap_steps=3, change_prompts=8,
 )  # fmt: skip
 
 

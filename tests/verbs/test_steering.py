@@ -140,7 +140,7 @@ def evaluate_all(folder: str, layout: dict) -> dict[str, Any]:
     handler = type("Handler", (http.server.BaseHTTPRequestHandler,), methods)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "python": {"scorers": ["tests.verbs.test_steering:score", "text"]},
         "text": {"scorers": ["text"], "measures": {"praise": "words"}, "ways": ["default"]},
         "http": {"scorers": [f"http://127.0.0.1:{server.server_address[1]}/score"], "ways": ["default"]},

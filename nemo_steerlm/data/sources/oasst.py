@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from nemo_steerlm.attributes import AttributeSchema
 from nemo_steerlm.conversation import Conversation, Turn
-from nemo_steerlm.data.sources.rows import other_language
+from nemo_steerlm.data.sources.rows import other_language, read_rows
 from nemo_steerlm.data.sources.tally import Tally
 from nemo_steerlm.errors import DataError
-from nemo_steerlm.files import encodable, read_jsonl
+from nemo_steerlm.files import encodable
 
 SPEAKERS = {"prompter": "User", "assistant": "Assistant"}
 
@@ -38,8 +38,7 @@ def read(file: Path, schema: AttributeSchema, languages: Sequence[str] | None, t
     Raises:
         DataError: With file and line: not a tree, an unknown role, a label outside [0, 1].
     """
-    for number, row in read_jsonl(file):
-        where = f"{file}:{number}"
+    for where, row in read_rows(file):
         root = check_tree(row, where)
         tally.read["trees"] += 1
         check_message(root, where)

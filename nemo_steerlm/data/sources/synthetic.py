@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from nemo_steerlm.attributes import AttributeSchema
+from nemo_steerlm.config import PrepareConfig
 from nemo_steerlm.conversation import DEFAULT_SYSTEM, Conversation, Turn, write_conversations
 from nemo_steerlm.data.synthetic.annotators import AnnotatorPool
 from nemo_steerlm.data.synthetic.oracle import ATTRIBUTE_NAMES
@@ -50,7 +51,7 @@ class SyntheticSizes:
     prompts_test: int = 300
 
 
-def write(config: Any, schema: AttributeSchema, sizes: SyntheticSizes | None = None) -> dict[str, Any]:
+def write(config: PrepareConfig, schema: AttributeSchema, sizes: SyntheticSizes | None = None) -> dict[str, Any]:
     """Generates the world's files.
 
     Args:
@@ -66,7 +67,8 @@ def write(config: Any, schema: AttributeSchema, sizes: SyntheticSizes | None = N
     """
     _check(schema)
     sizes = sizes or SyntheticSizes()
-    output, seed = Path(config.output), int(config.seed)
+    assert config.output is not None, "PrepareConfig.validate refuses that"
+    output, seed = Path(config.output), config.seed
     report: dict[str, Any] = {"source": "synthetic", "seed": seed, "rows": {}, "human": {}}
     generator = np.random.default_rng([seed, 0])
     pool = AnnotatorPool()

@@ -8,7 +8,8 @@ from tests.data.helpers import run, said, steer, write
 
 CHAT = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, ("a", "b", "c", " \n"))]
 TURNS = ("User", "Assistant") * 2
-ANSWERS = {  # of each source: rows with an empty answer, one of them or what is left of it being a, b
+#: Of each source: rows with an empty answer, one of them or what is left of it being a, b.
+ANSWERS: dict[str, list[dict]] = {
     "messages": [{"messages": CHAT[2:]}, {"messages": CHAT}],
     "steerlm": [said(("User", "c"), ("Assistant", "\t")), said(*zip(TURNS, ("a", "b", "c", "", "d"), strict=False))],
     "helpsteer2": [steer("c", " ", 1), steer("a", "b", 1)],
@@ -30,7 +31,7 @@ def test_an_empty_answer_is_dropped_whatever_the_source(source, tmp_path):
 
 
 def test_an_answer_after_an_empty_one_and_keys_of_messages_are_counted(tmp_path):
-    calls = {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}], "name": "x"}
+    calls: dict = {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}], "name": "x"}
     rows = [{"messages": [*CHAT[:2], CHAT[0], calls, *CHAT[:2]]}, {"messages": [*CHAT[:1], {**CHAT[1], "name": "y"}]}]
     report, found = run("messages", write(tmp_path / "a.jsonl", rows), tmp_path, dedupe=False)
     assert [[turn.text for turn in row.turns] for row in found] == [["a", "b"], ["a", "b"]]

@@ -25,7 +25,8 @@ def test_helpsteer3(tmp_path):
     write(tmp_path / "hub" / "edit" / "train.jsonl.gz", [{"other": 1}])
     report, rows = run("helpsteer3", tmp_path / "hub", tmp_path)
     assert report["languages"] == {"english": 4, "french": 2}
-    lone, other, halves, french = rows[0], rows[1], *pairs_of(rows[2:])
+    lone, other = rows[:2]
+    halves, french = pairs_of(rows[2:])
     assert lone.turns[-1].label == {"helpfulness": 0.5} and lone.turns[-1].label_count == 2 and lone.pair is None
     assert [turn.text for turn in other.turns] == ["f", "other"] and other.turns[-1].label == {"helpfulness": 4}
     assert report["read"] == {"rows_of_feedback": 1, "responses": 2, "comparisons": 2}

@@ -11,7 +11,7 @@ import pytest
 
 from nemo_steerlm.conversation import DEFAULT_SYSTEM
 from nemo_steerlm.data.prepare import prepare
-from tests.data.helpers import FILES
+from tests.data.helpers import FILES, prepare_config
 from tests.data.trees import trees
 from tests.tokenizers import real_data
 
@@ -24,7 +24,7 @@ def test_the_bytes_are_nemo_aligners(packed, tmp_path):
         plain = tmp_path / "t.trees.jsonl"
         plain.write_bytes(gzip.decompress(source.read_bytes()))
         source = plain
-    report = prepare({"source": "oasst", "input": source, "output": tmp_path / "out", "recipe": "nemo_aligner"})
+    report = prepare(prepare_config(source="oasst", input=source, output=tmp_path / "out", recipe="nemo_aligner"))
     for name in ("train", "val", "train_reg", "val_reg"):
         golden = gzip.decompress(real_data(f"golden_nemo_aligner/{name}.jsonl.gz").read_bytes())
         assert (tmp_path / "out" / f"{name}.jsonl").read_bytes() == golden
@@ -34,7 +34,7 @@ def test_the_bytes_are_nemo_aligners(packed, tmp_path):
 
 def test_the_references_behaviour_on_hand_written_trees(fixture_trees, tmp_path):
     settings = {"source": "oasst", "input": fixture_trees, "recipe": "nemo_aligner", "val_fraction": 0.3}
-    report = prepare({**settings, "output": tmp_path / "out"})
+    report = prepare(prepare_config(**settings, output=tmp_path / "out"))
     order = trees()
     random.Random(10).shuffle(order)
     lines = [
@@ -73,7 +73,7 @@ def test_odd_trees_give_the_references_bytes(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": root}, root, {"prompt": replies[3]})))
     settings = {"source": "oasst", "input": path, "recipe": "nemo_aligner", "val_fraction": 0}
-    report = prepare({**settings, "output": tmp_path / "out"})
+    report = prepare(prepare_config(**settings, output=tmp_path / "out"))
     tail = f'"system": "{DEFAULT_SYSTEM}", "mask": "User", "type": "VALUE_TO_TEXT"}}\n'
     said = ['"<extra_id_1>User\\n\u00e9 {value}"', '""', '"c"', '"d"']
     labels = [', "label": "quality:2"', ', "label": ""', ', "label": ""', ""]

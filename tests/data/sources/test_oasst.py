@@ -6,12 +6,10 @@ import gzip
 import json
 
 import pytest
-from omegaconf import OmegaConf
 
 from nemo_steerlm.conversation import Turn
-from nemo_steerlm.data.prepare import prepare
 from nemo_steerlm.errors import DataError
-from tests.data.helpers import rows_of, run_sides
+from tests.data.helpers import refused, rows_of, run_sides
 from tests.data.trees import answer, ask, tree, write_trees
 from tests.tokenizers import real_data
 
@@ -53,11 +51,17 @@ def test_scaling_to_the_papers_range(fixture_trees, tmp_path):
     assert next(row for row in rows_of(sides) if row.id == "a2").turns[1].label == {"helpfulness": 5}
 
 
+def test_the_flat_export_is_recognised_in_parquet(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    flat = [{"message_id": "a", "parent_id": None, "text": "x"}]
+    parquet.write_table(pyarrow.Table.from_pylist(flat), tmp_path / "a.parquet")
+    refused("a.parquet: row 1: no message under 'prompt', expected", "oasst", tmp_path / "a.parquet", tmp_path)
+
+
 def test_languages(fixture_trees, tmp_path):
     report, sides = run_sides("oasst", fixture_trees, tmp_path / "out", languages=["de"])
     assert [row.id for row in rows_of(sides)] == ["g2"] and report["dropped"]["other_language"] == 5
-    config = OmegaConf.create({"source": "oasst", "input": str(fixture_trees), "output": str(tmp_path / "o2")})
-    report = prepare(OmegaConf.merge(config, {"languages": ["en"], "other_key": 1, "attributes": "helpsteer"}))
+    report, _ = run_sides("oasst", fixture_trees, tmp_path / "o2", languages=["en"], attributes="helpsteer")
     assert report["dropped"]["other_language"] == report["dropped"]["lone_prompt"] == 1
 
 
@@ -65,7 +69,8 @@ def test_languages(fixture_trees, tmp_path):
 def test_real_trees_train_each_labelled_message_once(tmp_path):
     source = real_data("oasst1_en_val.dev.trees.jsonl.gz")
     report, sides = run_sides("oasst", source, tmp_path / "out", attributes="helpsteer")
-    names, expected = ("quality", "toxicity", "humor", "creativity", "helpfulness"), {}
+    names = ("quality", "toxicity", "humor", "creativity", "helpfulness")
+    expected: dict[tuple[str, ...], dict[str, float]] = {}
 
     def walk(message, history):
         history = (*history, message["text"])

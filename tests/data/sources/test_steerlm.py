@@ -6,18 +6,14 @@ import os
 from collections import Counter
 
 from nemo_steerlm.data.prepare import prepare
-from tests.data.helpers import refused, rows_of, run, run_sides, said, write
+from tests.data.helpers import prepare_config, refused, rows_of, run, run_sides, said, write
 
 
 def test_the_references_files_come_back_as_deduplicated_conversations(fixture_trees, tmp_path):
     prepare(
-        {
-            "source": "oasst",
-            "input": fixture_trees,
-            "output": tmp_path / "ref",
-            "recipe": "nemo_aligner",
-            "val_fraction": 0,
-        }
+        prepare_config(
+            source="oasst", input=fixture_trees, output=tmp_path / "ref", recipe="nemo_aligner", val_fraction=0
+        )
     )
     (tmp_path / "in").mkdir()
     for form in ("train", "train_reg"):

@@ -49,7 +49,7 @@ def test_tables(name, tmp_path):
 
 
 def test_nothing_in_a_table_and_counts_of_people(tmp_path):
-    rows = [
+    rows: list[dict] = [
         {"ask": None, "answer": "a", "mark": 1, "people": 2},
         {"ask": "b", "answer": None, "mark": 1, "people": 2},
         {"ask": "c", "answer": "c", "mark": None, "people": 0},
