@@ -1,13 +1,32 @@
-"""The settings of a cluster: what `submit` asks its scheduler for."""
+"""The settings of `steerlm submit`: what a job asks SLURM for."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_steerlm.config.fields import Settings, option
-from nemo_steerlm.errors import ConfigError
+from omegaconf import MISSING
 
+from nemo_steerlm.config.evaluate import EvaluateConfig
+from nemo_steerlm.config.fields import Settings, option
+from nemo_steerlm.config.train_verbs import BootstrapConfig, TrainRegressorConfig, TrainSftConfig
+from nemo_steerlm.config.verbs import AnnotateConfig, ExportConfig, ImportConfig, PrepareConfig, SampleConfig
+from nemo_steerlm.errors import ConfigError, suggest
+
+#: Verbs that can be a job, with their settings.
+SUBMITTED: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "import": ImportConfig,
+    "train-regressor": TrainRegressorConfig,
+    "annotate": AnnotateConfig,
+    "train-sft": TrainSftConfig,
+    "sample": SampleConfig,
+    "bootstrap": BootstrapConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}
+SHARDED = ("annotate", "sample")
 _TIME = re.compile(r"(\d+-)?\d{1,3}(:[0-5]?\d){0,2}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAIL = "BEGIN, END, FAIL, REQUEUE, TIME_LIMIT_80, TIME_LIMIT_90, ALL, NONE, joined by commas"
@@ -39,9 +58,8 @@ class ContainerConfig(Settings):
 
 @dataclass(kw_only=True)
 class ClusterConfig(Settings):
-    """A scheduler and what a job asks it for. Empty values are left to the scheduler's own defaults."""
+    """What a job asks SLURM for. Empty values are left to the cluster's own defaults."""
 
-    scheduler: str = option("slurm", "who starts the job", choices=("slurm", "local"))
     nodes: int | None = option(None, "nodes; null = the verb's trainer.num_nodes", least=1)
     gpus_per_node: int | None = option(
         None, "GPUs a node; null = the verb's trainer.devices, 0 = ask for none", least=0
@@ -57,9 +75,9 @@ class ClusterConfig(Settings):
     exclusive: bool = option(True, "take whole nodes")
     mail_user: str | None = option(None, "address for mail")
     mail_type: str | None = option(None, f"when to send mail: {_MAIL}")
-    comment: str | None = option(None, "comment that the scheduler keeps")
+    comment: str | None = option(None, "comment that SLURM keeps")
     name: str | None = option(None, "name of the job; null = the verb and the output folder's name")
-    extra: list[str] = option(list, "more lines for the scheduler, as written, e.g. [--gres=nvme:1]")
+    extra: list[str] = option(list, "more options of sbatch, as written, e.g. [--gres=nvme:1]")
     environment: dict[str, str] = option(dict, "variables of the job, e.g. {NCCL_IB_HCA: mlx5}")
     setup: list[str] = option(list, "shell lines before the processes start, as written, e.g. [module load cuda]")
     start: str = option(
@@ -73,7 +91,7 @@ class ClusterConfig(Settings):
     restarts: int = option(100, "how often a job that was stopped or preempted is queued again", least=0)
 
     def validate(self, prefix: str = "") -> None:
-        """As `Settings.validate`; one line each for the scheduler, names of variables, the form of the time."""
+        """As `Settings.validate`; one line for each option, names of variables, the form of the time."""
         super().validate(prefix)
         for name, value in vars(self).items():
             for text in value if isinstance(value, list) else [value]:
@@ -93,9 +111,33 @@ class ClusterConfig(Settings):
 
 @dataclass(kw_only=True)
 class SubmitConfig(Settings):
-    """Settings of `steerlm submit`; a verb with its own words follows them."""
+    """Settings of `steerlm submit`."""
 
-    cluster: ClusterConfig = option(ClusterConfig, "the cluster")
+    verb: str = option(MISSING, "verb that the job runs", choices=tuple(SUBMITTED), example="train-sft")
+    keys: list[str] = option(list, "the verb's own words, as on its command line")
+    cluster: ClusterConfig = option(ClusterConfig, "what the job asks SLURM for")
     dry_run: bool = option(False, "print the batch script and submit nothing")
     array: int | None = option(None, "run as a job array of so many tasks, each a shard (annotate, sample)", least=2)
-    after: list[int] = option(list, "numbers of jobs that must succeed first, e.g. after=[4711]")
+    after: list[int] = option(list, "numbers of jobs that must succeed first, e.g. [4711]", least=1)
+
+    def validate(self, prefix: str = "") -> None:
+        """As `Settings.validate`, and that only verbs with shards are arrays."""
+        super().validate(prefix)
+        if self.array is not None and self.verb not in SHARDED:
+            raise ConfigError(f"array={self.array}: {self.verb} has no shards; {' and '.join(SHARDED)} have")
+
+
+def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide the words after `submit` into its own, with the verb, and those of the verb, which follow its name.
+
+    Raises:
+        ConfigError: there is no verb, or it cannot be a job.
+    """
+    place = next((i for i, word in enumerate(words) if "=" not in word and not word.startswith("-")), len(words))
+    if place == len(words):
+        return list(words), []
+    if words[place] not in SUBMITTED:
+        raise ConfigError(
+            f"'{words[place]}' cannot be submitted{suggest(words[place], SUBMITTED)}; there are {', '.join(SUBMITTED)}"
+        )
+    return [*words[:place], f"verb={words[place]}"], list(words[place + 1 :])

@@ -61,8 +61,10 @@ def render(job: Job, cluster: ClusterConfig) -> str:
     """The batch script of a job.
 
     Raises:
-        ConfigError: a value cannot be given to sbatch.
+        ConfigError: a value cannot be given to sbatch, or SLURM would replace part of a log's name.
     """
+    if "%" in str(job.folder):
+        raise ConfigError(f"{job.folder}: SLURM replaces % in the names of logs; choose an output without it")
     templates = Environment(  # noqa: S701  (a shell script, not HTML; every value is quoted here)
         loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )

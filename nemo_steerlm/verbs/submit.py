@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_steerlm.config.cluster import ClusterConfig, SubmitConfig
+from nemo_steerlm.config import compose
+from nemo_steerlm.config.cluster import SUBMITTED, ClusterConfig, SubmitConfig
+from nemo_steerlm.config.options import parse
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.launch import slurm
 
 
-def main(config: SubmitConfig, verb: str, words: Sequence[str], settings: Any) -> str:
-    """Submit a verb; returns what to print.
-
-    Args:
-        config: the cluster.
-        verb: the verb.
-        words: its words.
-        settings: its configuration, which these words gave.
+def main(config: SubmitConfig) -> str:
+    """`steerlm submit`: submit a verb, or run it here; returns what to print.
 
     Raises:
-        ConfigError: the verb cannot be a job, or the scheduler refuses it.
+        ConfigError: the verb's words are wrong, it has no output, or the scheduler refuses the job.
     """
-    job = job_of(config, verb, words, settings)
+    config.validate()
+    options = parse(config.verb, config.keys)
+    settings = compose.load(config.verb, SUBMITTED[config.verb], options.words, options.config_dir)
+    job = job_of(config, settings)
     if config.dry_run:
         return slurm.render(job, config.cluster)
     number = slurm.submit(job, config.cluster, config.after)
     log = job.folder / f"{job.name}-{number}.log"
-    return f"job {number}: {job.script}\nits log: {log}; of process 0: {log.with_name(log.stem + '-0.log')}"
+    return f"job {number}: {job.script}\nits log: {log}; of its first process: {log.with_name(log.stem + '-0.log')}"
 
 
-def job_of(config: SubmitConfig, verb: str, words: Sequence[str], settings: Any) -> slurm.Job:
-    """The job of a verb whose words gave `settings` (raises ConfigError)."""
+def job_of(config: SubmitConfig, settings: Any) -> slurm.Job:
+    """The job of a verb with these settings (raises ConfigError)."""
     if getattr(settings, "output", None) is None:
-        raise ConfigError(f"{verb} has no output folder or file, and cannot be a job")
-    if config.array is not None and not hasattr(settings, "shards"):
-        raise ConfigError(f"array={config.array}: {verb} cannot be split in shards")
+        raise ConfigError(f"{config.verb}: output= is missing; the job's script and logs lie beside it")
     cluster, output = config.cluster, Path(settings.output).absolute()
     nodes, processes, gpus, more = _processes(cluster, getattr(settings, "trainer", None))
     return slurm.Job(
-        verb=verb,
-        words=[*words, *more],
+        verb=config.verb,
+        words=[*config.keys, *more],
         folder=output.with_name(output.name + ".jobs") if output.suffix else output / "jobs",
         nodes=nodes,
         processes=processes,
         gpus=gpus,
-        name=cluster.name or f"{verb}-{output.name}",
+        name=cluster.name or f"{config.verb}-{output.name}",
         array=config.array,
     )
 

@@ -2,8 +2,8 @@
 
     apt-get install --no-install-recommends slurm-wlm slurmctld slurmd slurm-client munge
 
-The nodes have no addresses of their own: jobs set MASTER_ADDR=127.0.0.1. Their GPUs are plain files, which SLURM counts
-and no program can use. Partition `low` is preempted by `high`, after five seconds of grace.
+The nodes have no addresses of their own: jobs set MASTER_ADDR=127.0.0.1. Their GPUs are plain files, which SLURM
+counts and no program can use. Partition `low` is preempted by `high`, after 30 seconds of grace.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ class Cluster:
         host = socket.gethostname().partition(".")[0]
         controller, *ports = _free_ports(NODES + 1)
         nodes = [
-            f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CORES} Boards=1 SocketsPerBoard=1 "
-            f"CoresPerSocket={CORES} ThreadsPerCore=1 RealMemory=16000 Gres=gpu:{GPUS} State=UNKNOWN"
+            f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CORES} Boards=1 "
+            f"SocketsPerBoard=1 CoresPerSocket={CORES} ThreadsPerCore=1 RealMemory=16000 Gres=gpu:{GPUS} State=UNKNOWN"
             for i, port in enumerate(ports)
         ]
         return _CONF.format(host=host, port=controller, folder=self.folder, nodes="\n".join(nodes))

@@ -83,13 +83,11 @@ def test_preempted(cluster: Cluster, world: Path, alone: Path) -> None:
     assert cluster.wait(int(high), "COMPLETED") and cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED"
     assert cluster.field(job, "Restarts") == "1"
     assert losses(world / "preempted") == pytest.approx(losses(alone), rel=1e-4)
-    print(log(world / "preempted"))
 
 
 def test_time_limit(cluster: Cluster, world: Path) -> None:
     run_distributed(train_alone, 1, folder=str(world), output="long", steps=600)
     job = submit(cluster, world, "limited", ParallelConfig(), steps=600, time="2", save_before=15)
     assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", seconds=500) == "COMPLETED", log(world / "limited")
-    print(log(world / "limited"))
     assert int(cluster.field(job, "Restarts")) >= 1
     assert losses(world / "limited") == pytest.approx(losses(world / "long"), rel=1e-3)
