@@ -93,8 +93,8 @@ def _resolve_first_host() -> None:
             socket.getaddrinfo(host, None)
     except OSError as error:
         raise OSError(
-            f"MASTER_ADDR={host}, where the processes meet, cannot be resolved ({error.strerror}); set it to a name or "
-            "address of the first node that every node knows"
+            f"MASTER_ADDR={host}, where the processes meet, cannot be resolved ({error.strerror}); set it to a name "
+            "or address of the first node that every node knows"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemo_steerlm.config import ParallelConfig, SteeringCheckConfig, TrainSftConfig
+from nemo_steerlm.config import ModelConfig, ParallelConfig, SteeringCheckConfig, TrainSftConfig
 from nemo_steerlm.config.cluster import ClusterConfig
 from nemo_steerlm.config.command import command
 from nemo_steerlm.launch import slurm
@@ -38,7 +38,10 @@ def submit(cluster: Cluster, world: Path, output: str, parallel: ParallelConfig,
 def settings_of(folder: Path, output: str, steps: int, **changes: Any) -> TrainSftConfig:
     """A training without dropout, whose masks would depend on the layout."""
     config = policy_config(folder, output, steps=steps, steering=SteeringCheckConfig(check=False, rows=0), **changes)
-    config.model.architecture.hidden_dropout = config.model.architecture.attention_dropout = 0.0
+    if output == "base":
+        config.model.architecture.hidden_dropout = config.model.architecture.attention_dropout = 0.0
+    else:  # random weights would depend on it too
+        config.model = ModelConfig(init=str(folder / "base" / "model"))
     return config
 
 
@@ -56,6 +59,7 @@ def log(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def alone(world: Path) -> Path:
     """The same training in one process, uninterrupted."""
+    run_distributed(train_alone, 1, folder=str(world), output="base", steps=1)
     run_distributed(train_alone, 1, folder=str(world), output="alone", steps=STEPS)
     return world / "alone"
 
@@ -85,6 +89,7 @@ def test_preempted(cluster: Cluster, world: Path, alone: Path) -> None:
     assert losses(world / "preempted") == pytest.approx(losses(alone), rel=1e-4)
 
 
+@pytest.mark.usefixtures("alone")
 def test_time_limit(cluster: Cluster, world: Path) -> None:
     run_distributed(train_alone, 1, folder=str(world), output="long", steps=600)
     job = submit(cluster, world, "limited", ParallelConfig(), steps=600, time="2", save_before=15)
