@@ -24,11 +24,13 @@ def without_gloo_groups(gpu: FakeGpu) -> None:
 
 def places_on_the_cpu(gpu: FakeGpu, planted: bool) -> float:
     """`model.head_init=mean` with `model.pooling=mean`, the texts' places not moved to the device."""
+    from nemo_steerlm.models.pooling import pool
     from nemo_steerlm.train import tasks
 
-    pool = tasks.pool
     if planted:
-        tasks.pool = lambda output, first, last, kind: pool(output, first.cpu(), last.cpu(), kind)
+        tasks.pool = lambda output, first, last, pooling: pool(  # type: ignore[attr-defined]
+            output, first.cpu(), last.cpu(), pooling
+        )
     model = steps.build("regressor", dict(), pooling="mean")
     steps.begin(model, steps.batches("regressor", dict()))
     return model.chunks[0].score.weight.shape[0]
@@ -55,7 +57,7 @@ def waiting(gpu: FakeGpu, planted: bool) -> dict[str, int]:
             result[0].item()
             return result
 
-        ConditionedSFTTask.loss = printed
+        ConditionedSFTTask.loss = printed  # type: ignore[method-assign]
     model = steps.build("policy", TP)
     steps.prepare(model)
     return steps.waits_per_micro_batch(gpu, model, steps.batches("policy", TP)[0])

@@ -26,12 +26,18 @@ def read(gpu: FakeGpu, layout: dict[str, Any], head: str, pooling: str, precisio
 
 def generate(gpu: FakeGpu, layout: dict[str, Any], precision: str) -> list[list[int]]:
     """How many tokens come, at every way to draw."""
-    from nemo_steerlm.megatron.generation import SamplingSettings
+    from nemo_steerlm.megatron.drawing import SamplingSettings
 
     model = steps.build("policy", layout, precision=precision).eval()
     found = []
-    for ways in (dict(), dict(temperature=1.0), dict(temperature=0.7, top_k=5), dict(temperature=1.0, top_p=0.9)):
-        settings = SamplingSettings(max_new_tokens=5, **ways)
+    ways: list[dict[str, Any]] = [
+        {},
+        dict(temperature=1.0),
+        dict(temperature=0.7, top_k=5),
+        dict(temperature=1.0, top_p=0.9),
+    ]
+    for way in ways:
+        settings = SamplingSettings(max_new_tokens=5, **way)
         found.append([len(answer.tokens) for answer in model.sample(TEXTS, settings, batch_size=2)])
     return found
 
@@ -61,7 +67,7 @@ def through_a_folder(gpu: FakeGpu, folder: str, kind: str, layout: dict[str, Any
     ids=str,
 )
 def test_reading(room: Room, layout: dict, rank: int, head: str, pooling: str, precision: str) -> None:
-    job = dict(layout=layout, head=head, pooling=pooling, precision=precision)
+    job: dict[str, Any] = dict(layout=layout, head=head, pooling=pooling, precision=precision)
     found = room.run(read, rank=rank, world=4, **job)
     assert all(shape == [3, 3] or shape == [3, 5] for shape in found["shapes"])
 

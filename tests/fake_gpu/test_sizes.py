@@ -88,7 +88,7 @@ def activations(it: Architecture, tensor: int, layers: int, recompute: str) -> t
 def test_two_steps(room: Room, name: str, tensor: int, pipeline: int, data: int, recompute: str) -> None:
     it, layers = shape(name), shape(name).num_layers // pipeline
     layout = dict(tensor=tensor, sequence=True, **({"pipeline": pipeline} if pipeline > 1 else {}))
-    job = dict(name=name, layout=layout, count=2 * pipeline, recompute=recompute)
+    job: dict[str, Any] = dict(name=name, layout=layout, count=2 * pipeline, recompute=recompute)
     found = room.run(two_steps, world=tensor * pipeline * data, **job)
     weights = parameters(it, tensor, layers, ends=3 - pipeline) + (norm(it) if pipeline == 1 else 0)
     expected = {"parameters": 2 * weights, "gradient buffers": 4 * weights, "optimizer": 12 * weights // data}

@@ -68,7 +68,7 @@ def test_fit(room: Room, tmp_path: Path, kind: str, layout: dict, settings: dict
 
 @pytest.mark.parametrize(("kind", "layout"), [("policy", TP), ("regressor", PP)], ids=str)
 def test_fit_on_two_data_parallel_ranks(room: Room, tmp_path: Path, kind: str, layout: dict) -> None:
-    settings = dict(head_init=False, resume=False, pack_length=64)
+    settings: dict[str, Any] = dict(head_init=False, resume=False, pack_length=64)
     lines = room.run(fit, world=4, kind=kind, folder=str(tmp_path), layout=layout, **settings)
     assert sum("train/loss" in line for line in lines) == 2 and (tmp_path / "checkpoints/step-00000002").is_dir()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from nemo_steerlm.megatron import gpt
 
-def forward(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor | None:
+
+def forward(model: gpt.LanguageModel, tokens: torch.Tensor) -> torch.Tensor | None:
     """Run `tokens` `[batch, seq]` through all pipeline stages, with causal attention.
 
     Returns:

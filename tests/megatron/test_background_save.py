@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def save_in_background(folder: str) -> dict:
     from nemo_steerlm.megatron import checkpoint, parallel
     from nemo_steerlm.megatron.checkpoint import CheckpointFolder
 
-    found, layout = {}, ParallelConfig(tensor=2)
+    found, layout = dict[str, Any](), ParallelConfig(tensor=2)
     parallel.initialize(layout, seed=1)
     model = make_model("policy", layout)
     model.build()
@@ -36,9 +37,10 @@ def save_in_background(folder: str) -> dict:
     found["after"] = run.steps()
 
     # a kill while step 4 is written: its thread is done, nobody ends the save
-    checkpoint.PendingSave(run.path(4), {"model": checkpoint.training_state(model.chunks)})._thread.join()
+    checkpoint.PendingSave(run.path(4), {"model": checkpoint.training_state(model.chunks)})._thread.join()  # type: ignore[union-attr]
     parallel.barrier()
     latest = run.latest()
+    assert latest is not None
     found["after a kill"] = [run.steps(), latest.name, sorted(p.name for p in Path(folder).iterdir())]
     loaded = checkpoint.load(latest, {"model": checkpoint.training_state(model.chunks)})
     checkpoint.load_training_state(model.chunks, loaded["model"])
@@ -47,7 +49,7 @@ def save_in_background(folder: str) -> dict:
 
     try:  # the error of one rank's thread reaches every rank
         pending = checkpoint.PendingSave(run.path(6), {"model": checkpoint.training_state(model.chunks)})
-        pending._thread.join()
+        pending._thread.join()  # type: ignore[union-attr]
         _fail_writing(pending, checkpoint)
         pending.finish()
     except BaseException as error:  # megatron-core passes on torch's CheckpointException, which is no Exception
@@ -72,8 +74,8 @@ def train_both_ways(folder: str) -> dict:
 
     from megatron.core import dist_checkpointing
 
-    root, found = Path(folder), {}
-    settings = dict(init=None, parallel=ParallelConfig(), checkpoint_every=2, validate=False)
+    root, found = Path(folder), dict[str, Any]()
+    settings: dict[str, Any] = dict(init=None, parallel=ParallelConfig(), checkpoint_every=2, validate=False)
     for name, background in (("plain", False), ("background", True)):
         found[name] = train("regressor", root / name, async_checkpoint=background, **settings)
     again = root / "again/checkpoints/step-00000002"

@@ -47,18 +47,28 @@ def damage_all(folder: str) -> dict[str, Any]:
     Calibration("isotonic", {}, {}).write(model)
     loaded = AttributeRegressor.from_pretrained(model)
     logged: list[str] = []
-    logging.getLogger(checkpoint.__name__).addFilter(lambda record: bool(logged.append(record.getMessage())) or True)
+
+    def note(record: logging.LogRecord) -> bool:
+        logged.append(record.getMessage())
+        return True
+
+    logging.getLogger(checkpoint.__name__).addFilter(note)
 
     def model_read() -> str:
         return _said(lambda: AttributeRegressor.from_pretrained(model))
+
+    def latest() -> str:
+        folder = steps.latest()
+        assert folder is not None
+        return folder.name
 
     def weights_read() -> str:
         return _said(lambda: checkpoint.load(model / "weights", checkpoint.model_state(loaded.chunks)))
 
     found = {
         "model": {what: model_read() for what in damages(model, seed=0)},
-        "latest": {what: [steps.latest().name, logged[-1:]] for what in damages(steps.path(4), seed=1)},
-        "whole": [model_read(), steps.latest().name],
+        "latest": {what: [latest(), logged[-1:]] for what in damages(steps.path(4), seed=1)},
+        "whole": [model_read(), latest()],
     }
     os.environ["STEERLM_VERIFY"] = "0"
     found["trusted"] = {what: weights_read() for what in damages(model / "weights", seed=2)}

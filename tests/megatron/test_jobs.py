@@ -20,7 +20,7 @@ def resume(folder: str) -> str:
     parallel.initialize()
     now = 0.0
     progress.INTERVAL = 0.0  # a line for each part
-    jobs.Progress = functools.partial(progress.Progress, clock=lambda: now)  # type: ignore[assignment, misc]
+    jobs.Progress = functools.partial(progress.Progress, clock=lambda: now)  # type: ignore[attr-defined, assignment, misc]
     rows = [Conversation([Turn("User", "hi")], id=str(number)) for number in range(10)]
 
     def work(index: int, part: list[Conversation], bar: Any) -> list[dict[str, Any]]:

@@ -24,12 +24,13 @@ from tests.distributed import run_distributed
 from tests.models.helpers import NumberTokenizer, make_batches, make_model, random_items
 
 # Together they have every parameter there is: biases of norms and of queries, keys and values, norms of the heads.
+OWN: dict[str, dict[str, Any]] = {"nemotron": {"rotary_percent": 0.5}, "qwen2": {}, "qwen3": {"head_dim": 10}}
 ARCHITECTURES = {
     family: Architecture(
         family=family, num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
         vocab_size=500, max_position_embeddings=64, **more,
     )
-    for family, more in {"nemotron": {"rotary_percent": 0.5}, "qwen2": {}, "qwen3": {"head_dim": 10}}.items()
+    for family, more in OWN.items()
 }  # fmt: skip
 
 
@@ -82,12 +83,9 @@ def fused_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> 
 @contextmanager
 def layers_of(kind: str) -> Iterator[None]:
     """Build models with "torch" layers or with "fused" ones."""
-    before = gpt.layer_spec
-    gpt.layer_spec = fused_layer_spec if kind == "fused" else layers.layer_spec
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt, "layer_spec", fused_layer_spec if kind == "fused" else layers.layer_spec)
         yield
-    finally:
-        gpt.layer_spec = before
 
 
 def stored_names(folder: Path, family: str, kind: str) -> dict[str, tuple[int, ...]]:

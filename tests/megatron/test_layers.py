@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,9 +28,9 @@ def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
     found = SwiGLU(None)(pair)  # type: ignore[arg-type]
     (expected * weight.double()).sum().backward()
     (found * weight).sum().backward()
-    tolerance = dict(rtol=1e-12, atol=1e-12) if dtype == torch.float64 else dict(rtol=2e-2, atol=2e-2)
+    tolerance: dict[str, Any] = dict.fromkeys(("rtol", "atol"), 1e-12 if dtype == torch.float64 else 2e-2)
     torch.testing.assert_close(found.double(), expected, **tolerance)
-    torch.testing.assert_close(pair.grad.double(), exact.grad, **tolerance)
+    torch.testing.assert_close(pair.grad.double(), exact.grad, **tolerance)  # type: ignore[union-attr]
     if dtype == torch.float64:
         assert torch.autograd.gradcheck(SwiGLU(None), (pair,))  # type: ignore[arg-type]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,6 +43,7 @@ def use_local_disks(folder: str) -> dict:
         """The steps, the step that the newest holds, and what is left on the disks of both nodes."""
         parallel.barrier()
         latest = shared.latest()
+        assert latest is not None
         loaded = checkpoint.load(latest, {"model": checkpoint.training_state(model.chunks)})
         checkpoint.load_training_state(model.chunks, loaded["model"])
         values = {float(value) for parameter in model.chunks[0].parameters() for value in parameter.unique()}
@@ -49,7 +51,7 @@ def use_local_disks(folder: str) -> dict:
         parallel.barrier()
         return [shared.steps(), sorted(values), loaded["common"]["step"], left]
 
-    result = {}
+    result: dict[str, Any] = {}
     source = save(2)
     parallel.barrier()
     files = [{path.name for path in (node / source.name).iterdir()} for node in (own, other)]
@@ -88,7 +90,7 @@ def use_local_disks(folder: str) -> dict:
 
     source, copy = save(10), local_disk._copy_file
     if rank == 1:
-        local_disk._copy_file = _full
+        local_disk._copy_file = _full  # type: ignore[assignment]
     try:
         disk.copy_out(source.name).finish()
     except CheckpointError as error:

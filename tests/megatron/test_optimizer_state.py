@@ -22,7 +22,7 @@ def save_on_four(folder: str) -> dict[str, Any]:
 
     from nemo_steerlm.megatron import checkpoint, parallel
 
-    root, found = Path(folder), {}
+    root, found = Path(folder), dict[str, Any]()
     model, inner = _model_with_moments(ParallelConfig(tensor=2))
     state, found["peak of describing"] = _peak(lambda: _state(model))
     _, found["peak of writing"] = _peak(lambda: checkpoint.save(root / "own", state))

@@ -64,7 +64,8 @@ def test_a_process_group_is_made_with_whatever_torch_passes(told: list[str], mon
 
     monkeypatch.setattr(distributed_c10d, "ProcessGroupGloo", Newer)
     with cpu.one_gloo_device():
-        make = functools.partial(distributed_c10d.ProcessGroupGloo, dist.HashStore(), 0, 1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        make: Any = functools.partial(distributed_c10d.ProcessGroupGloo, store, 0, 1)
         groups = [make(timeout=timedelta(seconds=9), surprise=7) for _ in range(2)]
         assert seen == [7, 7]
         check_told(told, "torch", "ProcessGroupGloo", "surprise")
@@ -87,25 +88,26 @@ def test_a_torch_without_gloo_devices_makes_its_own_groups(told: list[str], monk
 
 
 def test_what_stands_in_for_cuda_takes_unknown_arguments(told: list[str]) -> None:
-    event = torch.cuda.Event(True, enable_timing=True, surprise=1)
+    library: Any = torch  # whose own types do not know the argument
+    event = library.cuda.Event(True, enable_timing=True, surprise=1)
     event.record(None, surprise=1)
     event.synchronize(surprise=1)
     assert event.elapsed_time(event, surprise=1) == 0.0
-    assert torch.cuda.current_device(surprise=1) == torch.device("cpu")
-    assert torch.cuda.device_count(surprise=1) == 1 and not torch.cuda.is_available(surprise=1)
+    assert library.cuda.current_device(surprise=1) == torch.device("cpu")
+    assert library.cuda.device_count(surprise=1) == 1 and not library.cuda.is_available(surprise=1)
     for name in cpu._NO_OPERATION:
         assert getattr(torch.cuda, name)(1, surprise=1) is None
-    torch.cuda.manual_seed(seed=5, surprise=1)
-    state = torch.cuda.get_rng_state(0, surprise=1)
+    library.cuda.manual_seed(seed=5, surprise=1)
+    state = library.cuda.get_rng_state(0, surprise=1)
     drawn = torch.rand(3)
-    for put in (torch.cuda.set_rng_state, torch.cuda.random.set_rng_state, megatron_random._set_cuda_rng_state):
+    for put in (library.cuda.set_rng_state, library.cuda.random.set_rng_state, megatron_random._set_cuda_rng_state):
         put(new_state=state, device=0, surprise=1)
         assert torch.equal(torch.rand(3), drawn)
-    assert torch.zeros(1).cuda(0, surprise=1).device.type == "cpu"
+    assert library.zeros(1).cuda(0, surprise=1).device.type == "cpu"
     with pytest.raises(TypeError, match="surprise"):  # torch's own answer: it was passed on
-        torch.zeros(1, device="cuda", surprise=1)
+        library.zeros(1, device="cuda", surprise=1)
     with pytest.raises(TypeError):
-        torch.zeros(1).to("cuda", surprise=1)
+        library.zeros(1).to("cuda", surprise=1)
 
 
 def test_a_collective_with_an_unknown_argument_is_torchs_own(told: list[str]) -> None:
@@ -129,10 +131,12 @@ def test_a_megatron_without_the_names_that_the_cpu_needs_is_told_of(told: list[s
 
 
 @pytest.fixture
-def stock(monkeypatch: pytest.MonkeyPatch) -> type:
+def stock(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
     """A distributed optimizer's four methods, each with an argument that today's do not have."""
 
     class Newer:
+        optimizer: Any
+
         def _get_main_param_and_optimizer_states(self, model_param: Any, surprise: int = 0) -> dict:
             return {"param": 1, "step": 2, "surprise": surprise}
 
@@ -153,7 +157,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> type:
     return Newer
 
 
-def test_the_repaired_optimizer_passes_unknown_arguments_on(told: list[str], stock: type) -> None:
+def test_the_repaired_optimizer_passes_unknown_arguments_on(told: list[str], stock: type[Any]) -> None:
     class Inner:
         state = {"a": 1}
 
@@ -174,7 +178,7 @@ def test_the_repaired_optimizer_passes_unknown_arguments_on(told: list[str], sto
     assert not told
 
 
-def test_an_optimizer_without_the_repaired_parts_is_left_whole(told: list[str], stock: type) -> None:
+def test_an_optimizer_without_the_repaired_parts_is_left_whole(told: list[str], stock: type[Any]) -> None:
     del stock._set_main_param_and_optimizer_states
     before = stock.state_dict
     optim._repair_resume()

@@ -89,7 +89,7 @@ def start_together() -> dict:
 
 def _look_for_shared_gpus(*gpus: str) -> str:
     uuid = gpus[dist.get_rank()]
-    torch.cuda.get_device_properties = lambda _: SimpleNamespace(uuid=uuid)
+    torch.cuda.get_device_properties = lambda _: SimpleNamespace(uuid=uuid)  # type: ignore[assignment, misc]
     try:
         parallel._refuse_shared_gpus()
     except ConfigError as error:

@@ -91,7 +91,8 @@ def build_all(jobs: list[dict[str, Any]]) -> list[list[list[int]]]:
 
     from nemo_steerlm.megatron import gpt
 
-    torch.cuda.current_device = lambda: torch.device("meta")  # where megatron-core makes and moves tensors
+    # where megatron-core makes and moves tensors
+    torch.cuda.current_device = lambda: torch.device("meta")  # type: ignore[assignment, return-value]
 
     def stage(name: str, layout: ParallelConfig, outputs: int | None, place: int) -> list[int]:
         world = layout.tensor * layout.pipeline
@@ -118,7 +119,7 @@ def build_all(jobs: list[dict[str, Any]]) -> list[list[list[int]]]:
 
 def test_models_and_experiments_build_at_their_layout() -> None:
     assert set(MODELS) == set(PUBLISHED)
-    jobs = [{"model": name, "layout": {}, "outputs": None} for name in MODELS]
+    jobs: list[dict[str, Any]] = [{"model": name, "layout": {}, "outputs": None} for name in MODELS]
     jobs += [{"model": experiment.model, **_job(experiment.command)} for experiment in EXPERIMENTS]
     for job, stages in zip(jobs, run_distributed(build_all, 1, jobs=jobs), strict=True):
         (_, first), (_, middle), (_, last) = stages

@@ -77,7 +77,7 @@ def test_steps_hours_and_price() -> None:
     )
     found = estimate(JOB, H100, 0.4, steps=100, price=2.5)
     assert found.hours == pytest.approx(100 * found.time.total / 3600)
-    assert found.cost == pytest.approx(found.hours * 8 * 2.5)
+    assert found.cost == pytest.approx(found.hours * 8 * 2.5)  # type: ignore[operator]
 
 
 def test_short_samples_share_packed_rows() -> None:
