@@ -39,6 +39,7 @@ def settings_of(folder: Path, output: str, steps: int, **changes: Any) -> TrainS
     """A training without dropout, whose masks would depend on the layout."""
     config = policy_config(folder, output, steps=steps, steering=SteeringCheckConfig(check=False, rows=0), **changes)
     if output == "base":
+        assert config.model.architecture is not None
         config.model.architecture.hidden_dropout = config.model.architecture.attention_dropout = 0.0
     else:  # random weights would depend on it too
         config.model = ModelConfig(init=str(folder / "base" / "model"))
@@ -91,8 +92,8 @@ def test_preempted(cluster: Cluster, world: Path, alone: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_time_limit(cluster: Cluster, world: Path) -> None:
-    run_distributed(train_alone, 1, folder=str(world), output="long", steps=600)
-    job = submit(cluster, world, "limited", ParallelConfig(), steps=600, time="2", save_before=15)
+    run_distributed(train_alone, 1, folder=str(world), output="long", steps=400)
+    job = submit(cluster, world, "limited", ParallelConfig(), steps=400, time="2", save_before=15)
     assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", seconds=500) == "COMPLETED", log(world / "limited")
     assert int(cluster.field(job, "Restarts")) >= 1
     assert losses(world / "limited") == pytest.approx(losses(world / "long"), rel=1e-3)
