@@ -1,4 +1,4 @@
-# make quickstart | real-model | test | test-fast | test-dry | drill | test-gpu | test-compat | test-wheel | bench | docs | reference | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
+# make quickstart | real-model | test | test-fast | test-dry | test-slurm | drill | test-gpu | test-compat | test-wheel | bench | docs | reference | checks | install.  PYTHON= chooses the interpreter (3.10 to 3.12) of a new .venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10 python; do \
     $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # "command -v" is not enough: a pyenv shim may stand for a version that is not active.
@@ -17,7 +17,7 @@ define venv
 	@touch $@
 endef
 
-.PHONY: install quickstart real-model test test-fast test-dry drill test-gpu test-compat test-wheel bench docs checks reference constraints print-python312 clean
+.PHONY: install quickstart real-model test test-fast test-dry test-slurm drill test-gpu test-compat test-wheel bench docs checks reference constraints print-python312 clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -50,6 +50,12 @@ drill: install
 # One step of every experiment of conf/ at full size, on fake CUDA tensors.
 test-dry: install
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m dry tests/fake_gpu
+
+# Jobs of a real SLURM, whose nodes are daemons on this machine: Debian's packages are installed where apt-get can.
+test-slurm: install
+	test -x /usr/sbin/slurmctld || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	    --no-install-recommends slurm-wlm slurmctld slurmd slurm-client munge >/dev/null; } || true
+	$(VENV)/bin/python -m pytest -m slurm tests/slurm -n0
 
 # What needs a GPU, on the first one, one test at a time; all other tests hide it.
 test-gpu: install

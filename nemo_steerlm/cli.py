@@ -34,6 +34,7 @@ VERBS = {
     "generate": ("verbs.generate:main", "GenerateConfig", "answer a prompt at given attribute values"),
     "evaluate": ("verbs.evaluate:main", "EvaluateConfig", "measure a regressor or a policy"),
     "plan": ("verbs.plan:main", "PlanConfig", "memory, time and price of a verb, before it is started"),
+    "submit": ("verbs.submit:main", "SubmitConfig", "a verb as a job of a SLURM cluster"),
     "export": ("verbs.convert:export_main", "ExportConfig", "turn a model folder into a Hugging Face folder"),
     "push-to-hub": ("verbs.push_to_hub:main", "PushToHubConfig", "put a model on the Hugging Face hub"),
     "experiments": ("verbs.experiments:main", "ExperimentsConfig", "list the published recipes: experiment=NAME"),
@@ -138,13 +139,13 @@ def _run(verb: str, *words: str) -> int:
     if verb not in _working():
         raise ConfigError(f"unknown verb '{verb}'{suggest(verb, _working())}; `steerlm --help` lists them")
     from nemo_steerlm import config  # 0.3 s that `steerlm --help` does without
-    from nemo_steerlm.config import compose, overrides
+    from nemo_steerlm.config import cluster, compose, overrides, plan
     from nemo_steerlm.config.options import parse
-    from nemo_steerlm.config.plan import divide
 
     target, name, help_text = VERBS[verb]
     schema = getattr(config, name)
-    words, theirs = divide(words) if verb == "plan" else (words, [])  # type: ignore[assignment]
+    dividing = {"plan": plan.divide, "submit": cluster.divide}  # verbs that the words of another one follow
+    words, theirs = dividing[verb](words) if verb in dividing else (words, [])  # type: ignore[assignment]
     options = parse(verb, words)
     if verb == "experiments":  # `experiments train-sft --config-dir DIR` lists what is there
         options.words[:] = [word if "=" in word else f"verb={word}" for word in options.words]
@@ -166,7 +167,7 @@ def _run(verb: str, *words: str) -> int:
         print(readable(table))
         return code
     settings = compose.load(verb, schema, options.words, options.config_dir, config=options.config)
-    if verb == "plan":
+    if verb in dividing:
         settings.keys += theirs
     trainer = getattr(settings, "trainer", None)
     if trainer is None:

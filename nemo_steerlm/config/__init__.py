@@ -5,6 +5,7 @@ shared ones in the other files. `compose.py` builds one from a command line, Pyt
 checks both. Other packages import all names from here, except those of `families.py`.
 """
 
+from nemo_steerlm.config.cluster import SubmitConfig
 from nemo_steerlm.config.compute import ComputeConfig, InProcesses, ParallelConfig, ProcessesConfig, check_inference
 from nemo_steerlm.config.data import OVERLONG, DataConfig, PolicyDataConfig, check_dropout
 from nemo_steerlm.config.evaluate import WAYS, EvaluateConfig, PreferenceConfig, SteerabilityConfig, SteeringConfig
@@ -53,7 +54,7 @@ __all__ = [
     "LoRAConfig", "LoggingConfig", "LossConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig",
     "PlanConfig", "PolicyDataConfig", "PreferenceConfig", "PrepareConfig", "ProcessesConfig", "PushToHubConfig",
     "QuickstartConfig", "QuickstartRecipe", "RegressorModelConfig", "RopeScaling", "SampleConfig", "SamplingConfig",
-    "Settings", "SteerabilityConfig", "SteeringCheckConfig", "SteeringConfig", "TemplateConfig", "TrainConfig",
-    "TrainRegressorConfig", "TrainSftConfig", "TrainerConfig", "check_dropout", "check_inference",
+    "Settings", "SteerabilityConfig", "SteeringCheckConfig", "SteeringConfig", "SubmitConfig", "TemplateConfig",
+    "TrainConfig", "TrainRegressorConfig", "TrainSftConfig", "TrainerConfig", "check_dropout", "check_inference",
     "choices", "default_rate",
 ]  # fmt: skip

@@ -67,7 +67,9 @@ class Room:
         """
         server = self._started()
         assert server.stdin is not None and server.stdout is not None
-        own = dict(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1, MASTER_ADDR="absent", MASTER_PORT=1)
+        own = dict(
+            RANK=rank, WORLD_SIZE=world, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1, MASTER_ADDR="localhost", MASTER_PORT=1
+        )
         name = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
         with tempfile.TemporaryDirectory(prefix="fake-gpu-") as folder:
             job = dict(target=name, kwargs=kwargs, folder=folder, timeout=timeout)

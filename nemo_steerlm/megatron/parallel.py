@@ -74,6 +74,7 @@ def _start_processes() -> None:
             timeout=_timeout,
         )
     else:
+        _resolve_first_host()
         dist.init_process_group(backend, timeout=_timeout)
     if torch.cuda.is_available():
         _hosts = dist.new_group(backend="gloo", timeout=_timeout)
@@ -82,6 +83,19 @@ def _start_processes() -> None:
     started = torch.ones(1, device=device())
     dist.all_reduce(started)  # NCCL connects at its first collective
     started.item()  # and fails only when its result is read
+
+
+def _resolve_first_host() -> None:
+    """Refuse a MASTER_ADDR that cannot be resolved, which torch would look up until its time is over (OSError)."""
+    host = os.environ.get("MASTER_ADDR")
+    try:
+        if host:
+            socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise OSError(
+            f"MASTER_ADDR={host}, where the processes meet, cannot be resolved ({error.strerror}); set it to a name "
+            "or address of the first node that every node knows"
+        ) from error
 
 
 def _refuse_shared_gpus() -> None:

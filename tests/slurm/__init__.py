@@ -1,0 +1,1 @@
+"""Jobs of a real SLURM, whose nodes are daemons on this machine."""
