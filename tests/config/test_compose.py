@@ -7,12 +7,12 @@ import pytest
 
 from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
-from nemo_steerlm.config import compose
-from nemo_steerlm.config.plan import divide
+from nemo_steerlm.config import cluster, compose, plan
 from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.config.schema import find, keys
 from nemo_steerlm.errors import ConfigError
 
+DIVIDED = {"plan": plan.divide, "submit": cluster.divide}
 FILES = sorted(conf_folder().rglob("*.yaml"))
 SFT = [
     "data.train=t.jsonl",
@@ -39,8 +39,8 @@ def test_every_shipped_file_composes_by_the_command_in_its_header(file):
     group, name = file.parent.name, file.stem
     for command in commands:
         verb, *words = shlex.split(command)
-        if verb == "plan":  # a verb and its own words follow
-            words, _ = divide(words)
+        if verb in DIVIDED:  # a verb and its own words follow
+            words, _ = DIVIDED[verb](words)
         assert name == verb or f"{group}={name}" in words
         settings = load(verb, words)
         if group == "model":
