@@ -106,8 +106,8 @@ def ask(words: Sequence[str]) -> str:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ConfigError(
-            f"{words[0]}: no such program; `submit` runs on a login node of the cluster (dry_run=true prints the script "
-            "anywhere)"
+            f"{words[0]}: no such program; `submit` runs on a login node of the cluster (dry_run=true prints the "
+            "script anywhere)"
         ) from None
     if done.returncode:
         raise ConfigError(f"{words[0]}: {' '.join(done.stderr.split()) or f'ended with code {done.returncode}'}")
