@@ -75,7 +75,7 @@ def test_logits_and_greedy_answers_are_transformers_own(kind: str, tied: bool, t
     caplog.set_level("INFO")
     to_folder(path, tmp_path / "model")
     dtype = "bfloat16" if kind == "BF16" else "float32"
-    [line] = [line for line in caplog.messages if "GGUF" in line]
+    [line] = [text for name, _, text in caplog.record_tuples if "GGUF" in text and name.startswith("nemo_steerlm")]
     assert f"{kind} ({22 + (not tied)} tensors)" in line and line.endswith(f"read as {dtype}")
     source = json.loads((tmp_path / "model" / "run.json").read_text())["source"]
     assert kind in source["format"] and source["format"] in line and source["read_as"] == dtype

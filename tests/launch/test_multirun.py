@@ -83,7 +83,10 @@ def test_a_job_that_fails_is_told_and_the_others_run(tmp_path: Path) -> None:
 def test_a_signal_ends_the_job_and_the_sweep(world: Path, number: signal.Signals) -> None:
     output = f"stopped-{number.name}"
     words = [*TRAIN, "-m", "optimizer.lr=1e-3,1e-2", "trainer.max_steps=5000", f"output={output}"]
-    process = subprocess.Popen([sys.executable, "-m", "nemo_steerlm", *words], cwd=world, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nemo_steerlm", *words], cwd=world, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
+    )  # fmt: skip
     metrics = world / output / "0" / "metrics.jsonl"
     while not metrics.exists() and process.poll() is None:
         time.sleep(0.2)

@@ -52,6 +52,7 @@ WRONG: dict[str, tuple[c.Settings, str]] = {
     "evaluate": (c.EvaluateConfig(task="regressor", input="i", output="o"), "task=regressor needs checkpoint="),
     "experiments": (c.ExperimentsConfig(verb="train-sftt"), "did you mean 'train-sft'"),
     "plan": (c.PlanConfig(gpu="h100"), "did you mean 'h100_80g'"),
+    "submit": (c.SubmitConfig(verb="train-sftt"), "did you mean 'train-sft'"),
     "export": (c.ExportConfig(checkpoint="m", output="o", dtype="bfloat"), "did you mean 'bfloat16'"),
     "push-to-hub": (c.PushToHubConfig(input="i", repository="mine"), "expected OWNER/NAME, as on the hub"),
 }  # fmt: skip
