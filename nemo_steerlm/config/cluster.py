@@ -27,7 +27,7 @@ SUBMITTED: dict[str, type] = {
     "export": ExportConfig,
 }
 SHARDED = ("annotate", "sample")
-_TIME = re.compile(r"(\d+-)?\d{1,3}(:[0-5]?\d){0,2}")
+_TIME = re.compile(r"(\d+-)?\d+(:[0-5]?\d){0,2}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAIL = "BEGIN, END, FAIL, REQUEUE, TIME_LIMIT_80, TIME_LIMIT_90, ALL, NONE, joined by commas"
 
@@ -97,6 +97,8 @@ class ClusterConfig(Settings):
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and not text.isprintable():
                     raise ConfigError(f"{prefix}{name}={text!r}: expected one line of printable characters")
+        if self.name is not None and set(self.name) & set("/%"):
+            raise ConfigError(f"{prefix}name={self.name}: expected the name of a file, without / and %")
         if not _TIME.fullmatch(self.time):
             raise ConfigError(f"{prefix}time={self.time}: expected MINUTES, H:M:S, DAYS-H or DAYS-H:M:S")
         for name, text in self.environment.items():

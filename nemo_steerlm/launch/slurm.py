@@ -35,6 +35,7 @@ class Job:
         verb: the verb.
         words: its `key=value` words.
         folder: where the script and the logs lie: the run folder's `jobs`.
+        directory: where the job runs, which its relative paths are below.
         nodes: number of nodes.
         processes: processes on each node.
         gpus: GPUs on each node; 0: none are asked for.
@@ -45,6 +46,7 @@ class Job:
     verb: str
     words: Sequence[str]
     folder: Path
+    directory: Path
     nodes: int
     processes: int
     gpus: int
@@ -55,6 +57,11 @@ class Job:
     def script(self) -> Path:
         """The batch script."""
         return self.folder / f"{self.name}.sbatch"
+
+    @property
+    def number(self) -> str:
+        """The job's number in the names of its logs, as SLURM fills it in."""
+        return "%A_%a" if self.array else "%j"
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:
@@ -117,7 +124,6 @@ def ask(words: Sequence[str]) -> str:
 def _options(job: Job, cluster: ClusterConfig) -> list[str]:
     """The options of sbatch, each one line."""
     tasks = job.processes if cluster.start == "srun" else 1
-    log = "%x-%A_%a.log" if job.array else "%x-%j.log"
     options = {
         "job-name": job.name,
         "nodes": job.nodes,
@@ -125,7 +131,8 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
         **({"gpus-per-node": job.gpus} if job.gpus else {}),
         **{name: getattr(cluster, key) for key, name in _OPTIONS.items() if getattr(cluster, key) is not None},
         **({"array": f"0-{job.array - 1}"} if job.array else {}),
-        "output": str(job.folder / log),
+        "chdir": job.directory,
+        "output": job.folder / f"%x-{job.number}.log",
         "signal": f"B:USR1@{cluster.save_before}",
     }
     flags = ["--requeue", "--open-mode=append", *(["--exclusive"] if cluster.exclusive else [])]
@@ -144,7 +151,7 @@ def _sbatch_word(name: str, value: object) -> str:
 
 def _launch(job: Job, cluster: ClusterConfig) -> list[str]:
     """The lines of the command that starts the processes on all nodes."""
-    log = job.folder / ("%x-%A_%a-%t.log" if job.array else "%x-%j-%t.log")
+    log = job.folder / f"%x-{job.number}-%t.log"
     srun = ["srun", "--kill-on-bad-exit=1", f"--output={log}", "--open-mode=append"]
     container = cluster.container
     inside: list[str] = []
@@ -158,16 +165,17 @@ def _launch(job: Job, cluster: ClusterConfig) -> list[str]:
     words = [job.verb, *job.words]
     lines = [_words(srun), *([_words(inside)] if inside else []), *_program(job, cluster)]
     if job.array:
-        words = [word for word in words if not word.startswith("shards=")]
         return [*lines, _words(words) + f' "shards=$SLURM_ARRAY_TASK_ID/{job.array}"']
     return [*lines, _words(words)]
 
 
 def _program(job: Job, cluster: ClusterConfig) -> list[str]:
-    own = cluster.program or ("steerlm" if cluster.container.kind != "none" else f"{sys.executable} -m nemo_steerlm")
+    own = cluster.program or (
+        "steerlm" if cluster.container.kind != "none" else f"{shell_word(sys.executable)} -m nemo_steerlm"
+    )
     if cluster.start == "srun":
         return [own]
-    python = "python" if cluster.container.kind != "none" or cluster.program else sys.executable
+    python = "python" if cluster.container.kind != "none" or cluster.program else shell_word(sys.executable)
     torchrun = (
         f"{python} -m torch.distributed.run --nnodes={job.nodes} --nproc-per-node={job.processes}"
         ' --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"'

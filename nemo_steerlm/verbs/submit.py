@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,24 @@ from nemo_steerlm.launch import slurm
 
 
 def main(config: SubmitConfig) -> str:
-    """`steerlm submit`: submit a verb, or run it here; returns what to print.
+    """`steerlm submit`: hand a verb to SLURM; returns what to print.
 
     Raises:
-        ConfigError: the verb's words are wrong, it has no output, or the scheduler refuses the job.
+        ConfigError: the verb's words are wrong, it has no output, or SLURM refuses the job.
     """
     config.validate()
     options = parse(config.verb, config.keys)
-    settings = compose.load(config.verb, SUBMITTED[config.verb], options.words, options.config_dir)
+    if options.help or options.cfg or options.info or options.multirun:
+        raise ConfigError(f"--help, --cfg, --info and --multirun belong to `steerlm {config.verb}` itself")
+    settings = compose.load(
+        config.verb, SUBMITTED[config.verb], options.words, options.config_dir, config=options.config
+    )
     job = job_of(config, settings)
     if config.dry_run:
         return slurm.render(job, config.cluster)
     number = slurm.submit(job, config.cluster, config.after)
-    log = job.folder / f"{job.name}-{number}.log"
-    return f"job {number}: {job.script}\nits log: {log}; of its first process: {log.with_name(log.stem + '-0.log')}"
+    logs = f"{job.name}-{number}" + ("_TASK" if job.array else "")
+    return f"job {number}: {job.script}\nlogs in {job.folder}: {logs}.log, and {logs}-RANK.log of each process"
 
 
 def job_of(config: SubmitConfig, settings: Any) -> slurm.Job:
@@ -35,11 +38,17 @@ def job_of(config: SubmitConfig, settings: Any) -> slurm.Job:
     if getattr(settings, "output", None) is None:
         raise ConfigError(f"{config.verb}: output= is missing; the job's script and logs lie beside it")
     cluster, output = config.cluster, Path(settings.output).absolute()
-    nodes, processes, gpus, more = _processes(cluster, getattr(settings, "trainer", None))
+    trainer = getattr(settings, "trainer", None)
+    if trainer is None and (cluster.nodes or 1) > 1:
+        raise ConfigError(f"cluster.nodes={cluster.nodes}: {config.verb} works in one process")
+    if config.array and getattr(settings, "shards", None) is not None:
+        raise ConfigError(f"array={config.array} gives each task its shards; leave out shards={settings.shards}")
+    nodes, processes, gpus, more = _processes(cluster, trainer)
     return slurm.Job(
         verb=config.verb,
         words=[*config.keys, *more],
         folder=output.with_name(output.name + ".jobs") if output.suffix else output / "jobs",
+        directory=Path.cwd(),
         nodes=nodes,
         processes=processes,
         gpus=gpus,
@@ -57,14 +66,6 @@ def _processes(cluster: ClusterConfig, trainer: Any) -> tuple[int, int, int, lis
     if trainer.accelerator == "cpu" and cluster.gpus_per_node is None:
         gpus = 0
     processes = trainer.devices if gpus == 0 else gpus
-    given = dataclasses.replace(trainer, num_nodes=nodes, devices=processes)
-    return (
-        nodes,
-        processes,
-        gpus,
-        [
-            f"trainer.{key}={getattr(given, key)}"
-            for key in ("num_nodes", "devices")
-            if getattr(given, key) != getattr(trainer, key)
-        ],
-    )
+    given = {"num_nodes": nodes, "devices": processes}
+    words = [f"trainer.{key}={value}" for key, value in given.items() if value != getattr(trainer, key)]
+    return nodes, processes, gpus, words

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ HERE = Path(__file__).parent / "sbatch"
 EXPERIMENTS = {"13b": "llama2_13b-sft-oasst-16x8xa100_80g", "43b": "nemotron_43b-sft-oasst-16x8xa100_80g"}
 IMAGES = {"slurm": "", "slurm_pyxis": "nemo_steerlm.sqsh", "slurm_apptainer": "nemo_steerlm.sif"}
 NASTY = "a b\"c$(touch hacked)`touch hacked`'d\\;touch hacked"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
 
 
 def rendered(capsys: pytest.CaptureFixture[str], size: str, group: str) -> str:
@@ -53,15 +59,20 @@ def test_shellcheck_has_nothing_to_say(file: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def job_in(folder: Path, words: Sequence[str] = ()) -> slurm.Job:
+    return slurm.Job(
+        verb="train-sft", words=words, folder=folder, directory=folder.parent, nodes=2, processes=8, gpus=8, name="j"
+    )
+
+
 def script_that_runs_here(tmp_path: Path, cluster: ClusterConfig, words: list[str]) -> str:
     """A script in which srun prints its words, run by bash; what it printed."""
     tools = {"srun": 'printf "%s\\0" "$@"', "scontrol": "echo node1", "scancel": "true"}
     for name, line in tools.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    job = slurm.Job(verb="train-sft", words=words, folder=tmp_path / "o ut", nodes=2, processes=8, gpus=8, name="j")
     file = tmp_path / "job.sh"
-    file.write_text(slurm.render(job, cluster))
+    file.write_text(slurm.render(job_in(tmp_path / "o ut", words), cluster))
     path = f"{tmp_path}:{os.environ['PATH']}"
     environment = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
     done = subprocess.run(
@@ -84,11 +95,9 @@ def test_hostile_values_stay_values(tmp_path: Path, start: str, kind: str) -> No
     assert printed[-3:-1] == words and not (tmp_path / "hacked").exists()
     if kind == "pyxis":
         assert f"--container-image={NASTY}" in printed
-    lines = slurm.render(
-        slurm.Job(verb="v", words=[], folder=tmp_path, nodes=1, processes=1, gpus=0, name="j"), cluster
-    ).splitlines()
+    lines = slurm.render(job_in(tmp_path), cluster).splitlines()
     [account] = [line for line in lines if line.startswith("#SBATCH --account=")]
-    assert shlex.split(account.removeprefix("#SBATCH --account=")) == [NASTY.replace("`", "`")]
+    assert shlex.split(account.removeprefix("#SBATCH --account=")) == [NASTY]
 
 
 def test_an_array_gives_each_task_its_shard(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +116,10 @@ def test_an_array_gives_each_task_its_shard(capsys: pytest.CaptureFixture[str]) 
         ("generate checkpoint=m", "'generate' cannot be submitted"),
         ("train-sft learning_rate=3", "unknown key 'learning_rate'; did you mean 'optimizer.lr'"),
         ("array=3 train-sft", "array=3: train-sft has no shards"),
+        ("array=3 annotate checkpoint=m input=i output=o shards=0/2", "leave out shards=0/2"),
+        ("cluster.nodes=2 prepare source=synthetic output=o", "cluster.nodes=2: prepare works in one process"),
+        ("cluster.name=a/b train-sft", "cluster.name=a/b: expected the name of a file"),
+        ("train-sft --cfg job", "--cfg, --info and --multirun belong to `steerlm train-sft` itself"),
         ("cluster.time=soon train-sft", "cluster.time=soon: expected MINUTES"),
         ("cluster.container.kind=pyxis train-sft", "cluster.container.image is missing"),
         ("cluster.container.image=x.sif train-sft", "need cluster.container.kind=pyxis or apptainer"),
@@ -127,6 +140,6 @@ def test_more_than_one_line_is_refused() -> None:
 
 def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    job = slurm.Job(verb="v", words=[], folder=tmp_path, nodes=1, processes=1, gpus=0, name="j")
+    job = job_in(tmp_path)
     with pytest.raises(ConfigError, match="sbatch: no such program; .*dry_run=true prints the script"):
         slurm.submit(job, ClusterConfig())

@@ -27,7 +27,16 @@ def submit(cluster: Cluster, world: Path, output: str, parallel: ParallelConfig,
     config = settings_of(world, output, asked.pop("steps", STEPS), parallel=parallel)
     config.trainer = replace(config.trainer, devices=2, num_nodes=2, accelerator="cpu", micro_batch_size=2)
     verb, *words = shlex.split(command("train-sft", config))[1:]
-    job = slurm.Job(verb=verb, words=words, folder=world / output / "jobs", nodes=2, processes=2, gpus=0, name=output)
+    job = slurm.Job(
+        verb=verb,
+        words=words,
+        folder=world / output / "jobs",
+        directory=world,
+        nodes=2,
+        processes=2,
+        gpus=0,
+        name=output,
+    )
     environment = {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     settings = ClusterConfig(**{"time": "10", "partition": "low", "environment": environment, **asked})
     settings.validate("cluster.")
