@@ -106,3 +106,15 @@ def test_time_limit(cluster: Cluster, world: Path) -> None:
     assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", seconds=500) == "COMPLETED", log(world / "limited")
     assert int(cluster.field(job, "Restarts")) >= 1
     assert losses(world / "limited") == pytest.approx(losses(world / "long"), rel=1e-3)
+
+
+@pytest.mark.parametrize("start", ["srun", "torchrun"])
+def test_a_signal_to_the_script_saves_and_queues_again(cluster: Cluster, world: Path, alone: Path, start: str) -> None:
+    name = f"signalled-{start}"
+    job = submit(cluster, world, name, ParallelConfig(), start=start)
+    metrics = world / name / "metrics.jsonl"
+    wait_for(lambda: cluster.state(job) == "FAILED" or metrics.exists() and metrics.stat().st_size, "a step", 200)
+    cluster.run("scancel", "--batch", "--signal=USR1", str(job))  # as SLURM does near the time limit
+    assert cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(world / name)
+    assert cluster.field(job, "Restarts") == "1", log(world / name)
+    assert losses(world / name) == pytest.approx(losses(alone), rel=1e-4)
