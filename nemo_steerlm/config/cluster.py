@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from nemo_steerlm.config.evaluate import EvaluateConfig
 from nemo_steerlm.config.fields import Settings, option
+from nemo_steerlm.config.options import bare_word
 from nemo_steerlm.config.train_verbs import BootstrapConfig, TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.config.verbs import AnnotateConfig, ExportConfig, ImportConfig, PrepareConfig, SampleConfig
 from nemo_steerlm.errors import ConfigError, suggest
@@ -135,7 +136,7 @@ def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: there is no verb, or it cannot be a job.
     """
-    place = next((i for i, word in enumerate(words) if "=" not in word and not word.startswith("-")), len(words))
+    place = bare_word(words)
     if place == len(words):
         return list(words), []
     if words[place] not in SUBMITTED:

@@ -20,11 +20,8 @@ from nemo_steerlm.config import overrides, primary
 from nemo_steerlm.config.aliases import unknown
 from nemo_steerlm.config.experiments import experiments
 from nemo_steerlm.config.fields import missing
-from nemo_steerlm.config.options import parse
 from nemo_steerlm.config.primary import Primary
-from nemo_steerlm.config.primary import conf_folder as conf_folder
-from nemo_steerlm.config.schema import find as find
-from nemo_steerlm.config.schema import hint
+from nemo_steerlm.config.schema import find, hint
 from nemo_steerlm.errors import ConfigError, suggest
 
 _REMOVED = object()  # the value of `~key`
@@ -115,16 +112,6 @@ def _check_experiments(verb: str, words: Sequence[str], searched: Sequence[Path]
     for found in experiments(searched) if asked else []:
         if found.name in asked and found.verb not in ("", verb):
             raise ConfigError(f"experiment={found.name} is for `steerlm {found.verb}`, found `steerlm {verb}`")
-
-
-def split(words: Sequence[str]) -> tuple[list[str], str | None, bool]:
-    """The words for a verb that takes those of another one: `key=value`, the folder of `--config-dir`, whether help.
-
-    Raises:
-        ConfigError: an option is unknown.
-    """
-    found = parse("", words)
-    return found.words, found.config_dir, found.help
 
 
 @contextlib.contextmanager

@@ -63,6 +63,17 @@ class Options:
     info: str | None
 
 
+def bare_word(words: Sequence[str]) -> int:
+    """The place of the first word that is no option, no value of one and no `key=value`; their number if none is."""
+    valued = {name for option, (short, value, _) in OPTIONS.items() if value for name in (option, short)}
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        value = before in valued and (before not in ("--info", "-i") or word in INFO)
+        if "=" not in word and not word.startswith(("-", "~")) and not value:
+            return place
+    return len(words)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message.removeprefix("argument "))

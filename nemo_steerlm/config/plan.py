@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_steerlm.config.compose import conf_folder, split
 from nemo_steerlm.config.experiments import experiment
 from nemo_steerlm.config.fields import Settings, option
 from nemo_steerlm.config.gpus import GPUS, Gpu
+from nemo_steerlm.config.options import parse
+from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.config.train_verbs import TrainRegressorConfig, TrainSftConfig
 from nemo_steerlm.config.verbs import AnnotateConfig, GenerateConfig, SampleConfig
 from nemo_steerlm.errors import ConfigError, suggest
@@ -80,18 +81,20 @@ def find_gpu(name: str) -> Gpu:
 def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Divide the words after `plan` into its own and those of the verb, which is added to the former.
 
-    What follows the name of a verb is that verb's. Before it, or without one, a key that `plan` has is `plan`'s; but
-    `data=` is its file only where it looks like one (`data=train.jsonl`), else the verb's group (`data=context_4096`).
-    `--search`, `--json`, `--help` and `--config-dir` may stand anywhere.
+    A key that `plan` has is `plan`'s wherever it stands; but `data=` is its file only before the verb or without one,
+    where it looks like a file (`data=train.jsonl`), else the verb's group (`data=context_4096`). `--search`, `--json`,
+    `--help`, `--config-dir` and the verb's `--config` may stand anywhere.
 
     Raises:
-        ConfigError: an unknown option, or a word that is neither a verb nor `key=value`.
+        ConfigError: an option that is unknown or not for `plan`, or a word that is neither a verb nor `key=value`.
     """
     switches = {"--search": "search=true", "--json": "json=true"}
     options = [switches[word] for word in words if word in switches]
-    asked, rest = [], [word for word in words if word not in switches]
-    keys, folder, help_wanted = split(rest)
-    asked += ["--help"] * help_wanted + (["--config-dir", folder] if folder else [])
+    found = parse("", [word for word in words if word not in switches])
+    if found.cfg or found.info or found.multirun:
+        raise ConfigError("plan has no --cfg, --info and --multirun; `steerlm VERB --cfg job` shows what is planned")
+    keys, folder = found.words, found.config_dir
+    asked = ["--help"] * found.help + (["--config-dir", folder] if folder else [])
     place = next((place for place, word in enumerate(keys) if "=" not in word), len(keys))
     verb = keys[place] if place < len(keys) else None
     if verb is not None and verb not in PLANNED:
@@ -99,13 +102,16 @@ def divide(words: Sequence[str]) -> tuple[list[str], list[str]]:
             f"'{verb}' cannot be planned{suggest(verb, PLANNED)}; there are {', '.join(PLANNED)}, "
             "all else is key=value"
         )
+    after = keys[place + 1 :]
     own = [word for word in keys[:place] if _is_own(word)]
-    others = [word for word in keys[:place] if not _is_own(word)] + keys[place + 1 :]
+    own += [word for word in after if _is_own(word) and not word.startswith("data=")]
+    others = [word for word in [*keys[:place], *after] if word not in own]
     named = [word.partition("=")[2] for word in others if word.startswith("experiment=")]
     if verb is None and not any(word.startswith("verb=") for word in own):
         folders = [conf_folder(), *([Path(folder)] if folder else [])]
         verb = (experiment(named[-1], folders).verb if named else "") or DEFAULT
-    return [*asked, *options, *own, *([f"verb={verb}"] if verb else [])], [*others, *asked]
+    config = ["--config", str(found.config)] if found.config else []
+    return [*asked, *options, *own, *([f"verb={verb}"] if verb else [])], [*others, *asked, *config]
 
 
 def _is_own(word: str) -> bool:

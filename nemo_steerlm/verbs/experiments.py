@@ -10,6 +10,7 @@ from nemo_steerlm import config as c
 from nemo_steerlm.config import compose
 from nemo_steerlm.config.experiments import Experiment, experiments
 from nemo_steerlm.config.gpus import GPUS
+from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.report.tables import text_table
 from nemo_steerlm.verbs.plan import needs
@@ -32,7 +33,7 @@ def main(config: c.ExperimentsConfig) -> str:
         ConfigError: as `ExperimentsConfig.validate`; an experiment does not compose.
     """
     config.validate()
-    folders = [compose.conf_folder(), *([Path(config.config_dir)] if config.config_dir else [])]
+    folders = [conf_folder(), *([Path(config.config_dir)] if config.config_dir else [])]
     found = [one for one in experiments(folders) if one.verb == config.verb or config.verb is None]
     if not found:
         return f"no experiment of {config.verb} in {' and '.join(map(str, folders))}"

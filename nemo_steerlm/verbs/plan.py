@@ -22,7 +22,10 @@ from nemo_steerlm.config import (
 )
 from nemo_steerlm.config.gpus import Gpu
 from nemo_steerlm.config.layout import check_layout
+from nemo_steerlm.config.options import parse
 from nemo_steerlm.config.plan import DEFAULT, PLANNED, find_gpu
+from nemo_steerlm.config.primary import conf_folder
+from nemo_steerlm.config.schema import find
 from nemo_steerlm.config.training import FULL_RATE
 from nemo_steerlm.errors import CheckpointError, ConfigError
 from nemo_steerlm.fake_gpu.dry_run import Measured, measure
@@ -46,9 +49,10 @@ def main(settings: PlanConfig) -> str:
     """`steerlm plan`: the plan as text, or as JSON."""
     settings.validate()
     verb = settings.verb or DEFAULT
-    words, folder, _ = compose.split(settings.keys)
-    planned = _typed(compose.draft(verb, PLANNED[verb], words, folder), PLANNED[verb])
-    architecture, note = find_architecture(planned, words)
+    options = parse(verb, settings.keys)
+    draft = compose.draft(verb, PLANNED[verb], options.words, options.config_dir, config=options.config)
+    planned = _typed(draft, PLANNED[verb])
+    architecture, note = find_architecture(planned, options.words)
     check_layout(architecture, planned.parallel)
     gpu = find_gpu(settings.gpu or getattr(planned.trainer, "gpu", None) or _DEFAULT_GPU)
     plan = _training if isinstance(planned, TrainConfig) else _inference
@@ -58,7 +62,7 @@ def main(settings: PlanConfig) -> str:
 def _typed(draft: Any, schema: type) -> Any:
     """The verb's configuration, with placeholders for paths that are missing; what a plan depends on is checked."""
     for key in OmegaConf.missing_keys(draft):
-        several = str(compose.find(schema, key).type).startswith("list")
+        several = str(find(schema, key).type).startswith("list")
         OmegaConf.update(draft, key, [_ABSENT] if several else _ABSENT)
     typed: Any = OmegaConf.to_object(draft)
     typed.parallel.validate("parallel.")
@@ -195,7 +199,7 @@ def find_architecture(planned: Any, words: Sequence[str]) -> tuple[Architecture,
             key, group = ("model.init", "model=llama2_13b") if trained else ("checkpoint", "checkpoint=llama2_13b")
             what = f"{key}={source}: no such folder, and no model's name in it" if source else f"{key} is missing"
             raise ConfigError(f"{what}; name the model, e.g. {group}")
-        shape = OmegaConf.load(compose.conf_folder() / "model" / f"{name}.yaml").architecture
+        shape = OmegaConf.load(conf_folder() / "model" / f"{name}.yaml").architecture
         note = f"the architecture is that of conf/model/{name}.yaml, by its name"
     found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Architecture), shape))
     if not found.vocab_size:
@@ -216,7 +220,7 @@ def _of_folder(folder: Path) -> Any:
 
 def _named_in(texts: Sequence[str]) -> str | None:
     """The longest name of conf/model that is in one of the texts, the first text first."""
-    names = sorted((file.stem for file in (compose.conf_folder() / "model").glob("*.yaml")), key=len, reverse=True)
+    names = sorted((file.stem for file in (conf_folder() / "model").glob("*.yaml")), key=len, reverse=True)
     return next((name for text in texts for name in names if name in text), None)
 
 

@@ -12,9 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_steerlm.config import AnnotateConfig, Architecture, SampleConfig, TrainRegressorConfig, TrainSftConfig
-from nemo_steerlm.config.compose import conf_folder, draft
+from nemo_steerlm.config.compose import draft
 from nemo_steerlm.config.experiments import Experiment, experiments
 from nemo_steerlm.config.gpus import GPUS
+from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.fake_gpu.dry_run import Measured, MeasuredInference, measure, measure_inference
 from nemo_steerlm.fake_gpu.memory import GIB
 from nemo_steerlm.fake_gpu.room import Room

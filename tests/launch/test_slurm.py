@@ -133,6 +133,14 @@ def test_mistakes_are_told_before_anything_is_queued(
     assert said in capsys.readouterr().err
 
 
+def test_values_of_options_are_no_verbs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    verb = ["train-sft", "model.init=m", "data.train=t", "output=o", "attributes=synthetic", "trainer.max_steps=2"]
+    assert cli.main(["submit", "--config-dir", str(tmp_path), "dry_run=true", *verb]) == 0
+    assert "train-sft model.init=m" in capsys.readouterr().out
+    assert cli.main(["submit", "--cfg", "job", *verb]) == 0
+    assert "verb: train-sft" in capsys.readouterr().out
+
+
 def test_more_than_one_line_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cluster.comment='a\\n#SBATCH --uid=0': expected one line"):
         SubmitConfig(verb="train-sft", cluster=ClusterConfig(comment="a\n#SBATCH --uid=0")).validate()

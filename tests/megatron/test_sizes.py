@@ -16,6 +16,7 @@ from nemo_steerlm import config
 from nemo_steerlm.cli import VERBS
 from nemo_steerlm.config import Architecture, ParallelConfig, compose
 from nemo_steerlm.config.experiments import experiments
+from nemo_steerlm.config.primary import conf_folder
 from tests.distributed import ROOT, run_distributed
 
 # as the published checkpoints count themselves
@@ -41,7 +42,7 @@ PUBLISHED = {
     "nemotron_43b": 43e9,  # arXiv 2310.05344, section 4.2
 }
 MODELS = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml") if file.stem != "llama_tiny")
-EXPERIMENTS = experiments([compose.conf_folder()])
+EXPERIMENTS = experiments([conf_folder()])
 
 
 def _architecture(name: str) -> Architecture:

@@ -9,7 +9,7 @@ import pytest
 
 from nemo_steerlm import cli
 from nemo_steerlm.config import ExperimentsConfig
-from nemo_steerlm.config.compose import conf_folder
+from nemo_steerlm.config.primary import conf_folder
 from nemo_steerlm.errors import ConfigError
 from nemo_steerlm.verbs.experiments import main
 

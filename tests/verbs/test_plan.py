@@ -99,3 +99,19 @@ def test_the_model_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_mistakes_are_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", *words.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_plans_own_keys_and_options_stand_anywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = ["model=llama2_13b", "hardware=8xh100_80g", "parallel=tp4"]
+    texts = []
+    for words in (["price=2", "mfu=0.5", "train-sft", *model], ["train-sft", *model, "price=2", "mfu=0.5"]):
+        assert cli.main(["plan", *words]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and "at products of 50%" in texts[0]
+    own = tmp_path / "own.yaml"
+    own.write_text("parallel: {tensor: 2}\n")
+    assert cli.main(["plan", "train-sft", "--config", str(own), "model=llama2_13b", "hardware=8xh200_141g"]) == 0
+    assert "tensor 2 x" in capsys.readouterr().out
+    for option in (["--cfg", "job"], ["--info", "config"], ["--multirun"]):
+        assert cli.main(["plan", *option, "train-sft", *model]) == 2
+        assert "plan has no --cfg, --info and --multirun" in capsys.readouterr().err
