@@ -161,10 +161,11 @@ def _run(verb: str, *words: str) -> int:
         print(show(verb, schema, options), end="")
         return 0
     if options.multirun:
-        from nemo_steerlm.launch.multirun import multirun
+        from nemo_steerlm.launch.multirun import HEADINGS, multirun
+        from nemo_steerlm.report.tables import text_table
 
-        code, table = multirun(verb, schema, options)
-        print(readable(table))
+        code, rows, ended = multirun(verb, schema, options)
+        print(readable(f"{text_table(rows, HEADINGS)}\n{ended}"))
         return code
     settings = compose.load(verb, schema, options.words, options.config_dir, config=options.config)
     if verb in dividing:

@@ -35,6 +35,7 @@ from nemo_steerlm.files import atomic_writer
 from nemo_steerlm.launch import local
 from nemo_steerlm.terminal import shell_word
 
+HEADINGS = ("job", "code", "figure", "words")
 _ROWS = "jobs.jsonl"
 # Messages go to stderr, as all of ours; no log files, and no .hydra folders beside our own config.yaml.
 _QUIET = (
@@ -58,7 +59,7 @@ class _Words:
     own: list[str]
 
 
-def multirun(verb: str, schema: type, options: Options) -> tuple[int, str]:
+def multirun(verb: str, schema: type, options: Options) -> tuple[int, list[tuple[Any, ...]], str]:
     """Run a sweep.
 
     Args:
@@ -67,7 +68,7 @@ def multirun(verb: str, schema: type, options: Options) -> tuple[int, str]:
         options: of the command line.
 
     Returns:
-        The exit code, that of the first job that failed, and a table of the jobs.
+        The exit code, that of the first job that failed; of each job the cells of `HEADINGS`; how the sweep ended.
 
     Raises:
         ConfigError: a word is wrong, or, before any job is started, the configuration of one of them.
@@ -201,21 +202,21 @@ class Job:
         """Run the job and append its row to `jobs.jsonl`; returns its main figure, NaN without one."""
         hydra = HydraConfig.get()
         number, words = int(hydra.job.num), [_typed(word) for word in hydra.overrides.task]
-        code, said = _run([*self.command, *words, *self.output(number)])
+        code = _run([*self.command, *words, *self.output(number)])
         name, value = _figure(Path(self.root, str(number))) if code == 0 else (None, None)
-        row = {"job": number, "words": words, "code": code, "figure": name, "value": value, "said": said}
+        row = {"job": number, "words": words, "code": code, "figure": name, "value": value}
         with Path(self.root, _ROWS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return float("nan") if value is None else value
 
 
-def _run(words: Sequence[str]) -> tuple[int, str]:
-    """Run a verb and pass on what it prints; returns its exit code and its last line.
+def _run(words: Sequence[str]) -> int:
+    """Run a verb and pass on what it prints; returns its exit code.
 
     Raises:
         SystemExit: this process was told to end; so was the verb, which has ended.
     """
-    said, told = "", []
+    told: list[int] = []
     # In a session of its own, a terminal's Ctrl-C reaches the verb once: through `pass_on`.
     process = subprocess.Popen(
         [sys.executable, "-m", "nemo_steerlm", *words], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -231,14 +232,13 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
         with process:
             for line in process.stdout or ():
                 sys.stdout.write(line)
-                said = " ".join(line.split()) or said
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     if told:
         raise SystemExit(code or 128 + told[0])
-    return code, said
+    return code
 
 
 def _figure(run: Path) -> tuple[str | None, float | None]:
@@ -253,16 +253,14 @@ def _figure(run: Path) -> tuple[str | None, float | None]:
     return next(((name, rows[name]) for name in ("val/loss", "train/loss") if name in rows), (None, None))
 
 
-def _summary(root: Path) -> tuple[int, str]:
-    """The exit code of the sweep and its table: a job's number, exit code, words, main figure or last line."""
+def _summary(root: Path) -> tuple[int, list[tuple[Any, ...]], str]:
+    """What `multirun` returns: a job's figure is that of `_figure`."""
     rows = [json.loads(line) for line in (root / _ROWS).read_text(encoding="utf-8").splitlines()]
     rows.sort(key=lambda row: row["job"])
-    lines = [("job", "code", "figure", "words")]
+    cells: list[tuple[Any, ...]] = []
     for row in rows:
-        figure = f"{row['figure']} {row['value']:.6g}" if row["figure"] else row["said"][:40]
-        lines.append((str(row["job"]), str(row["code"]), figure, " ".join(map(shell_word, row["words"]))))
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    table = ["  ".join([*(f"{cell:<{width}}" for cell, width in zip(line, widths)), line[3]]) for line in lines]
+        figure = f"{row['figure']} {row['value']:.6g}" if row["figure"] else None
+        cells.append((row["job"], row["code"], figure, " ".join(map(shell_word, row["words"]))))
     failed = [row["code"] for row in rows if row["code"]]
     ended = f"{root}: {len(rows)} jobs" + (f", {len(failed)} failed" if failed else "")
-    return (failed or [0])[0], "\n".join([*table, ended])
+    return (failed or [0])[0], cells, ended
